@@ -1,0 +1,1 @@
+"""Typer commands: words for people, no numerics."""

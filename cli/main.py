@@ -1,0 +1,54 @@
+"""The `mri-qpan` command: its verbs, and how errors reach a person."""
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from mri_qpan._version import __version__
+from mri_qpan.cli import benchmark, demo, info, mask, models, recon, train
+from mri_qpan.errors import MriQpanError
+
+app = typer.Typer(
+    name="mri-qpan",
+    help="Undersampled MR k-space to images with a quantized proximal averaging network (Q-PAN+).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"mri-qpan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Undersampled MR k-space to images with a quantized proximal averaging network (Q-PAN+)."""
+
+
+for module in (recon, demo, info, mask, models, train, benchmark):
+    module.register(app)
+
+
+def run() -> None:
+    """Run the command line: errors of ours end in one line on stderr and their exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except MriQpanError as error:
+        typer.echo(f"mri-qpan: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("mri-qpan: interrupted", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,7 @@
+"""`mri-qpan recon`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""

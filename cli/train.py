@@ -1,0 +1,7 @@
+"""`mri-qpan train`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""

@@ -1,0 +1,168 @@
+"""The measurement A = P F S in torch: coil sensitivities, centred orthonormal DFT, sampling mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mri_qpan import fourier
+
+Normal = Callable[[Tensor], Tensor]
+"""The map x -> A^H A x."""
+
+Reconstructor = Callable[[Tensor, Normal], Tensor]
+"""What a network, a classical solver and a user's own function have in common: (A^H y, A^H A) -> x."""
+
+
+class Encoding:
+    """A = P F S, batched, with its adjoint and the normal operator A^H A.
+
+    `spatial` is (y, x) or (z, y, x) below; the DFT runs over all of it.
+
+    Parameters
+    ----------
+    mask
+        True where a sample is acquired, (batch, *spatial); batch may be 1 for all.
+    mps
+        Coil sensitivities, (batch, coil, *spatial) complex, or (batch, set, coil, *spatial) with several
+        sets of maps (soft SENSE). None: one coil of unit sensitivity.
+
+    Notes
+    -----
+    The image is (batch, *spatial), or (batch, set, *spatial) with several sets; k-space is
+    (batch, coil, *spatial). With sum_c abs(S_c)^2 <= 1 the largest eigenvalue of A^H A is at most 1.
+
+    Raises
+    ------
+    ValueError
+        If `mps` does not fit `mask`.
+    """
+
+    def __init__(self, mask: Tensor, mps: Tensor | None = None) -> None:
+        self._dims = tuple(range(1 - mask.ndim, 0))
+        if len(self._dims) not in (2, 3):
+            raise ValueError(f"mask must be (batch, y, x) or (batch, z, y, x), got shape {tuple(mask.shape)}")
+        if mps is not None and (
+            mps.ndim - mask.ndim not in (1, 2) or mps.shape[-len(self._dims) :] != mask.shape[1:]
+        ):
+            raise ValueError(f"mps of shape {tuple(mps.shape)} does not fit a mask of {tuple(mask.shape)}")
+        self.mask = mask
+        self.mps = mps
+        self._sets = mps is not None and mps.ndim == mask.ndim + 2
+        dtype = torch.float32 if mps is None else mps.real.dtype
+        self._weights = mask.to(dtype).unsqueeze(1)
+        # F^H M F is a circular convolution, so it commutes with the shifts that centre the DFT:
+        # the normal operator moves the mask once instead of the image at every call.
+        self._corner_weights = torch.fft.ifftshift(self._weights, dim=self._dims)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return A x: image (batch, *spatial) to k-space (batch, coil, *spatial)."""
+        return fourier.fft(self._expand(image), self._dims) * self._weights
+
+    __call__ = forward
+
+    def adjoint(self, kspace: Tensor) -> Tensor:
+        """Return A^H y: k-space (batch, coil, *spatial) to image (batch, *spatial)."""
+        return self._combine(fourier.ifft(kspace * self._weights, self._dims))
+
+    def normal(self, image: Tensor) -> Tensor:
+        """Return A^H A x; its gradient is A^H A again, so nothing is kept for the backward pass."""
+        return _SelfAdjoint.apply(image, self._normal)  # type: ignore[no-untyped-call]
+
+    def to(self, device: torch.device | str) -> Encoding:
+        """Return this operator on `device`."""
+        return Encoding(self.mask.to(device), None if self.mps is None else self.mps.to(device))
+
+    def _normal(self, image: Tensor) -> Tensor:
+        coils = torch.fft.fftn(self._expand(image), dim=self._dims, norm="ortho") * self._corner_weights
+        return self._combine(torch.fft.ifftn(coils, dim=self._dims, norm="ortho"))
+
+    def _expand(self, image: Tensor) -> Tensor:
+        if self.mps is None:
+            return image.unsqueeze(1)
+        if self._sets:
+            return (self.mps * image.unsqueeze(2)).sum(1)
+        return self.mps * image.unsqueeze(1)
+
+    def _combine(self, coils: Tensor) -> Tensor:
+        if self.mps is None:
+            return coils.squeeze(1)
+        if self._sets:
+            return (self.mps.conj() * coils.unsqueeze(1)).sum(2)
+        return (self.mps.conj() * coils).sum(1)
+
+
+class RealEncoding:
+    """The published experiment's operator for real images: x -> P F x with the normal map Re F^H M F x.
+
+    Parameters
+    ----------
+    mask
+        True where a sample is acquired, (batch, y, x), centred.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self._encoding = Encoding(mask)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return P F x: image (batch, y, x) real to k-space (batch, 1, y, x) complex."""
+        return self._encoding.forward(image.to(torch.complex64))
+
+    def adjoint(self, kspace: Tensor) -> Tensor:
+        """Return Re F^H M y as (batch, y, x)."""
+        return self._encoding.adjoint(kspace).real
+
+    def normal(self, image: Tensor) -> Tensor:
+        """Return Re F^H M F x."""
+        return _SelfAdjoint.apply(image, self._normal)  # type: ignore[no-untyped-call]
+
+    def _normal(self, image: Tensor) -> Tensor:
+        return self._encoding._normal(image.to(torch.complex64)).real
+
+
+class _SelfAdjoint(torch.autograd.Function):
+    """A self-adjoint linear map: its gradient is the map itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, apply: Normal) -> Tensor:
+        ctx.map = apply
+        return apply(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.map(grad), None
+
+
+def from_linop(A: Any) -> tuple[Callable[[NDArray[Any]], Tensor], Normal]:
+    """Let any SigPy `Linop` feed a network or solver.
+
+    Parameters
+    ----------
+    A
+        A `sigpy.linop.Linop` on the CPU whose input is an image (y, x) or (z, y, x). Divide an operator of
+        another norm than 1 by it first (`sigpy.app.MaxEig`).
+
+    Returns
+    -------
+    adjoint
+        Takes samples (NumPy, the Linop's output shape) and returns A^H y as (1, *image) complex64.
+    normal
+        Takes an image (1, *image) and returns A^H A x.
+    """
+
+    def adjoint(samples: NDArray[Any]) -> Tensor:
+        return _batched(A.H(samples))
+
+    def normal(image: Tensor) -> Tensor:
+        return _SelfAdjoint.apply(image, lambda x: _batched(A.N(x[0].detach().cpu().numpy())).to(x.device))  # type: ignore[no-untyped-call]
+
+    return adjoint, normal
+
+
+def _batched(image: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image, dtype=np.complex64))[None]

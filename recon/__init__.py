@@ -1,0 +1,1 @@
+"""The reconstruction job: a k-space file in, images out."""

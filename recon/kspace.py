@@ -1,0 +1,122 @@
+"""The one type between the readers and the pipeline."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where an image lies in the patient: DICOM's LPS axes, millimetres.
+
+    Attributes
+    ----------
+    fov
+        Field of view (x, y, z) of the reconstructed image in mm: readout, phase, slice.
+    position
+        Centre of the image (LPS, mm).
+    read_dir, phase_dir, slice_dir
+        Unit vectors of the image's x, y and z axes (LPS).
+    table_position
+        Patient table position (LPS, mm).
+    """
+
+    fov: Vector
+    position: Vector = (0.0, 0.0, 0.0)
+    read_dir: Vector = (1.0, 0.0, 0.0)
+    phase_dir: Vector = (0.0, 1.0, 0.0)
+    slice_dir: Vector = (0.0, 0.0, 1.0)
+    table_position: Vector = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, order=True)
+class Index:
+    """Which image of a measurement this is, by ISMRMRD's counters (from 0)."""
+
+    encoding: int = 0
+    repetition: int = 0
+    contrast: int = 0
+    phase: int = 0
+    set: int = 0
+    slice: int = 0
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What an image header copies from the readout nearest the k-space centre."""
+
+    measurement_uid: int = 0
+    acquisition_time_stamp: int = 0
+    physiology_time_stamp: tuple[int, int, int] = (0, 0, 0)
+    user_int: tuple[int, ...] = (0,) * 8
+    user_float: tuple[float, ...] = (0.0,) * 8
+
+
+@dataclass(frozen=True)
+class KSpace:
+    """The samples of one image (one slice or one 3-D slab), centred, zeros where nothing was measured.
+
+    Attributes
+    ----------
+    data
+        Samples, (coil, z, y, x) complex64; z is 1 for a 2-D slice. Averages are averaged.
+    mask
+        True where a sample was acquired, (z, y, x).
+    calib
+        Calibration samples on the same grid as `data`, zeros elsewhere, or None when the
+        calibration region is part of `data` alone.
+    calib_mask
+        True where `calib` was acquired, (z, y, x); None with `calib`.
+    noise_covariance
+        (coil, coil) complex64 covariance of the noise of one sample of `data`, or None without a noise scan.
+    recon_shape
+        Matrix (z, y, x) of the image to deliver; smaller than `data`'s where readout or phase were oversampled.
+    geometry
+        Place and size of the delivered image.
+    index
+        Which image of the measurement this is.
+    stamp
+        Header values of the readout nearest the k-space centre.
+    """
+
+    data: NDArray[np.complex64]
+    mask: NDArray[np.bool_]
+    recon_shape: tuple[int, int, int]
+    geometry: Geometry
+    index: Index = field(default_factory=Index)
+    stamp: Stamp = field(default_factory=Stamp)
+    calib: NDArray[np.complex64] | None = None
+    calib_mask: NDArray[np.bool_] | None = None
+    noise_covariance: NDArray[np.complex64] | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """One reconstructed image: (z, y, x) complex64 in the input's intensity units, with its place and counters."""
+
+    data: NDArray[np.complex64]
+    geometry: Geometry
+    index: Index = field(default_factory=Index)
+    stamp: Stamp = field(default_factory=Stamp)
+
+
+@dataclass(frozen=True)
+class ImageSeries:
+    """Images of one measurement and method, all of one matrix size.
+
+    Attributes
+    ----------
+    images
+        In the order of their `Index`.
+    xml
+        The measurement's ISMRMRD header (XML), or None where the input had none.
+    provenance
+        What made the images: command, method, model and its hash, version, mask ratio and hash, timings.
+    """
+
+    images: list[Image]
+    xml: str | None
+    provenance: dict[str, object]
