@@ -1,0 +1,125 @@
+"""What defines a network, as it stands in a model file's header."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from mri_qpan.penalties import PENALTIES
+from mri_qpan.quantize import MAX_BITS
+
+SYSTEMS = {
+    "pan": ("pan", PENALTIES),
+    "pan+": ("pan+", PENALTIES),
+    "ista-net": ("pan", ("l1",)),
+    "ista-net+": ("pan+", ("l1",)),
+}
+"""Published systems by name: their layer and their penalties (ISTA-Net is PAN with l1 alone)."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Architecture of an unfolded network.
+
+    Attributes
+    ----------
+    layer
+        "pan" (Eq. 8) or "pan+" (Eq. 11).
+    penalties
+        Which proximal operators are averaged: any of "l1", "mcp", "scad".
+    layers
+        Number of unfolded iterations.
+    filters
+        Feature maps n_f.
+    channels
+        2 for complex images (real, imaginary), 1 for the published real-valued experiment.
+    bits
+        K-bit weights (1 to 4), or None for full precision.
+    scale_per
+        One quantizer scale a "tensor" (the seed) or an output "filter".
+    threshold
+        Start value of every lambda.
+    gamma, a
+        Start values of MCP's and SCAD's shapes.
+    step
+        Start value of rho.
+    """
+
+    layer: str = "pan+"
+    penalties: tuple[str, ...] = PENALTIES
+    layers: int = 11
+    filters: int = 32
+    channels: int = 2
+    bits: int | None = None
+    scale_per: str = "filter"
+    threshold: float = field(default=0.01)
+    gamma: float = 2.0
+    a: float = 3.7
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Reject what no network can be built from.
+
+        Raises
+        ------
+        ValueError
+            Naming the field and what it may be.
+        """
+        checks = {
+            "layer": self.layer in ("pan", "pan+"),
+            "penalties": bool(self.penalties)
+            and len(set(self.penalties)) == len(self.penalties)
+            and set(self.penalties) <= set(PENALTIES),
+            "layers": _whole(self.layers, 1, 100),
+            "filters": _whole(self.filters, 1, 1024),
+            "channels": self.channels in (1, 2),
+            "bits": self.bits is None or _whole(self.bits, 1, MAX_BITS),
+            "scale_per": self.scale_per in ("tensor", "filter"),
+            "threshold": self.threshold > 0,
+            "gamma": self.gamma > 1,
+            "a": self.a > 2,
+            "step": self.step > 0,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise ValueError(f"network configuration: {name} = {getattr(self, name)!r} is not possible")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return {**asdict(self), "penalties": list(self.penalties)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
+        """Invert `to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If a field is unknown, missing or impossible.
+        """
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            odd = sorted(set(values) ^ known)
+            raise ValueError(f"network configuration: missing or unknown fields {', '.join(odd)}")
+        try:
+            return cls(**{**values, "penalties": tuple(values["penalties"])})
+        except TypeError as error:
+            raise ValueError(f"network configuration: {error}") from error
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def named_config(system: str, **changes: Any) -> NetworkConfig:
+    """Return the configuration of a published system: "pan", "pan+", "ista-net" or "ista-net+".
+
+    Raises
+    ------
+    ValueError
+        If `system` is unknown or a change is impossible.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f"unknown network {system!r}: choose from {', '.join(SYSTEMS)}")
+    layer, penalties = SYSTEMS[system]
+    return NetworkConfig(**{"layer": layer, "penalties": penalties, **changes})

@@ -1,0 +1,234 @@
+"""PAN and PAN+ with their one-penalty cases ISTA-Net and ISTA-Net+, at full precision or K bits.
+
+Source: Nareddy et al., "Quantized Proximal Averaging Network for Analysis Sparse Coding", Eq. 7-11; ISTA-Net(+): Zhang
+and Ghanem, CVPR 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mri_qpan.encoding import Normal
+from mri_qpan.networks.config import NetworkConfig
+from mri_qpan.networks.convolution import Convolution
+from mri_qpan.penalties import proximal_average
+from mri_qpan.scaling import robust_scale
+
+FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
+"""Names in a PAN+ layer: H = H2 relu H1, its left inverse H~ = T2 relu T1."""
+
+
+class Layer(nn.Module):
+    """The learned parameters of one unfolded iteration.
+
+    Positivity and the bounds gamma > 1, a > 2 hold by construction (softplus).
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        wide, narrow = config.filters, config.channels
+        residual = config.layer == "pan+"
+        shapes = {"H1": (wide, wide), "H2": (wide, wide), "T1": (wide, wide), "T2": (wide, wide)}
+        if residual:
+            shapes = {"D": (narrow, wide), **shapes, "G": (wide, narrow)}
+        else:
+            shapes["H1"], shapes["T2"] = (narrow, wide), (wide, narrow)
+        self.convolutions = nn.ModuleDict(
+            {
+                # A small G starts every PAN+ layer near the identity, so that 11 of them train at once.
+                name: Convolution(*shape, config.bits, config.scale_per, 0.1 if name == "G" else 1.0)  # type: ignore[arg-type]
+                for name, shape in shapes.items()
+            }
+        )
+        self.raw_step = _parameter(config.step)
+        self.raw_thresholds = nn.Parameter(_parameter(config.threshold).repeat(len(config.penalties)))
+        if "mcp" in config.penalties:
+            self.raw_gamma = _parameter(config.gamma - 1)
+        if "scad" in config.penalties:
+            self.raw_a = _parameter(config.a - 2)
+
+    def step(self) -> Tensor:
+        """Return rho > 0."""
+        return F.softplus(self.raw_step)
+
+    def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return lambda > 0 (one for each penalty), gamma > 1 and a > 2."""
+        one = self.raw_thresholds.new_ones(())
+        gamma = 1 + F.softplus(self.raw_gamma) if hasattr(self, "raw_gamma") else 2 * one
+        a = 2 + F.softplus(self.raw_a) if hasattr(self, "raw_a") else 3 * one
+        return F.softplus(self.raw_thresholds), gamma, a
+
+    def weights(self) -> list[Tensor]:
+        """Return the weights in use, in the order of the convolutions."""
+        return [convolution() for convolution in self.convolutions.values()]
+
+
+def _parameter(value: float) -> nn.Parameter:
+    return nn.Parameter(torch.log(torch.expm1(torch.tensor(value))))
+
+
+def proximal_step(
+    r: Tensor,
+    weights: Sequence[Tensor],
+    lam: Tensor,
+    gamma: Tensor,
+    a: Tensor,
+    penalties: tuple[str, ...],
+    dtype: torch.dtype,
+    constrain: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """One layer without its data consistency: Eq. 8 (four weights) or Eq. 11 (six).
+
+    A plain function of tensors, so that `torch.compile` fuses the proximal operators' many small passes
+    and every layer shares the compiled code.
+
+    Parameters
+    ----------
+    r
+        Image after the gradient step, (batch, channels, y, x) float32.
+    weights
+        H1, H2, T1, T2 for PAN; D, H1, H2, T1, T2, G for PAN+.
+    lam, gamma, a
+        Thresholds and shapes of the penalties.
+    penalties
+        Names of the averaged penalties.
+    dtype
+        Type of features and weights in the convolutions.
+    constrain
+        Return the layer's term of the loss (Eq. 9) too.
+
+    Returns
+    -------
+    image
+        As `r`.
+    constraint
+        mean((H~(H(z)) - z)^2), z = D r for PAN+, z = r for PAN; None unless `constrain`.
+    """
+    weights = [w.to(dtype=dtype, memory_format=torch.channels_last) for w in weights]
+    residual = len(weights) == 6
+    z = r.to(dtype)
+    if residual:
+        z = F.conv2d(z, weights[0], padding=1)
+    h1, h2, t1, t2 = weights[1:5] if residual else weights
+    features = F.conv2d(torch.relu(F.conv2d(z, h1, padding=1)), h2, padding=1)
+    # Thresholds are rounded with the features, or type promotion would widen every pass.
+    shrunk = proximal_average(features, list(lam.to(dtype)), gamma.to(dtype), a.to(dtype), penalties)
+    back = F.conv2d(torch.relu(F.conv2d(shrunk, t1, padding=1)), t2, padding=1)
+    image = r + F.conv2d(back, weights[5], padding=1).to(r.dtype) if residual else back.to(r.dtype)
+    if not constrain:
+        return image, None
+    inverted = F.conv2d(torch.relu(F.conv2d(features, t1, padding=1)), t2, padding=1)
+    return image, (inverted.float() - z.float()).square().mean()
+
+
+class ProximalNetwork(nn.Module):
+    """An unfolded proximal averaging network: (A^H y, A^H A) -> image.
+
+    Parameters
+    ----------
+    config
+        Architecture.
+    dtype
+        Type of features and weights in the convolutions; images stay float32.
+
+    Notes
+    -----
+    With two channels the input is scaled so that a robust maximum of abs(A^H y) is 1, and the output scaled
+    back; the published real-valued models (one channel) take images in [0, 1] as they are.
+    """
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self._proximal_step = proximal_step
+
+    def compile_step(self) -> None:
+        """Run the proximal step through `torch.compile` from now on (needs a C++ compiler on a CPU)."""
+        # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
+        self._proximal_step = torch.compile(proximal_step, dynamic=False)
+
+    def forward(self, adjoint: Tensor, normal: Normal) -> Tensor:
+        """Reconstruct.
+
+        Parameters
+        ----------
+        adjoint
+            A^H y: (batch, ..., y, x), complex for a network of two channels, real for one. Layers act on
+            (y, x); any dimensions between (slices, sets of maps) are worked one by one.
+        normal
+            The map x -> A^H A x on images of that shape.
+
+        Returns
+        -------
+        Tensor
+            The image, shaped and typed as `adjoint`.
+
+        Raises
+        ------
+        ValueError
+            If `adjoint` is complex for a real-valued network or the other way round.
+        """
+        return self._unfold(adjoint, normal, frozenset())[0]
+
+    def forward_with_constraint(
+        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstruct and return also the sum of the loss's constraint terms (Eq. 9) of some layers."""
+        return self._unfold(adjoint, normal, constrained)
+
+    def refit(self) -> None:
+        """Fit every quantizer to its full-precision weight."""
+        for module in self.modules():
+            if isinstance(module, Convolution):
+                module.refit()
+
+    def follow(self) -> None:
+        """Let every quantizer's scale follow its weight, once a training step."""
+        for module in self.modules():
+            if isinstance(module, Convolution):
+                module.follow()
+
+    def _unfold(
+        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
+    ) -> tuple[Tensor, Tensor]:
+        complex_valued = self.config.channels == 2
+        if adjoint.is_complex() != complex_valued:
+            kind = "complex" if complex_valued else "real"
+            raise ValueError(f"this network takes {kind} images, got {adjoint.dtype}")
+        scale = robust_scale(adjoint) if complex_valued else adjoint.new_ones(())
+        target = adjoint / scale
+        x = target
+        total = scale.new_zeros(())
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            r = x - layer.step() * (normal(x) - target)
+            image, term = self._proximal_step(
+                self._to_channels(r),
+                layer.weights(),
+                *layer.thresholds(),
+                self.config.penalties,
+                self.dtype,
+                index in constrained,
+            )
+            x = self._from_channels(image, r.shape)
+            if term is not None:
+                total = total + term
+        return x * scale, total
+
+    def _to_channels(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, *x.shape[-2:])
+        if self.config.channels == 1:
+            return flat.unsqueeze(1)
+        # The interleaved real and imaginary parts are channels-last already: no copy.
+        return torch.view_as_real(flat).permute(0, 3, 1, 2)
+
+    def _from_channels(self, image: Tensor, shape: torch.Size) -> Tensor:
+        if self.config.channels == 1:
+            return image.reshape(shape)
+        return torch.view_as_complex(image.permute(0, 2, 3, 1).contiguous()).reshape(shape)
