@@ -1,0 +1,123 @@
+"""The penalties' proximal operators as SigPy `Prox`, for any step size.
+
+`sigpy.prox.L1Reg` is the l1 norm's. At unit step these equal `mri_qpan.penalties`, which names the source;
+for a step alpha they are those of alpha times the penalty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sigpy import backend, prox
+
+
+class MCPReg(prox.Prox):
+    r"""Proximal operator of the minimax-concave penalty (Zhang 2010), the firm threshold.
+
+    Parameters
+    ----------
+    shape
+        Input's shape; real or complex.
+    lamda
+        Threshold, positive.
+    gamma
+        Knot in units of `lamda`, above 1; a step `alpha` must stay below it.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range; when called, if the step is.
+    """
+
+    def __init__(self, shape: Sequence[int], lamda: float, gamma: float = 3.0) -> None:
+        if not (lamda > 0 and gamma > 1):
+            raise ValueError(f"MCP needs lamda > 0 and gamma > 1, got {lamda} and {gamma}")
+        self.lamda = lamda
+        self.gamma = gamma
+        super().__init__(shape)
+
+    def _prox(self, alpha: float, input: Any) -> Any:
+        if not np.all(np.asarray(alpha) < self.gamma):
+            raise ValueError(f"MCP's proximal operator needs a step below gamma = {self.gamma}, got {alpha}")
+        with (device := backend.get_device(input)):
+            magnitude = abs(input)
+            soft = device.xp.maximum(magnitude - alpha * self.lamda, 0)
+            return _rescale(input, magnitude, self.gamma / (self.gamma - alpha) * soft)
+
+
+class SCADReg(prox.Prox):
+    r"""Proximal operator of the smoothly clipped absolute deviation (Fan and Li 2001).
+
+    Parameters
+    ----------
+    shape
+        Input's shape; real or complex.
+    lamda
+        Threshold, positive.
+    a
+        Outer knot in units of `lamda`, above 2; a step `alpha` must stay below a - 1.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range; when called, if the step is.
+    """
+
+    def __init__(self, shape: Sequence[int], lamda: float, a: float = 3.7) -> None:
+        if not (lamda > 0 and a > 2):
+            raise ValueError(f"SCAD needs lamda > 0 and a > 2, got {lamda} and {a}")
+        self.lamda = lamda
+        self.a = a
+        super().__init__(shape)
+
+    def _prox(self, alpha: float, input: Any) -> Any:
+        if not np.all(np.asarray(alpha) < self.a - 1):
+            raise ValueError(f"SCAD's proximal operator needs a step below a - 1 = {self.a - 1}, got {alpha}")
+        with (device := backend.get_device(input)):
+            xp = device.xp
+            magnitude = abs(input)
+            soft = xp.maximum(magnitude - alpha * self.lamda, 0)
+            middle = ((self.a - 1) * magnitude - self.a * alpha * self.lamda) / (self.a - 1 - alpha)
+            return _rescale(input, magnitude, xp.maximum(soft, middle))
+
+
+class ProximalAverage(prox.Prox):
+    """The weighted mean of proximal operators (Zhong and Kwok 2014; PAISA's Eq. 7).
+
+    Parameters
+    ----------
+    proxs
+        Proximal operators of one shape.
+    weights
+        Their weights, positive with sum 1; equal by default.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the weights do not average.
+    """
+
+    def __init__(self, proxs: Sequence[prox.Prox], weights: Sequence[float] | None = None) -> None:
+        if not proxs or any(list(p.shape) != list(proxs[0].shape) for p in proxs):
+            raise ValueError(
+                f"a proximal average needs operators of one shape, got {[p.shape for p in proxs]}"
+            )
+        weights = [1 / len(proxs)] * len(proxs) if weights is None else list(weights)
+        if len(weights) != len(proxs) or min(weights) <= 0 or not np.isclose(sum(weights), 1):
+            raise ValueError(f"weights must be {len(proxs)} positive numbers of sum 1, got {weights}")
+        self.proxs = list(proxs)
+        self.weights = weights
+        super().__init__(proxs[0].shape)
+
+    def _prox(self, alpha: float, input: Any) -> Any:
+        with backend.get_device(input):
+            return sum(w * p(alpha, input) for w, p in zip(self.weights, self.proxs, strict=True))
+
+
+def _rescale(input: Any, magnitude: Any, shrunk: Any) -> Any:
+    """Give `input` the magnitude min(magnitude, shrunk): neither penalty ever enlarges a value."""
+    xp = backend.get_array_module(input)
+    ratio = xp.minimum(magnitude, shrunk) / xp.where(magnitude > 0, magnitude, 1)
+    return input * ratio.astype(magnitude.dtype)
