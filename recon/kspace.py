@@ -73,13 +73,16 @@ class KSpace:
     noise_covariance
         (coil, coil) complex64 covariance of the noise of one sample of `data`, or None without a noise scan.
     recon_shape
-        Matrix (z, y, x) of the image to deliver; smaller than `data`'s where readout or phase were oversampled.
+        Matrix (z, y, x) of the image to deliver; smaller than `data`'s where readout or phase were
+        oversampled.
     geometry
         Place and size of the delivered image.
     index
         Which image of the measurement this is.
     stamp
         Header values of the readout nearest the k-space centre.
+    notes
+        What the reader assumed or left out, in words for a person.
     """
 
     data: NDArray[np.complex64]
@@ -91,11 +94,12 @@ class KSpace:
     calib: NDArray[np.complex64] | None = None
     calib_mask: NDArray[np.bool_] | None = None
     noise_covariance: NDArray[np.complex64] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Image:
-    """One reconstructed image: (z, y, x) complex64 in the input's intensity units, with its place and counters."""
+    """One reconstructed image, (z, y, x) complex64 in the input's intensity units, its place and counters."""
 
     data: NDArray[np.complex64]
     geometry: Geometry
