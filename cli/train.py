@@ -1,7 +1,95 @@
 """`mri-qpan train`."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
+    app.command("train")(train)
+
+
+def train(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a .toml file.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", help="Folder with one folder a data set, or an image bank (.npz)."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for checkpoint, logs and model; resumed if it has one."),
+    ],
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Model file to start from (a quantized recipe needs one).")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="End after this much training time.", min=0.01)
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    save_bank: Annotated[
+        Path | None, typer.Option("--save-bank", help="Only build the image bank, write it here and stop.")
+    ] = None,
+) -> None:
+    """Train a network, or go on with a training that was stopped.
+
+    Under torchrun, one process a GPU: torchrun --nproc-per-node 4 -m mri_qpan.cli train …
+    """
+    import torch
+    import torch.distributed as dist
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from mri_qpan.errors import InputError
+    from mri_qpan.training import bank as banks
+    from mri_qpan.training import loop
+    from mri_qpan.training import recipe as recipes
+
+    plan = recipes.load(recipe)
+    if not data.exists():
+        raise InputError(f"{data}: no such folder or image bank")
+    images = banks.build(data) if data.is_dir() else banks.Bank.load(data)
+    if save_bank is not None:
+        images.save(save_bank)
+        typer.echo(f"{save_bank}: {len(images.images)} images")
+        return
+    if plan.init is not None and init is None and not (output / "checkpoint.safetensors").exists():
+        raise InputError(f"recipe {plan.name} starts from the model of {plan.init}: give it with --init")
+    place = _device(device)
+    distributed = dist.is_torchelastic_launched()
+    if distributed:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        if place.type == "cuda":
+            place = torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
+            torch.cuda.set_device(place)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    quiet = distributed and dist.get_rank() > 0
+    with Progress(*columns, transient=True, disable=quiet) as progress:
+        task = progress.add_task(plan.name, total=plan.steps)
+        model = loop.train(
+            plan,
+            images,
+            output,
+            device=place,
+            schedule=loop.Schedule(minutes=minutes),
+            init=init,
+            report=lambda step, steps, loss: progress.update(task, completed=step),
+        )
+    if distributed:
+        dist.destroy_process_group()
+    if not quiet:
+        typer.echo(f"model: {model}")
+
+
+def _device(name: str) -> "torch.device":  # noqa: F821
+    import torch
+
+    from mri_qpan.errors import InputError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine shows no CUDA device; use --device cpu")
+    return torch.device(name)

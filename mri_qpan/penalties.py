@@ -37,9 +37,7 @@ def scad(x: Tensor, lam: Parameter, a: Parameter) -> Tensor:
     magnitude = x.abs()
     middle = (2 * a * lam * magnitude - magnitude**2 - lam**2) / (2 * (a - 1))
     outer = (a + 1) * lam**2 / 2 * torch.ones_like(magnitude)
-    return torch.where(
-        magnitude <= lam, lam * magnitude, torch.where(magnitude <= a * lam, middle, outer)
-    )
+    return torch.where(magnitude <= lam, lam * magnitude, torch.where(magnitude <= a * lam, middle, outer))
 
 
 def prox_l1(x: Tensor, lam: Parameter) -> Tensor:

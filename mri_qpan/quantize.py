@@ -1,7 +1,7 @@
 """K-bit weights: Q(W) = v b with odd integers b and a scale v.
 
-Source: Nareddy et al., "Quantized Proximal Averaging Network for Analysis Sparse Coding", Section 5. Levels are
-{+-1, +-3, ..., +-(2^K - 1)}, fitted to W by alternating least squares: b is the odd level nearest
+Source: Nareddy et al., "Quantized Proximal Averaging Network for Analysis Sparse Coding", Section 5. Levels
+are {+-1, +-3, ..., +-(2^K - 1)}, fitted to W by alternating least squares: b is the odd level nearest
 W / v, and v = <b, W> / <b, b>. The seed has one scale a tensor; one an output filter is offered too.
 """
 

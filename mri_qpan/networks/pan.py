@@ -1,7 +1,7 @@
 """PAN and PAN+ with their one-penalty cases ISTA-Net and ISTA-Net+, at full precision or K bits.
 
-Source: Nareddy et al., "Quantized Proximal Averaging Network for Analysis Sparse Coding", Eq. 7-11; ISTA-Net(+): Zhang
-and Ghanem, CVPR 2018.
+Source: Nareddy et al., "Quantized Proximal Averaging Network for Analysis Sparse Coding", Eq. 7-11; ISTA-Net(+):
+Zhang and Ghanem, CVPR 2018.
 """
 
 from __future__ import annotations
@@ -153,6 +153,10 @@ class ProximalNetwork(nn.Module):
         # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
         self._proximal_step = torch.compile(proximal_step, dynamic=False)
 
+    def share_step(self, other: ProximalNetwork) -> None:
+        """Use the compiled proximal step of `other`, a network of the same configuration."""
+        self._proximal_step = other._proximal_step
+
     def forward(self, adjoint: Tensor, normal: Normal) -> Tensor:
         """Reconstruct.
 
@@ -194,9 +198,7 @@ class ProximalNetwork(nn.Module):
             if isinstance(module, Convolution):
                 module.follow()
 
-    def _unfold(
-        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _unfold(self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]) -> tuple[Tensor, Tensor]:
         complex_valued = self.config.channels == 2
         if adjoint.is_complex() != complex_valued:
             kind = "complex" if complex_valued else "real"

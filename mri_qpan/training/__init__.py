@@ -1,1 +1,1 @@
-
+"""Training: image bank, simulated measurements, loop, recipes."""

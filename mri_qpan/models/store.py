@@ -1,0 +1,192 @@
+"""Model files: safetensors with packed K-bit weights and a JSON header; nothing is unpickled.
+
+Layout. The safetensors metadata hold one key, "mri_qpan": a JSON object with `format` (1), `name`,
+`config` (`NetworkConfig.to_dict`), `card` (training data, recipe, figures, licence terms) and `digest`,
+the SHA-256 over all tensors. A full-precision convolution is stored as `<layer>.<name>.weight`; a K-bit one
+as `.packed` (uint8, K bits a weight, see `quantize.pack`) and `.scale`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mri_qpan import quantize
+from mri_qpan.errors import ModelError
+from mri_qpan.networks import NetworkConfig, ProximalNetwork
+from mri_qpan.networks.convolution import Convolution
+
+FORMAT = 1
+CARD_FIELDS = ("data", "figures", "licence", "training")
+MAX_BYTES = 256 * 2**20
+"""A file larger than this is no model of ours; it is not read."""
+
+
+class Model(ProximalNetwork):
+    """A trained network with its card.
+
+    Attributes
+    ----------
+    name
+        As in the file's header.
+    card
+        `data`, `training`, `figures` and `licence`: what it was trained on, how, what it reaches and under
+        which terms it may be used.
+    sha256
+        Of the file, 64 hexadecimal digits.
+    """
+
+    name: str
+    card: dict[str, Any]
+    sha256: str
+
+
+def save(path: Path, network: ProximalNetwork, name: str, card: dict[str, Any]) -> None:
+    """Write `network` to `path` (through a temporary file).
+
+    Raises
+    ------
+    ValueError
+        If the card lacks one of its fields.
+    """
+    missing = [field for field in CARD_FIELDS if field not in card]
+    if missing:
+        raise ValueError(f"the model card lacks {', '.join(missing)}")
+    tensors = _to_tensors(network)
+    header = {
+        "format": FORMAT,
+        "name": name,
+        "config": network.config.to_dict(),
+        "card": card,
+        "digest": _digest(tensors),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, {"mri_qpan": json.dumps(header)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return a model file's header without building the network.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or not one of ours.
+    """
+    return _read(path)[0]
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Model:
+    """Build the network stored at `path`, ready for inference.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, truncated, changed, of a newer format, or does not hold exactly the tensors
+        that its configuration asks for.
+    """
+    header, tensors = _read(path)
+    try:
+        config = NetworkConfig.from_dict(header["config"])
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
+    if header["digest"] != _digest(tensors):
+        raise ModelError(
+            f"{path}: the weights do not match their digest; the file is damaged, fetch it again"
+        )
+    model = Model(config)
+    _from_tensors(path, model, tensors)
+    model.name = header["name"]
+    model.card = header["card"]
+    model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"{path}: larger than any model of mri-qpan ({path.stat().st_size} bytes)")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a safetensors file or truncated ({error})") from error
+    try:
+        header = json.loads(metadata["mri_qpan"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: has no mri-qpan header; it is not a model of this package") from error
+    expected: dict[str, type] = {"format": int, "name": str, "config": dict, "card": dict, "digest": str}
+    if not isinstance(header, dict) or any(not isinstance(header.get(k), t) for k, t in expected.items()):
+        raise ModelError(f"{path}: its header is damaged")
+    if header["format"] != FORMAT:
+        raise ModelError(
+            f"{path}: model format {header['format']}, this version reads {FORMAT}; update mri-qpan"
+        )
+    return header, tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _convolutions(network: ProximalNetwork) -> dict[str, Convolution]:
+    return {name: m for name, m in network.named_modules() if isinstance(m, Convolution)}
+
+
+def _to_tensors(network: ProximalNetwork) -> dict[str, Tensor]:
+    tensors = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
+    for name, convolution in _convolutions(network).items():
+        if convolution.bits is None:
+            continue
+        weight = tensors.pop(f"{name}.weight")
+        scale = convolution.scale.detach().cpu().clone()
+        tensors[f"{name}.scale"] = scale
+        tensors[f"{name}.packed"] = quantize.pack(
+            quantize.levels(weight, scale, convolution.bits), convolution.bits
+        )
+    return tensors
+
+
+def _from_tensors(path: Path, network: ProximalNetwork, tensors: dict[str, Tensor]) -> None:
+    expected = _to_tensors(network)
+    if set(expected) != set(tensors):
+        odd = ", ".join(sorted(set(expected) ^ set(tensors))[:3])
+        raise ModelError(f"{path}: its tensors are not those of its configuration ({odd}, …)")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ModelError(f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, not as configured")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: {name} holds values that are not finite")
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, convolution in _convolutions(network).items():
+            if convolution.bits is None:
+                continue
+            scale = tensors[f"{name}.scale"]
+            if not bool((scale > 0).all()):
+                raise ModelError(f"{path}: {name}.scale is not positive")
+            weight = convolution.weight
+            integers = quantize.unpack(tensors[f"{name}.packed"], convolution.bits, weight.numel())
+            convolution.scale.copy_(scale)
+            weight.copy_(scale * integers.reshape(weight.shape))
+        for name, tensor in tensors.items():
+            if name in parameters:
+                parameters[name].copy_(tensor)

@@ -1,0 +1,353 @@
+"""The training loop: one process a device, resumable, the same on a CPU and on GPUs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mri_qpan._version import __version__
+from mri_qpan.encoding import Encoding
+from mri_qpan.errors import InputError
+from mri_qpan.models import store
+from mri_qpan.networks import ProximalNetwork
+from mri_qpan.scaling import robust_scale
+from mri_qpan.training.bank import Bank
+from mri_qpan.training.log import Log
+from mri_qpan.training.recipe import Recipe
+from mri_qpan.training.simulate import Case, Simulation
+from mri_qpan.training.validation import Score, evaluate, validation_cases
+
+AVERAGING = 0.999
+"""Decay of the running average of the weights, which is what is validated and kept."""
+
+CLIP = 1.0
+TYPICAL_ERROR = 5e-3
+"""Mean squared error of a typical zero-filled image at unit scale; see `_loss`."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a training ends and what happens in between.
+
+    Attributes
+    ----------
+    minutes
+        End after this much training time even if steps remain; the learning rate falls accordingly.
+    validate_every
+        Minutes between validations.
+    save_every
+        Minutes between checkpoints.
+    """
+
+    minutes: float | None = None
+    validate_every: float = 6.0
+    save_every: float = 3.0
+
+
+def train(
+    recipe: Recipe,
+    bank: Bank,
+    folder: Path,
+    *,
+    device: torch.device,
+    schedule: Schedule,
+    init: Path | None = None,
+    report: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> Path:
+    """Train, or go on with, the network of `recipe` and return its model file.
+
+    Parameters
+    ----------
+    recipe
+        What to train.
+    bank
+        Training and validation images (`bank.build`).
+    folder
+        Where checkpoint, logs, validation images and the model (`<name>.safetensors`) go. A checkpoint
+        found there is resumed.
+    device
+        CPU or a GPU. Under torchrun every process takes its own.
+    schedule
+        Time limits.
+    init
+        Model file to start from when there is no checkpoint.
+    report
+        Called after each step with (step, steps, loss).
+
+    Raises
+    ------
+    InputError
+        If the bank lacks the recipe's data sets or the checkpoint belongs to another recipe.
+    """
+    missing = set(recipe.groups) - set(bank.groups)
+    if missing:
+        raise InputError(
+            f"the training data lack the sets {', '.join(sorted(missing))} of recipe {recipe.name}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(recipe, folder, device, init)
+    data = Simulation(
+        bank.of(set(recipe.groups)),
+        list(recipe.sizes),
+        recipe.pixels,
+        recipe.ratios,
+        recipe.seed + 1000 * _rank(),
+        recipe.steps,
+    )
+    cases = validation_cases(bank) if _rank() == 0 else []
+    stop = _StopSignal()
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(run.step, recipe.steps),
+        num_workers=1 if device.type == "cpu" else max(1, min(12, (os.cpu_count() or 2) - 2)),
+        prefetch_factor=4,
+        persistent_workers=False,
+        worker_init_fn=_quiet_worker,
+    )
+    started = last_save = last_validation = time.monotonic()
+    before = run.seconds
+    losses: list[float] = []
+    for case in loader:
+        progress = run.step / recipe.steps
+        if schedule.minutes is not None:
+            progress = max(progress, run.seconds / 60 / schedule.minutes)
+        if _agree(progress >= 1 or stop.asked, device):
+            break
+        losses.append(run.advance(case.to(device), _learning_rate(recipe, run.step, progress)))
+        now = time.monotonic()
+        run.seconds = before + now - started
+        report(run.step, recipe.steps, losses[-1])
+        if _rank() == 0 and (now - last_validation) / 60 >= schedule.validate_every:
+            run.validate(cases, losses)
+            losses, last_validation = [], time.monotonic()
+        if _rank() == 0 and (now - last_save) / 60 >= schedule.save_every:
+            run.save()
+            last_save = time.monotonic()
+    if _rank() == 0:
+        if not stop.asked:
+            run.validate(cases, losses)
+        run.save()
+    return run.model_file
+
+
+class _Run:
+    """Network, average, optimizer and counters: what a checkpoint holds."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, init: Path | None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.folder = folder
+        self.device = device
+        self.model_file = folder / f"{recipe.name}.safetensors"
+        self.checkpoint = folder / "checkpoint.safetensors"
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -math.inf
+        self.init: str | None = None
+        self.network = ProximalNetwork(recipe.network, torch.bfloat16)
+        if not self.checkpoint.exists() and init is not None:
+            self._start_from(init)
+        self.network.to(device).train()
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4
+        )
+        self.log = Log(folder) if _rank() == 0 else None
+        if self.checkpoint.exists():
+            self._restore()
+        self.network.compile_step()
+        self.average.share_step(self.network)
+        self._chooser = np.random.default_rng([recipe.seed, self.step])
+
+    def advance(self, case: Case, learning_rate: float) -> float:
+        """Take one optimizer step and return the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        count = min(self.recipe.constrained, self.recipe.network.layers)
+        layers = self._chooser.choice(self.recipe.network.layers, count, replace=False)
+        loss = _loss(self.network, case, frozenset(int(i) for i in layers), self.recipe)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if dist.is_initialized():
+            _average_gradients(self.network)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+        self.optimizer.step()
+        self.network.follow()
+        self.step += 1
+        decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        return float(loss.detach())
+
+    def validate(self, cases: list[Case], losses: list[float]) -> None:
+        """Validate the averaged network, log, and keep its model file if it is the best yet."""
+        self.average.refit()
+        score = evaluate(self.average, cases, self.device, self.folder / "validation.png")
+        assert self.log is not None
+        self.log.write(
+            self.step,
+            minutes=self.seconds / 60,
+            loss=float(np.mean(losses)) if losses else math.nan,
+            **score.figures(),
+        )
+        if score.psnr > self.best:
+            self.best = score.psnr
+            store.save(self.model_file, self.average, self.recipe.name, self._card(score))
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, network in (("network", self.network), ("average", self.average)):
+            tensors |= {f"{prefix}.{k}": v.contiguous() for k, v in network.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        header = {
+            "recipe": self.recipe.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "init": self.init,
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        save_file(tensors, temporary, {"run": json.dumps(header)})
+        temporary.replace(self.checkpoint)
+
+    def _restore(self) -> None:
+        with safe_open(self.checkpoint, "pt", device=str(self.device)) as file:
+            header = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["recipe"] != self.recipe.name:
+            raise InputError(
+                f"{self.checkpoint} belongs to recipe {header['recipe']}, not {self.recipe.name}; "
+                "choose another output folder"
+            )
+        for prefix, network in (("network.", self.network), ("average.", self.average)):
+            network.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.seconds = header["step"], header["seconds"]
+        self.best, self.init = header["best"], header["init"]
+
+    def _start_from(self, path: Path) -> None:
+        source = store.load(path)
+        own = self.network.state_dict()
+        weights = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
+        lacking = [k for k in own if k not in weights and not k.endswith(".scale")]
+        if lacking:
+            raise InputError(f"{path}: does not fit recipe {self.recipe.name} ({lacking[0]} differs)")
+        self.network.load_state_dict(own | weights)
+        self.network.refit()
+        self.init = f"{source.name} {source.sha256[:12]}"
+
+    def _card(self, score: Score) -> dict[str, Any]:
+        where = (
+            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
+        )
+        return {
+            "data": list(self.recipe.groups),
+            "training": {
+                "recipe": self.recipe.name,
+                "steps": self.step,
+                "planned_steps": self.recipe.steps,
+                "minutes": round(self.seconds / 60, 1),
+                "machine": where or platform.machine(),
+                "processes": dist.get_world_size() if dist.is_initialized() else 1,
+                "init": self.init,
+                "version": __version__,
+            },
+            "figures": {"validation": score.figures()},
+            "licence": "BSD-3-Clause; trained on the data sets listed, each under its own terms",
+        }
+
+
+def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:
+    """Eq. 9 at unit scale, each image weighted by how hard it is.
+
+    The weight is one over the zero-filled image's error, so that a 15 % mask does not drown a 50 % one.
+    """
+    encoding = Encoding(case.mask, case.mps)
+    adjoint = encoding.adjoint(case.kspace)
+    scale = robust_scale(adjoint)
+    adjoint, target = adjoint / scale, case.target / scale
+    image, constraint = network.forward_with_constraint(adjoint, encoding.normal, constrained)
+    zero_filled = _mean_square(adjoint - target)
+    weight = (TYPICAL_ERROR / zero_filled.clamp_min(1e-9)).clamp(0.1, 10.0)
+    error = (weight * _mean_square(image - target)).mean()
+    return error + recipe.constraint * recipe.network.layers / max(1, len(constrained)) * constraint
+
+
+def _mean_square(image: Tensor) -> Tensor:
+    return torch.view_as_real(image).square().flatten(1).mean(1)
+
+
+def _learning_rate(recipe: Recipe, step: int, progress: float) -> float:
+    warm = min(1.0, (step + 1) / recipe.warm_up)
+    return recipe.learning_rate * warm * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _agree(stop: bool, device: torch.device) -> bool:
+    """Return whether any process wants to stop."""
+    if not dist.is_initialized():
+        return stop
+    flag = torch.tensor(float(stop), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag > 0)
+
+
+def _average_gradients(network: ProximalNetwork) -> None:
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _quiet_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # The parent handles a stop; a worker that died first would end it with an error.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _StopSignal:
+    """Notes SIGTERM and SIGINT, so that the loop can save and leave."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True

@@ -1,0 +1,106 @@
+"""Recipes: everything that defines a training but its data's place and its device."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mri_qpan.errors import InputError
+from mri_qpan.networks import NetworkConfig, named_config
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training.
+
+    Attributes
+    ----------
+    name
+        Of the model that comes out.
+    network
+        Its architecture.
+    init
+        Name of the recipe whose model it starts from, or None to start from random weights.
+    groups
+        Data sets (folder names) to train on.
+    steps
+        Training steps.
+    learning_rate
+        Highest, after `warm_up` steps; cosine to a hundredth of it.
+    warm_up
+        Steps of linear warm-up.
+    sizes
+        Matrices (y, x) to draw from.
+    pixels
+        Pixels a batch.
+    ratios
+        Lowest and highest sampling ratio.
+    constraint
+        Weight of the loss's second term (Eq. 9).
+    constrained
+        Layers in which that term is evaluated at each step, drawn at random and weighted up: the mean is
+        Eq. 9's sum at a fraction of its cost.
+    seed
+        Of weights and data.
+    """
+
+    name: str
+    network: NetworkConfig
+    init: str | None
+    groups: tuple[str, ...]
+    steps: int
+    learning_rate: float
+    warm_up: int
+    sizes: tuple[tuple[int, int], ...]
+    pixels: int
+    ratios: tuple[float, float]
+    constraint: float
+    constrained: int
+    seed: int
+
+
+def shipped() -> list[str]:
+    """Return the names of the recipes in the package."""
+    folder = resources.files("mri_qpan.training") / "recipes"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load(name: str) -> Recipe:
+    """Read a recipe by name, or from a .toml file.
+
+    Raises
+    ------
+    InputError
+        If it does not exist, is no TOML, or a field is missing, unknown or impossible.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{name}: no such recipe file")
+        text = path.read_text()
+    elif name in shipped():
+        text = (resources.files("mri_qpan.training") / "recipes" / f"{name}.toml").read_text()
+    else:
+        raise InputError(
+            f"no recipe called {name!r}: choose from {', '.join(shipped())} or give a .toml file"
+        )
+    try:
+        return _parse(tomllib.loads(text))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"recipe {name}: {error}") from error
+
+
+def _parse(values: dict[str, Any]) -> Recipe:
+    network = dict(values.pop("network"))
+    system = network.pop("system")
+    return Recipe(
+        network=named_config(system, **network),
+        init=values.pop("init", None),
+        groups=tuple(values.pop("groups")),
+        sizes=tuple((int(y), int(x)) for y, x in values.pop("sizes")),
+        ratios=(float(values["ratios"][0]), float(values.pop("ratios")[1])),
+        **values,
+    )

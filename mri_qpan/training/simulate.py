@@ -1,0 +1,262 @@
+"""From a bank image to a simulated measurement: phase, coils, noise, sampling mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from mri_qpan import fourier, sampling_masks
+from mri_qpan.training.bank import Bank
+
+KINDS = {"lines": 0.4, "random2d": 0.15, "poisson": 0.1, "radial": 0.15, "equispaced": 0.15, "partial": 0.05}
+"""Share of each kind of mask; 1-D lines are what scanners measure most."""
+
+COILS = {1: 0.4, 2: 0.1, 4: 0.3, 8: 0.2}
+"""Share of each number of coils; few are cheap, and a SENSE image looks alike for any."""
+
+MAX_NOISE = 0.03
+MIN_NOISE = 3e-4
+NOISELESS = 0.35
+
+
+@dataclass(frozen=True)
+class Case:
+    """A simulated measurement, batched.
+
+    Attributes
+    ----------
+    kspace
+        (batch, coil, y, x) complex64, zeros where not sampled.
+    mask
+        (batch, y, x) bool.
+    mps
+        (batch, coil, y, x) complex64: the maps that the reconstruction is given.
+    target
+        (batch, y, x) complex64: the noise-free image.
+    """
+
+    kspace: Tensor
+    mask: Tensor
+    mps: Tensor
+    target: Tensor
+
+    def to(self, device: torch.device | str) -> Case:
+        """Return the case on `device`."""
+        return Case(
+            *(t.to(device, non_blocking=True) for t in (self.kspace, self.mask, self.mps, self.target))
+        )
+
+
+class Simulation(Dataset[Case]):
+    """One batch a training step, drawn from (seed, step) alone, so that a resumed training sees the same.
+
+    Parameters
+    ----------
+    bank
+        Images.
+    sizes
+        Matrices (y, x) to draw from, one a batch.
+    pixels
+        Images a batch are as many as fit these pixels, at least one.
+    ratios
+        Lowest and highest sampling ratio.
+    seed
+        Of everything random.
+    steps
+        Length.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        sizes: list[tuple[int, int]],
+        pixels: int,
+        ratios: tuple[float, float],
+        seed: int,
+        steps: int,
+    ) -> None:
+        self._bank = bank
+        self._sizes = sizes
+        self._pixels = pixels
+        self._ratios = ratios
+        self._seed = seed
+        self._steps = steps
+        names = sorted(set(bank.groups))
+        counts = {name: bank.groups.count(name) for name in names}
+        # The square root lets a small data set be seen more often than its share, without wearing it out.
+        weights = np.array([counts[group] ** -0.5 for group in bank.groups])
+        self._probabilities = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Case:
+        rng = np.random.default_rng([self._seed, step])
+        shape = self._sizes[rng.integers(len(self._sizes))]
+        coils = int(rng.choice(list(COILS), p=list(COILS.values())))
+        count = max(1, self._pixels // (shape[0] * shape[1]))
+        images = [
+            self._bank.images[i] for i in rng.choice(len(self._bank.images), count, p=self._probabilities)
+        ]
+        return collate([simulate(image, shape, coils, self._ratios, rng) for image in images])
+
+
+def collate(cases: list[Case]) -> Case:
+    """Join cases of one size and number of coils into a batch."""
+    return Case(
+        *(torch.cat([getattr(c, name) for c in cases]) for name in ("kspace", "mask", "mps", "target"))
+    )
+
+
+def simulate(
+    image: NDArray[Any],
+    shape: tuple[int, int],
+    coils: int,
+    ratios: tuple[float, float],
+    rng: np.random.Generator,
+) -> Case:
+    """Simulate the measurement of an augmented view of `image`.
+
+    Parameters
+    ----------
+    image
+        (y, x) magnitude, or complex with its measured phase.
+    shape
+        Matrix (y, x) of the simulated image.
+    coils
+        Number of coils.
+    ratios
+        Lowest and highest sampling ratio.
+    rng
+        Of everything random.
+    """
+    view = augment(image, shape, rng)
+    if not np.iscomplexobj(image):
+        view = view * np.exp(1j * smooth_phase(shape, rng)).astype(np.complex64)
+    kinds = {k: p for k, p in KINDS.items() if coils > 1 or k != "equispaced"}
+    weights = np.array(list(kinds.values()))
+    kind = str(rng.choice(list(kinds), p=weights / weights.sum()))
+    return measure(view, random_maps(shape, coils, rng), kind, rng.uniform(*ratios), rng)
+
+
+def measure(
+    image: NDArray[np.complex64],
+    maps: NDArray[np.complex64],
+    kind: str,
+    ratio: float,
+    rng: np.random.Generator,
+) -> Case:
+    """Measure a complex image (y, x) through maps (coil, y, x) with noise of random level."""
+    shape = (image.shape[0], image.shape[1])
+    ratio = max(ratio, 0.52) if kind == "partial" else ratio
+    mask = sampling_masks.make_mask(kind, shape, ratio, seed=int(rng.integers(2**31)))
+    kspace = fourier.fft_numpy(maps * image, (-2, -1))
+    if rng.random() > NOISELESS:
+        level = MIN_NOISE * (MAX_NOISE / MIN_NOISE) ** rng.random()
+        noise = rng.standard_normal((2, *kspace.shape), dtype=np.float32)
+        kspace = kspace + np.complex64(level / np.sqrt(2)) * (noise[0] + 1j * noise[1])
+    given = maps
+    if len(maps) > 1:
+        given = _estimated(maps, image, rng)
+        # The reconstruction is asked for the image on the maps' support alone.
+        image = image * (np.abs(given).sum(0) > 0)
+    return Case(
+        torch.from_numpy((kspace * mask).astype(np.complex64))[None],
+        torch.from_numpy(mask)[None],
+        torch.from_numpy(given)[None],
+        torch.from_numpy(image.astype(np.complex64))[None],
+    )
+
+
+def augment(image: NDArray[Any], shape: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
+    """Flip, rotate, shrink, crop or pad to `shape`, and bend the grey scale; the result's maximum is 1."""
+    if rng.random() < 0.5:
+        image = image.T
+    image = image[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    fit = max(image.shape[0] / shape[0], image.shape[1] / shape[1])
+    # Between the whole field of view shrunk into the matrix and a crop at the image's own resolution.
+    factor = rng.uniform(1.0, max(1.0, fit))
+    if factor > 1.02:
+        image = _resize(image, (round(image.shape[0] / factor), round(image.shape[1] / factor)))
+    image = _place(image, shape, rng)
+    magnitude = np.abs(image)
+    peak = max(float(magnitude.max()), 1e-6)
+    if rng.random() < 0.4:
+        exponent = rng.uniform(0.7, 1.4)
+        image = image * ((magnitude + 1e-6) / peak) ** (exponent - 1)
+        peak = max(float(np.abs(image).max()), 1e-6)
+    return image / peak
+
+
+def _resize(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    parts = np.stack([image.real, image.imag]) if np.iscomplexobj(image) else image[None]
+    tensor = torch.from_numpy(np.ascontiguousarray(parts, np.float32))[None]
+    small = F.interpolate(tensor, shape, mode="bicubic", antialias=True, align_corners=False)[0].numpy()
+    return small[0] + 1j * small[1] if np.iscomplexobj(image) else small[0].clip(0)
+
+
+def _place(image: NDArray[Any], shape: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
+    """Crop or pad each axis to `shape` at a random offset."""
+    for axis, size in enumerate(shape):
+        n = image.shape[axis]
+        if n >= size:
+            start = int(rng.integers(n - size + 1))
+            image = image.take(range(start, start + size), axis)
+        else:
+            before = int(rng.integers(size - n + 1))
+            widths = [(0, 0), (0, 0)]
+            widths[axis] = (before, size - n - before)
+            image = np.pad(image, widths)
+    return image
+
+
+def smooth_phase(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return a random smooth phase (y, x) in rad: an offset, a slope and a few slow waves."""
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
+    slope = rng.uniform(-1, 1, 2) * np.pi * rng.choice([0.2, 1.0])
+    phase = rng.uniform(-np.pi, np.pi) + slope[0] * y + slope[1] * x
+    coarse = rng.standard_normal((1, 1, *rng.integers(3, 7, 2))).astype(np.float32)
+    waves = F.interpolate(torch.from_numpy(coarse), shape, mode="bicubic", align_corners=True)[0, 0].numpy()
+    return (phase + rng.choice([0.1, 0.5, 1.0]) * waves).astype(np.float32)
+
+
+def random_maps(shape: tuple[int, int], coils: int, rng: np.random.Generator) -> NDArray[np.complex64]:
+    """Return smooth random sensitivities (coil, y, x) of loops around the object, root sum of squares 1."""
+    if coils == 1:
+        return np.ones((1, *shape), np.complex64)
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
+    start = rng.uniform(0, 2 * np.pi)
+    maps = np.empty((coils, *shape), np.complex64)
+    for coil in range(coils):
+        angle = start + 2 * np.pi * (coil + rng.uniform(-0.3, 0.3)) / coils
+        radius, width = rng.uniform(1.0, 1.6), rng.uniform(0.5, 1.1)
+        dy, dx = y - radius * np.sin(angle), x - radius * np.cos(angle)
+        magnitude = (1 + (dy**2 + dx**2) / width**2) ** -1.5
+        phase = rng.uniform(-np.pi, np.pi) + rng.uniform(-1.5, 1.5) * y + rng.uniform(-1.5, 1.5) * x
+        maps[coil] = magnitude * np.exp(1j * (phase + np.arctan2(dy, dx) * rng.uniform(0, 0.5)))
+    return maps / np.sqrt((np.abs(maps) ** 2).sum(0))
+
+
+def _estimated(
+    maps: NDArray[np.complex64], image: NDArray[np.complex64], rng: np.random.Generator
+) -> NDArray[np.complex64]:
+    """Return `maps` as a calibration would find them: slightly wrong, and often cut to the object."""
+    if rng.random() < 0.5:
+        shape = maps.shape[1:]
+        coarse = rng.standard_normal((2 * len(maps), 1, 5, 5)).astype(np.float32)
+        error = F.interpolate(torch.from_numpy(coarse), shape, mode="bicubic", align_corners=True).numpy()
+        error = error.reshape(2, len(maps), *shape)
+        maps = maps + np.complex64(rng.uniform(0, 0.01)) * (error[0] + 1j * error[1])
+        maps = maps / np.sqrt((np.abs(maps) ** 2).sum(0))
+    if rng.random() < 0.5:
+        magnitude = torch.from_numpy(np.abs(image).astype(np.float32))[None, None]
+        near = F.max_pool2d(F.avg_pool2d(magnitude, 7, 1, 3), 9, 1, 4)[0, 0].numpy()
+        maps = maps * (near > 0.03)
+    return maps.astype(np.complex64)

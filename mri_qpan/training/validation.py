@@ -1,0 +1,119 @@
+"""Fixed validation cases and the figures that decide between models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mri_qpan.encoding import Encoding
+from mri_qpan.networks import ProximalNetwork
+from mri_qpan.training.bank import Bank
+from mri_qpan.training.simulate import Case, augment, measure, random_maps, smooth_phase
+
+PLAN = (("lines", 0.25), ("lines", 0.33), ("random2d", 0.2), ("equispaced", 0.33), ("radial", 0.3))
+COILS = (1, 4, 8)
+PER_GROUP = 6
+SHAPE = (192, 192)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean figures over the validation cases; PSNR in dB on magnitudes, against the target's maximum."""
+
+    psnr: float
+    psnr_zero_filled: float
+    psnr_lines: float
+    psnr_other: float
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures by name, rounded to a hundredth."""
+        return {name: round(value, 3) for name, value in asdict(self).items()}
+
+
+def validation_cases(bank: Bank) -> list[Case]:
+    """Make the cases: the same for every training on one bank.
+
+    Images come from the bank's groups that end in "/val", `PER_GROUP` each; masks and coils take turns.
+    """
+    cases = []
+    groups = sorted({group for group in bank.groups if group.endswith("/val")})
+    for group in groups:
+        images = bank.of({group}).images
+        for image in images[:: max(1, len(images) // PER_GROUP)][:PER_GROUP]:
+            index = len(cases)
+            rng = np.random.default_rng([2026, index])
+            kind, ratio = PLAN[index % len(PLAN)]
+            coils = COILS[index % len(COILS)]
+            view = augment(image, SHAPE, rng)
+            if not np.iscomplexobj(image):
+                view = view * np.exp(1j * smooth_phase(SHAPE, rng)).astype(np.complex64)
+            if kind == "equispaced" and coils == 1:
+                kind = "lines"
+            cases.append(measure(view, random_maps(SHAPE, coils, rng), kind, ratio, rng))
+    return cases
+
+
+@torch.inference_mode()
+def evaluate(
+    network: ProximalNetwork, cases: list[Case], device: torch.device, picture: Path | None = None
+) -> Score:
+    """Reconstruct every case and return the mean figures.
+
+    Parameters
+    ----------
+    network
+        Any network; its mode is left as it is.
+    cases
+        From `validation_cases`.
+    device
+        Where `network` is.
+    picture
+        PNG to write: target, zero-filled, reconstruction and five times the error, a row for some cases.
+    """
+    figures = []
+    rows: list[NDArray[Any]] = []
+    for index, case in enumerate(cases):
+        case = case.to(device)
+        encoding = Encoding(case.mask, case.mps)
+        adjoint = encoding.adjoint(case.kspace)
+        image = network(adjoint, encoding.normal)
+        figures.append((_psnr(case.target, image), _psnr(case.target, adjoint), _is_lines(case)))
+        if index % 5 == 0 and len(rows) < 5:
+            rows.append(_row(case.target, adjoint, image))
+    if picture is not None and rows:
+        Image.fromarray(np.concatenate(rows)).save(picture)
+    psnr, zero_filled, lines = (np.array(column) for column in zip(*figures, strict=True))
+    return Score(
+        float(psnr.mean()),
+        float(zero_filled.mean()),
+        _mean(psnr[lines]),
+        _mean(psnr[~lines]),
+    )
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _is_lines(case: Case) -> bool:
+    return bool((case.mask.all(-1) | ~case.mask.any(-1)).all())
+
+
+def _psnr(target: Tensor, image: Tensor) -> float:
+    reference = target.abs()
+    error = (image.abs() - reference).square().mean()
+    return float(20 * torch.log10(reference.max()) - 10 * torch.log10(error.clamp_min(1e-20)))
+
+
+def _row(target: Tensor, zero_filled: Tensor, image: Tensor) -> NDArray[np.uint8]:
+    reference = target[0].abs()
+    error = 5 * (image[0].abs() - reference).abs()
+    row = torch.cat([reference, zero_filled[0].abs(), image[0].abs(), error], dim=1) / reference.max()
+    return (row.clamp(0, 1) * 255).byte().cpu().numpy()
