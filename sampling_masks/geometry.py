@@ -160,17 +160,27 @@ def normalised_radius(plane: tuple[int, int]) -> NDArray[np.float64]:
     return np.sqrt((first * first)[:, None] + (second * second)[None, :])
 
 
-def draw(weights: NDArray[np.int64], count: int, fixed: Mask, seed: int) -> Mask:
-    """Choose exactly `count` samples, the `fixed` ones and others with chances proportional to `weights`.
+def falling_density(radius: NDArray[np.float64], power: int) -> NDArray[np.int64]:
+    """Return (1 - radius)^power, zero beyond radius 1, in units of 1 / `WEIGHT_ONE`."""
+    base = np.maximum(0, 1 - radius)
+    weight = np.full(radius.shape, float(WEIGHT_ONE))
+    for _ in range(power):
+        weight = weight * base
+    return weight.astype(np.int64)
+
+
+def draw(density: NDArray[np.int64], count: int, fixed: Mask, seed: int) -> Mask:
+    """Choose exactly `count` samples: the `fixed` ones, and others at random.
 
     Parameters
     ----------
-    weights
-        Relative density, integers from 1 to `WEIGHT_ONE`; a chance that would exceed 1 becomes 1.
+    density
+        Chances in units of 1 / `WEIGHT_ONE`, up to a constant: it is added (or taken off) so that `count`
+        are expected, as `genPDF` of Lustig et al. (MRM 58:1182, 2007) does.
     count
-        How many to choose, from fixed.sum() to weights.size.
+        How many to choose, from fixed.sum() to density.size.
     fixed
-        Chosen in any case, shaped as `weights`.
+        Chosen in any case, shaped as `density`.
     seed
         Of the random stream.
 
@@ -180,22 +190,27 @@ def draw(weights: NDArray[np.int64], count: int, fixed: Mask, seed: int) -> Mask
     u / p are chosen, u uniform in (0, 1), p the chance.
     """
     chosen = fixed.copy()
-    free = np.flatnonzero(~fixed.ravel())
     wanted = count - int(fixed.sum())
-    if wanted <= 0:
+    if wanted == 0:
         return chosen
-    weight = weights.ravel()[free]
-    ordered = np.sort(weight)[::-1]
-    rest = np.cumsum(ordered[::-1])[::-1]
-    # The first `certain` samples would have a chance above 1: (wanted - k) w_k / sum_{j >= k} w_j >= 1.
-    places = wanted - np.arange(wanted)
-    saturated = places * ordered[:wanted] >= rest[:wanted]
-    certain = wanted if saturated.all() else int(np.argmin(saturated))
-    keys = random_integers(seed, weights.size)[free].astype(np.float64) / weight
-    threshold = ordered[certain] if certain < ordered.size else 0
-    keys[weight > threshold] = -1.0
+    free = np.flatnonzero(~fixed)
+    chances = _raise_to(density.ravel()[free], wanted)
+    keys = random_integers(seed, density.size)[free].astype(np.float64) / chances
+    keys[chances == WEIGHT_ONE] = -1.0
     chosen.ravel()[free[smallest(keys, wanted)]] = True
     return chosen
+
+
+def _raise_to(density: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return `density` plus a constant, cut to 1..WEIGHT_ONE, that sums to just below `count`."""
+    low, high = -WEIGHT_ONE, WEIGHT_ONE + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if np.clip(density + middle, 1, WEIGHT_ONE).sum() <= count * WEIGHT_ONE:
+            low = middle
+        else:
+            high = middle
+    return np.clip(density + low, 1, WEIGHT_ONE)
 
 
 def smallest(keys: NDArray[np.float64], count: int) -> NDArray[np.intp]:

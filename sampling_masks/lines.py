@@ -12,17 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_qpan.sampling_masks.geometry import (
-    WEIGHT_ONE,
     Mask,
     centre_slice,
     check_calib,
     check_ratio,
     check_shape,
     draw,
+    falling_density,
     from_lines,
     random_integers,
     target_count,
 )
+
+POWER = 2
+"""How fast the density of lines falls."""
 
 PARTIAL_COVERAGE = 5 / 8
 """The part of the lines, from one edge on, that partial Fourier reaches at least."""
@@ -54,7 +57,7 @@ def lines(shape: Sequence[int], ratio: float, calib: int | None = None, seed: in
         alone exceed it.
     """
     number, count, fixed = _plan(shape, ratio, calib)
-    return from_lines(draw(_line_density(number), count, fixed, seed), shape)
+    return from_lines(draw(_density(number), count, fixed, seed), shape)
 
 
 def equispaced(shape: Sequence[int], ratio: float, calib: int | None = None, seed: int = 0) -> Mask:
@@ -82,8 +85,7 @@ def partial(shape: Sequence[int], ratio: float, calib: int | None = None, seed: 
     reach = min(number, max(count, round(PARTIAL_COVERAGE * number), last))
     covered = np.arange(number) < reach
     if count < reach:
-        density = _line_density(number)
-        covered[:reach] = draw(density[:reach], count, fixed[:reach], seed)
+        covered[:reach] = draw(_density(number)[:reach], count, fixed[:reach], seed)
     if random_integers(seed, number + 1)[-1] & np.uint64(1):
         # Mirrored about the zero frequency, which for even sizes leaves the outermost line alone.
         covered = np.roll(covered[::-1], 1 - number % 2)
@@ -107,10 +109,8 @@ def _plan(shape: Sequence[int], ratio: float, calib: int | None) -> tuple[int, i
     return number, count, fixed
 
 
-def _line_density(number: int) -> NDArray[np.int64]:
-    radius = np.abs(np.arange(number) - number // 2) / max(1, number // 2)
-    falling = (1 - radius) * (1 - radius)
-    return np.maximum(1, (falling * WEIGHT_ONE).astype(np.int64))
+def _density(number: int) -> NDArray[np.int64]:
+    return falling_density(np.abs(np.arange(number) - number // 2) / max(1, number // 2), POWER)
 
 
 def _comb(number: int, start: int, stop: int, count: int, seed: int) -> Mask:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from mri_qpan.sampling_masks.geometry import (
-    WEIGHT_ONE,
     Mask,
     centre_block,
     check_calib,
     check_ratio,
     default_block,
     draw,
+    falling_density,
     from_plane,
     normalised_radius,
     plane_of,
     target_count,
 )
+
+POWER = 4
+"""How fast the density falls; of 2, 3, 4 and 6 it served wavelet reconstruction best from 15 to 50 %."""
 
 
 def random2d(shape: Sequence[int], ratio: float, calib: int | None = None, seed: int = 0) -> Mask:
@@ -50,6 +51,5 @@ def random2d(shape: Sequence[int], ratio: float, calib: int | None = None, seed:
     plane, ratio = plane_of(shape), check_ratio(ratio)
     block = centre_block(plane, default_block(plane, ratio) if calib is None else check_calib(calib))
     count = target_count(ratio, block.size, int(block.sum()), "samples")
-    falling = np.maximum(0, 1 - normalised_radius(plane) / math.sqrt(2))
-    weights = np.maximum(1, (falling * falling * falling * WEIGHT_ONE).astype(np.int64))
-    return from_plane(draw(weights, count, block, seed), shape)
+    density = falling_density(normalised_radius(plane) / math.sqrt(2), POWER)
+    return from_plane(draw(density, count, block, seed), shape)
