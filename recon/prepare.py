@@ -1,0 +1,183 @@
+"""From measured k-space to what a reconstruction needs: white noise, no readout oversampling, coil maps."""
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError
+from mri_qpan.fourier import fft_numpy, ifft_numpy
+from mri_qpan.recon import coils
+from mri_qpan.recon.kspace import KSpace
+
+Complex = NDArray[np.complex64]
+Entry = TypeVar("Entry", bound=np.generic)
+FOLDED = 0.01  # share of the object with a second eigenvalue near 1 that calls for a second set of maps
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image's samples, ready for `Encoding`.
+
+    Attributes
+    ----------
+    data
+        Samples, (coil, z, y, x), of unit-correlated channels, in the input's intensity units.
+    mask
+        True where a sample was acquired, (z, y, x).
+    mps
+        Coil maps, (coil, z, y, x), or (set, coil, z, y, x) for several sets.
+    recon_shape
+        Matrix (z, y, x) to crop the image to.
+    notes
+        What was assumed or done, in words, the reader's notes first.
+    """
+
+    data: Complex
+    mask: NDArray[np.bool_]
+    mps: Complex
+    recon_shape: tuple[int, int, int]
+    notes: list[str]
+
+
+def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int = 1) -> Prepared:
+    """Whiten, crop the readout oversampling and find the coil maps.
+
+    Parameters
+    ----------
+    kspace
+        One image's k-space.
+    mps
+        Coil maps to use, (coil, z, y, x) on the grid of `kspace.data` or of the result; None: estimate them.
+    sets
+        Sets of maps to estimate: 2 where the object is larger than the field of view.
+
+    Raises
+    ------
+    InputError
+        If there are no samples, or given maps do not fit them.
+    """
+    if not kspace.mask.any() or not np.any(kspace.data):
+        raise InputError(f"image {kspace.index}: every sample is zero, there is nothing to reconstruct")
+    notes = list(kspace.notes)
+    given = None if mps is None else _checked(mps, kspace)
+    whitener = _whitener(kspace.noise_covariance, notes)
+    if whitener is not None:
+        kspace = replace(
+            kspace,
+            data=_mix(whitener, kspace.data),
+            calib=None if kspace.calib is None else _mix(whitener, kspace.calib),
+        )
+        given = None if given is None else _mix(whitener, given)
+    width = kspace.recon_shape[2]
+    if _full_readouts(kspace) and width < kspace.data.shape[3]:
+        notes.append(f"readout oversampling removed: {kspace.data.shape[3]} to {width} samples")
+        kspace = _crop_readout(kspace, width)
+    if given is not None:
+        mps = coils.normalise(_centre(given, kspace.data.shape[3]))
+        notes.append("coil maps as given, normalised to unit sum of squares")
+    else:
+        mps = _estimate(kspace, sets, notes)
+    return Prepared(kspace.data, kspace.mask, mps, kspace.recon_shape, notes)
+
+
+def whitening_matrix(covariance: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Return the inverse Cholesky factor of a noise covariance (coil, coil).
+
+    It is scaled to keep the mean noise power of the channels, so intensities stay what they were.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If the covariance is not positive definite.
+    """
+    wide = covariance.astype(np.complex128)
+    power = np.trace(wide).real / len(wide)
+    factor = np.linalg.cholesky(wide)
+    return (np.sqrt(power) * np.linalg.inv(factor)).astype(np.complex64)
+
+
+def _whitener(covariance: NDArray[np.complex64] | None, notes: list[str]) -> NDArray[np.complex64] | None:
+    if covariance is None or len(covariance) == 1:
+        return None
+    try:
+        matrix = whitening_matrix(covariance)
+    except np.linalg.LinAlgError:
+        matrix = np.full((1, 1), np.nan, np.complex64)
+    if not np.isfinite(matrix).all():
+        notes.append("the noise scan is too short or has a dead channel: channels not whitened")
+        return None
+    notes.append("channels whitened with the noise scan")
+    return matrix
+
+
+def _mix(matrix: NDArray[np.complex64], data: Complex) -> Complex:
+    return np.tensordot(matrix, data, axes=1).astype(np.complex64, copy=False)
+
+
+def _full_readouts(kspace: KSpace) -> bool:
+    """Whether every acquired line is sampled over its whole length."""
+    masks = [kspace.mask] if kspace.calib_mask is None else [kspace.mask, kspace.calib_mask]
+    return all(bool((mask.any(axis=2) == mask.all(axis=2)).all()) for mask in masks)
+
+
+def _crop_readout(kspace: KSpace, width: int) -> KSpace:
+    """Crop the field of view along x: exact, because every line is sampled over its whole length."""
+
+    def crop(samples: Complex) -> Complex:
+        return fft_numpy(_centre(ifft_numpy(samples, (-1,)), width), (-1,))
+
+    calib, calib_mask = kspace.calib, kspace.calib_mask
+    return replace(
+        kspace,
+        data=crop(kspace.data),
+        mask=_centre(kspace.mask, width),
+        calib=None if calib is None else crop(calib),
+        calib_mask=None if calib_mask is None else _centre(calib_mask, width),
+    )
+
+
+def _centre(array: NDArray[Entry], width: int) -> NDArray[Entry]:
+    """Return the central `width` entries of the last axis."""
+    start = array.shape[-1] // 2 - width // 2
+    return array[..., start : start + width]
+
+
+def _checked(mps: Complex, kspace: KSpace) -> Complex:
+    """Return maps as (coil, z, y, x) complex64 if they fit the samples."""
+    maps = np.asarray(mps)
+    wanted = kspace.data.shape
+    if maps.ndim == 3 and wanted[1] == 1:
+        maps = maps[:, None]
+    if maps.shape[:3] != wanted[:3] or maps.shape[3] not in (wanted[3], kspace.recon_shape[2]):
+        raise InputError(
+            f"coil maps of shape {maps.shape} do not fit k-space of shape {wanted} (coil, z, y, x): "
+            "give maps for every channel on the encoded matrix"
+        )
+    if not np.isfinite(maps).all() or not np.any(maps):
+        raise InputError("the coil maps hold NaN or infinite values, or only zeros")
+    return maps.astype(np.complex64)
+
+
+def _estimate(kspace: KSpace, sets: int, notes: list[str]) -> Complex:
+    shape = kspace.mask.shape
+    if kspace.data.shape[0] == 1:
+        return np.ones((1, *shape), np.complex64)
+    calib, mask = kspace.calib, kspace.calib_mask
+    if calib is None or mask is None:
+        calib, mask = kspace.data, kspace.mask
+    block = coils.calibration_region(mask)
+    if block is None or min(s.stop - s.start for s in block[1:]) < coils.NARROWEST_CALIBRATION:
+        notes.append(
+            "no calibration region (fully sampled k-space centre): coil maps from the low resolution of what "
+            "was acquired, so aliasing may remain"
+        )
+        maps = coils.low_resolution_maps(calib, mask)
+        return maps if sets == 1 else np.stack([maps, np.zeros_like(maps)])
+    region = np.ascontiguousarray(calib[:, *block])
+    sizes = " x ".join(str(s.stop - s.start) for s in block[1:])
+    notes.append(f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)")
+    if shape[0] > 1:
+        return coils.slab_maps(region, shape, block[2].start, sets=sets)
+    return coils.espirit(region[:, 0], shape[1:], sets=sets)[..., None, :, :]
