@@ -4,6 +4,7 @@ Masks are bool, (y, x) or (z, y, x), with the zero frequency at index n // 2.
 """
 
 from mri_qpan.sampling_masks.errors import MaskError
+from mri_qpan.sampling_masks.files import SUFFIXES, load_mask, save_mask
 from mri_qpan.sampling_masks.lines import equispaced, lines, partial
 from mri_qpan.sampling_masks.poisson import poisson
 from mri_qpan.sampling_masks.radial import radial
@@ -13,9 +14,11 @@ from mri_qpan.sampling_masks.summary import mask_hash, ratio_from_acceleration, 
 
 __all__ = [
     "KINDS",
+    "SUFFIXES",
     "MaskError",
     "equispaced",
     "lines",
+    "load_mask",
     "make_mask",
     "mask_hash",
     "parse_spec",
@@ -25,4 +28,5 @@ __all__ = [
     "random2d",
     "ratio_from_acceleration",
     "ratio_of",
+    "save_mask",
 ]

@@ -114,19 +114,13 @@ def target_count(ratio: float, total: int, calib: int, unit: str) -> int:
             " asked for: make it smaller or raise the ratio"
         )
     count = max(nearest, calib)
-    check_delivered(count, total, ratio, unit)
-    return count
-
-
-def check_delivered(count: int, total: int, ratio: float, unit: str) -> None:
-    """Raise `MaskError` if `count` of `total` is not within `TOLERANCE` of `ratio`."""
     if abs(count / total - ratio) <= TOLERANCE + 1e-12:
-        return
+        return count
     below = min(math.floor(ratio * total), total - 1)
     options = [f"{n} ({n / total:.2%})" for n in (below, below + 1) if n > 0]
     raise MaskError(
-        f"{ratio:.2%} of {total} {unit} is not a whole number: ask for {' or '.join(options)},"
-        " or for a larger matrix"
+        f"no whole number of the {total} {unit} is within 0.5 percentage points of {ratio:.2%}:"
+        f" ask for {' or '.join(options)}, or for a larger matrix"
     )
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_qpan.sampling_masks.errors import MaskError
 from mri_qpan.sampling_masks.geometry import (
     TOLERANCE,
     Mask,
     centre_block,
     check_calib,
-    check_delivered,
     check_ratio,
     from_plane,
     normalised_radius,
@@ -65,7 +65,11 @@ def radial(shape: Sequence[int], ratio: float, calib: int | None = None, seed: i
     mask = min(fewer, enough, key=lambda spokes: abs(int(spokes.sum()) - count))
     if abs(ratio_of(mask) - ratio) > TOLERANCE:
         mask = _trim(enough, block, count)
-    check_delivered(int(mask.sum()), mask.size, ratio, "samples in point-symmetric pairs")
+    if abs(ratio_of(mask) - ratio) > TOLERANCE:
+        raise MaskError(
+            f"spokes are point-symmetric, so samples come in pairs: the nearest to {ratio:.2%} is"
+            f" {ratio_of(mask):.2%}; ask for that or for a larger matrix"
+        )
     return from_plane(mask, shape)
 
 
