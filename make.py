@@ -39,8 +39,10 @@ def has_torch() -> bool:
     return subprocess.run([PYTHON, "-I", "-c", find]).returncode == 0
 
 
-def brings_cuda() -> bool:
-    """Tell whether the torch that pip would choose needs NVIDIA's libraries; nothing is installed."""
+def brings_idle_cuda() -> bool:
+    """Tell whether the torch that pip would choose needs NVIDIA's libraries, where there is no GPU for them."""
+    if sys.platform != "linux" or shutil.which("nvidia-smi"):
+        return False
     ask = [PYTHON, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet", "--report", "-"]
     ask += ["-c", "constraints.txt", "torch"]
     answer = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
@@ -63,7 +65,7 @@ def set_up(target: str) -> None:
         run(sys.executable, "-m", "venv", str(VENV))
     if has_torch():
         pins = "\n".join(line for line in pins.splitlines() if not line.startswith("torch=="))
-    elif sys.platform == "linux" and not shutil.which("nvidia-smi") and brings_cuda():
+    elif "CI" not in os.environ and brings_idle_cuda():
         sys.exit(CUDA_HINT.format(python=PYTHON))
     constraints = VENV / "constraints.txt"
     constraints.write_text(pins)
@@ -81,7 +83,8 @@ def check() -> None:
     parts = [ROOT / "cli", ROOT / "recon", ROOT / "sampling_masks", *(ROOT / "mri_qpan").iterdir()]
     for part in parts:
         (package / part.name).symlink_to(part)
-    run(str(BIN / "mypy"), "--config-file", str(ROOT / "pyproject.toml"), "-p", "mri_qpan", cwd=TYPES)
+    settings = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"))
+    run(str(BIN / "mypy"), *settings, cwd=TYPES)
 
 
 def main() -> None:
