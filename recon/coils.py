@@ -23,6 +23,7 @@ CROP = 0.95  # eigenvalue above which a pixel lies inside the object
 WIDEST_CALIBRATION = 32
 NARROWEST_CALIBRATION = 8  # lines; fewer make too few equations for the kernels
 ITERATIONS = 10  # of the power method; what is not settled by then has two equal eigenvalues
+COARSE = 48
 CHUNK = 2**25  # bytes of Gram matrices held at a time
 
 Complex = NDArray[np.complex64]
@@ -115,6 +116,19 @@ def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, scale: flo
     return maps[0] if sets == 1 else maps
 
 
+def folded_share(calib: Complex) -> float:
+    """Share of the object (0 to 1) that folds over: where the second eigenvalue is near 1 as well.
+
+    Evaluated on a coarse grid, fine enough for the eigenvalues of 6 x 6 kernels.
+    """
+    correlation = _kernel_correlation(calib, None)
+    if correlation is None:
+        return 0.0
+    values = torch.linalg.eigvalsh(_gram(correlation, (COARSE, COARSE), slice(0, COARSE)))
+    inside = int((values[..., -1] > CROP).sum())
+    return int((values[..., -2] > CROP).sum()) / max(inside, 1)
+
+
 def low_resolution_maps(data: Complex, mask: NDArray[np.bool_]) -> Complex:
     """Return coil images of the k-space centre over their root sum of squares.
 
@@ -172,12 +186,12 @@ def _slab_region(mask: NDArray[np.bool_], widest: int) -> Block | None:
     """Block of a 3-D slab: x as far as sampled, then the largest centred rectangle in (z, y)."""
     cz, cy, cx = (n // 2 for n in mask.shape)
     x = _run(mask[cz, cy], cx)
-    plane = mask[:, :, x].all(axis=2)
+    plane: NDArray[np.bool_] = np.all(mask[:, :, x], axis=2)
     half = widest // 2
     best: tuple[int, slice, slice] | None = None
     for depth in range(1, min(half, cz) + 1):
         z = slice(cz - depth, cz + depth)
-        lines = plane[z].all(axis=0)
+        lines: NDArray[np.bool_] = np.all(plane[z], axis=0)
         if not lines[cy]:
             break
         run = _run(lines, cy)

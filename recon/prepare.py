@@ -58,28 +58,58 @@ def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int = 1) -> Pre
     InputError
         If there are no samples, or given maps do not fit them.
     """
+    given = None if mps is None else _checked(mps, kspace)
+    kspace, whitener = condition(kspace)
+    if given is not None:
+        given = given if whitener is None else _mix(whitener, given)
+        found = coils.normalise(_centre(given, kspace.data.shape[3]))
+        notes = ["coil maps as given, normalised to unit sum of squares"]
+    else:
+        found, notes = _estimate(kspace, sets)
+    return Prepared(kspace.data, kspace.mask, found, kspace.recon_shape, [*kspace.notes, *notes])
+
+
+def condition(kspace: KSpace) -> tuple[KSpace, Complex | None]:
+    """Whiten the channels and remove the readout oversampling.
+
+    The crop is exact, because it is done only where every line is sampled over its whole length. Other
+    measurements (asymmetric echoes) keep their oversampling: their images are cropped at the end.
+
+    Returns
+    -------
+    kspace
+        Of unit-correlated channels, its noise covariance spent, with notes on what was done.
+    whitener
+        The matrix (coil, coil) that the channels were mixed with, or None.
+
+    Raises
+    ------
+    InputError
+        If there are no samples.
+    """
     if not kspace.mask.any() or not np.any(kspace.data):
         raise InputError(f"image {kspace.index}: every sample is zero, there is nothing to reconstruct")
-    notes = list(kspace.notes)
-    given = None if mps is None else _checked(mps, kspace)
-    whitener = _whitener(kspace.noise_covariance, notes)
+    whitener, notes = _whitener(kspace.noise_covariance)
+    data, mask, calib, calib_mask = kspace.data, kspace.mask, kspace.calib, kspace.calib_mask
     if whitener is not None:
-        kspace = replace(
-            kspace,
-            data=_mix(whitener, kspace.data),
-            calib=None if kspace.calib is None else _mix(whitener, kspace.calib),
-        )
-        given = None if given is None else _mix(whitener, given)
-    width = kspace.recon_shape[2]
-    if _full_readouts(kspace) and width < kspace.data.shape[3]:
-        notes.append(f"readout oversampling removed: {kspace.data.shape[3]} to {width} samples")
-        kspace = _crop_readout(kspace, width)
-    if given is not None:
-        mps = coils.normalise(_centre(given, kspace.data.shape[3]))
-        notes.append("coil maps as given, normalised to unit sum of squares")
-    else:
-        mps = _estimate(kspace, sets, notes)
-    return Prepared(kspace.data, kspace.mask, mps, kspace.recon_shape, notes)
+        data = _mix(whitener, data)
+        calib = None if calib is None else _mix(whitener, calib)
+    acquired, width = data.shape[3], kspace.recon_shape[2]
+    if width < acquired and _full_readouts(mask) and (calib_mask is None or _full_readouts(calib_mask)):
+        notes = (*notes, f"readout oversampling removed: {acquired} to {width} samples")
+        data, mask = _crop_readout(data, width), _centre(mask, width)
+        calib = None if calib is None else _crop_readout(calib, width)
+        calib_mask = None if calib_mask is None else _centre(calib_mask, width)
+    conditioned = replace(
+        kspace,
+        data=data,
+        mask=mask,
+        calib=calib,
+        calib_mask=calib_mask,
+        noise_covariance=None,
+        notes=(*kspace.notes, *notes),
+    )
+    return conditioned, whitener
 
 
 def whitening_matrix(covariance: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -98,44 +128,32 @@ def whitening_matrix(covariance: NDArray[np.complex64]) -> NDArray[np.complex64]
     return (np.sqrt(power) * np.linalg.inv(factor)).astype(np.complex64)
 
 
-def _whitener(covariance: NDArray[np.complex64] | None, notes: list[str]) -> NDArray[np.complex64] | None:
+def _whitener(
+    covariance: NDArray[np.complex64] | None,
+) -> tuple[NDArray[np.complex64] | None, tuple[str, ...]]:
+    """Return the whitening matrix and a note on it, None where there is nothing to whiten or no way to."""
     if covariance is None or len(covariance) == 1:
-        return None
+        return None, ()
     try:
         matrix = whitening_matrix(covariance)
     except np.linalg.LinAlgError:
-        matrix = np.full((1, 1), np.nan, np.complex64)
-    if not np.isfinite(matrix).all():
-        notes.append("the noise scan is too short or has a dead channel: channels not whitened")
-        return None
-    notes.append("channels whitened with the noise scan")
-    return matrix
+        matrix = None
+    if matrix is None or not np.isfinite(matrix).all():
+        return None, ("the noise scan is too short or has a dead channel: channels not whitened",)
+    return matrix, ("channels whitened with the noise scan",)
 
 
 def _mix(matrix: NDArray[np.complex64], data: Complex) -> Complex:
     return np.tensordot(matrix, data, axes=1).astype(np.complex64, copy=False)
 
 
-def _full_readouts(kspace: KSpace) -> bool:
+def _full_readouts(mask: NDArray[np.bool_]) -> bool:
     """Whether every acquired line is sampled over its whole length."""
-    masks = [kspace.mask] if kspace.calib_mask is None else [kspace.mask, kspace.calib_mask]
-    return all(bool((mask.any(axis=2) == mask.all(axis=2)).all()) for mask in masks)
+    return bool(np.array_equal(mask.any(axis=2), mask.all(axis=2)))
 
 
-def _crop_readout(kspace: KSpace, width: int) -> KSpace:
-    """Crop the field of view along x: exact, because every line is sampled over its whole length."""
-
-    def crop(samples: Complex) -> Complex:
-        return fft_numpy(_centre(ifft_numpy(samples, (-1,)), width), (-1,))
-
-    calib, calib_mask = kspace.calib, kspace.calib_mask
-    return replace(
-        kspace,
-        data=crop(kspace.data),
-        mask=_centre(kspace.mask, width),
-        calib=None if calib is None else crop(calib),
-        calib_mask=None if calib_mask is None else _centre(calib_mask, width),
-    )
+def _crop_readout(samples: Complex, width: int) -> Complex:
+    return fft_numpy(_centre(ifft_numpy(samples, (-1,)), width), (-1,))
 
 
 def _centre(array: NDArray[Entry], width: int) -> NDArray[Entry]:
@@ -160,24 +178,31 @@ def _checked(mps: Complex, kspace: KSpace) -> Complex:
     return maps.astype(np.complex64)
 
 
-def _estimate(kspace: KSpace, sets: int, notes: list[str]) -> Complex:
+def _estimate(kspace: KSpace, sets: int) -> tuple[Complex, list[str]]:
+    """Return the coil maps and notes on how they were found."""
     shape = kspace.mask.shape
     if kspace.data.shape[0] == 1:
-        return np.ones((1, *shape), np.complex64)
+        return np.ones((1, *shape), np.complex64), []
     calib, mask = kspace.calib, kspace.calib_mask
     if calib is None or mask is None:
         calib, mask = kspace.data, kspace.mask
     block = coils.calibration_region(mask)
     if block is None or min(s.stop - s.start for s in block[1:]) < coils.NARROWEST_CALIBRATION:
-        notes.append(
+        maps = coils.low_resolution_maps(calib, mask)
+        notes = [
             "no calibration region (fully sampled k-space centre): coil maps from the low resolution of what "
             "was acquired, so aliasing may remain"
-        )
-        maps = coils.low_resolution_maps(calib, mask)
-        return maps if sets == 1 else np.stack([maps, np.zeros_like(maps)])
+        ]
+        return maps if sets == 1 else np.stack([maps, *[np.zeros_like(maps)] * (sets - 1)]), notes
     region = np.ascontiguousarray(calib[:, *block])
     sizes = " x ".join(str(s.stop - s.start) for s in block[1:])
-    notes.append(f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)")
+    notes = [f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)"]
     if shape[0] > 1:
-        return coils.slab_maps(region, shape, block[2].start, sets=sets)
-    return coils.espirit(region[:, 0], shape[1:], sets=sets)[..., None, :, :]
+        return coils.slab_maps(region, shape, block[2].start, sets=sets), notes
+    share = coils.folded_share(region[:, 0])
+    if sets == 1 and share > FOLDED:
+        notes.append(
+            f"the object is larger than the field of view ({share:.0%} of it folds over): one set of coil "
+            "maps cannot tell the two layers apart"
+        )
+    return coils.espirit(region[:, 0], shape[1:], sets=sets)[..., None, :, :], notes
