@@ -40,7 +40,7 @@ def has_torch() -> bool:
 
 
 def brings_idle_cuda() -> bool:
-    """Tell whether the torch that pip would choose needs NVIDIA's libraries, where there is no GPU for them."""
+    """Tell whether the torch that pip would choose needs CUDA libraries, on a machine without their GPU."""
     if sys.platform != "linux" or shutil.which("nvidia-smi"):
         return False
     ask = [PYTHON, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet", "--report", "-"]
