@@ -71,7 +71,7 @@ def calibration_region(mask: NDArray[np.bool_], widest: int = WIDEST_CALIBRATION
     return slice(0, 1), y, x
 
 
-def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, scale: float | None = None) -> Complex:
+def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, noise: float = 0.0) -> Complex:
     """Estimate the sensitivity maps of a slice by ESPIRiT.
 
     Parameters
@@ -82,8 +82,9 @@ def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, scale: flo
         Matrix (y, x) of the maps.
     sets
         Number of sets: 2 where the object is larger than the field of view, so that two places share a pixel.
-    scale
-        Largest singular value of the calibration that counts as signal; None: that of `calib` itself.
+    noise
+        Standard deviation of the noise of one sample, 0 if not known: singular values that noise alone can
+        reach are not taken as signal (Marchenko and Pastur's edge).
 
     Returns
     -------
@@ -95,12 +96,18 @@ def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, scale: flo
     InputError
         If the calibration region is narrower than the kernel.
     """
+    maps = _maps(calib, shape, sets, noise)
+    return maps[0] if sets == 1 else maps
+
+
+def _maps(calib: Complex, shape: tuple[int, int], sets: int, noise: float, floor: float = 0.0) -> Complex:
+    """`espirit`, (set, coil, y, x), from kernels whose singular values are above `floor` too."""
     coils = calib.shape[0]
-    correlation = _kernel_correlation(calib, scale)
+    correlation = _kernel_correlation(calib, noise, floor)
     reference = _strongest_combination(calib)
     maps = np.zeros((sets, coils, *shape), np.complex64)
     if correlation is None:
-        return maps[0] if sets == 1 else maps
+        return maps
     low = _low_resolution(calib, shape)
     rows = max(1, CHUNK // (8 * coils * coils * shape[1]))
     for top in range(0, shape[0], rows):
@@ -113,15 +120,15 @@ def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, scale: flo
         found = torch.zeros(*inside.shape, coils, sets, dtype=torch.complex64)
         found[inside] = vectors
         maps[:, :, here] = found.permute(3, 2, 0, 1).numpy()
-    return maps[0] if sets == 1 else maps
+    return maps
 
 
-def folded_share(calib: Complex) -> float:
+def folded_share(calib: Complex, *, noise: float = 0.0) -> float:
     """Share of the object (0 to 1) that folds over: where the second eigenvalue is near 1 as well.
 
-    Evaluated on a coarse grid, fine enough for the eigenvalues of 6 x 6 kernels.
+    Evaluated on a coarse grid, fine enough for the eigenvalues of 6 x 6 kernels. Arguments as of `espirit`.
     """
-    correlation = _kernel_correlation(calib, None)
+    correlation = _kernel_correlation(calib, noise)
     if correlation is None:
         return 0.0
     values = torch.linalg.eigvalsh(_gram(correlation, (COARSE, COARSE), slice(0, COARSE)))
@@ -156,7 +163,9 @@ def normalise(maps: Complex) -> Complex:
     return np.where(power > floor, maps / np.maximum(power, floor + 1e-30), 0).astype(np.complex64)
 
 
-def slab_maps(calib: Complex, shape: tuple[int, int, int], start: int, *, sets: int = 1) -> Complex:
+def slab_maps(
+    calib: Complex, shape: tuple[int, int, int], start: int, *, sets: int = 1, noise: float = 0.0
+) -> Complex:
     """Estimate the maps of a 3-D slab: ESPIRiT in the (z, y) plane of every x.
 
     Parameters
@@ -167,7 +176,7 @@ def slab_maps(calib: Complex, shape: tuple[int, int, int], start: int, *, sets: 
         Matrix (z, y, x) of the maps.
     start
         Place of the block's first sample along x.
-    sets
+    sets, noise
         As for `espirit`.
 
     Returns
@@ -177,9 +186,10 @@ def slab_maps(calib: Complex, shape: tuple[int, int, int], start: int, *, sets: 
     padded = np.zeros((*calib.shape[:3], shape[2]), np.complex64)
     padded[..., start : start + calib.shape[3]] = calib
     planes = ifft_numpy(padded, (-1,))
-    scale = max(_largest_singular_value(planes[..., x]) for x in range(shape[2]))
-    found = [espirit(planes[..., x], shape[:2], sets=sets, scale=scale) for x in range(shape[2])]
-    return np.stack(found, axis=-1)
+    noise *= math.sqrt(calib.shape[3] / shape[2])
+    floor = max(_spectrum(planes[..., x], noise)[2] for x in range(shape[2]))
+    maps = np.stack([_maps(planes[..., x], shape[:2], sets, noise, floor) for x in range(shape[2])], axis=-1)
+    return maps[0] if sets == 1 else maps
 
 
 def _slab_region(mask: NDArray[np.bool_], widest: int) -> Block | None:
@@ -220,20 +230,21 @@ def _patches(calib: Complex) -> Tensor:
     return blocks.permute(1, 2, 0, 3, 4).reshape(-1, calib.shape[0] * KERNEL**2).to(torch.complex128)
 
 
-def _largest_singular_value(calib: Complex) -> float:
+def _spectrum(calib: Complex, noise: float) -> tuple[Tensor, Tensor, float]:
+    """Singular values and right singular vectors of the calibration matrix, and where signal starts."""
     matrix = _patches(calib)
-    gram = matrix @ matrix.mH if matrix.shape[0] < matrix.shape[1] else matrix.mH @ matrix
-    return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))
-
-
-def _kernel_correlation(calib: Complex, scale: float | None) -> Tensor | None:
-    """Autocorrelation of the row space's kernels, (coil, coil, lag y, lag x), or None without any signal."""
-    matrix = _patches(calib)
-    coils = calib.shape[0]
     values, vectors = torch.linalg.eigh(matrix.mH @ matrix)
-    largest = float(values[-1].clamp(min=0).sqrt()) if scale is None else scale
-    kernels = vectors[:, values.clamp(min=0).sqrt() > THRESHOLD * largest]
-    if largest == 0 or kernels.shape[1] == 0:
+    values = values.clamp(min=0).sqrt()
+    edge = noise * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
+    return values, vectors, max(THRESHOLD * float(values[-1]), edge)
+
+
+def _kernel_correlation(calib: Complex, noise: float, floor: float = 0.0) -> Tensor | None:
+    """Autocorrelation of the row space's kernels, (coil, coil, lag y, lag x), or None without any signal."""
+    coils = calib.shape[0]
+    values, vectors, signal = _spectrum(calib, noise)
+    kernels = vectors[:, values > max(signal, floor)]
+    if kernels.shape[1] == 0:
         return None
     # matrix = U S V^H: its rows are combinations of the conjugates of V's columns
     projection = (kernels.conj() @ kernels.mT).reshape(coils, KERNEL, KERNEL, coils, KERNEL, KERNEL)

@@ -78,7 +78,7 @@ def condition(kspace: KSpace) -> tuple[KSpace, Complex | None]:
     Returns
     -------
     kspace
-        Of unit-correlated channels, its noise covariance spent, with notes on what was done.
+        Of channels with equal and uncorrelated noise, with notes on what was done.
     whitener
         The matrix (coil, coil) that the channels were mixed with, or None.
 
@@ -91,7 +91,11 @@ def condition(kspace: KSpace) -> tuple[KSpace, Complex | None]:
         raise InputError(f"image {kspace.index}: every sample is zero, there is nothing to reconstruct")
     whitener, notes = _whitener(kspace.noise_covariance)
     data, mask, calib, calib_mask = kspace.data, kspace.mask, kspace.calib, kspace.calib_mask
-    if whitener is not None:
+    covariance = kspace.noise_covariance
+    if whitener is not None and covariance is not None:
+        covariance = (np.eye(len(covariance)) * np.trace(covariance).real / len(covariance)).astype(
+            np.complex64
+        )
         data = _mix(whitener, data)
         calib = None if calib is None else _mix(whitener, calib)
     acquired, width = data.shape[3], kspace.recon_shape[2]
@@ -106,7 +110,7 @@ def condition(kspace: KSpace) -> tuple[KSpace, Complex | None]:
         mask=mask,
         calib=calib,
         calib_mask=calib_mask,
-        noise_covariance=None,
+        noise_covariance=covariance,
         notes=(*kspace.notes, *notes),
     )
     return conditioned, whitener
@@ -132,7 +136,7 @@ def _whitener(
     covariance: NDArray[np.complex64] | None,
 ) -> tuple[NDArray[np.complex64] | None, tuple[str, ...]]:
     """Return the whitening matrix and a note on it, None where there is nothing to whiten or no way to."""
-    if covariance is None or len(covariance) == 1:
+    if covariance is None or np.allclose(covariance, covariance[0, 0] * np.eye(len(covariance))):
         return None, ()
     try:
         matrix = whitening_matrix(covariance)
@@ -194,15 +198,17 @@ def _estimate(kspace: KSpace, sets: int) -> tuple[Complex, list[str]]:
             "was acquired, so aliasing may remain"
         ]
         return maps if sets == 1 else np.stack([maps, *[np.zeros_like(maps)] * (sets - 1)]), notes
+    covariance = kspace.noise_covariance
+    noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
     sizes = " x ".join(str(s.stop - s.start) for s in block[1:])
     notes = [f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)"]
     if shape[0] > 1:
-        return coils.slab_maps(region, shape, block[2].start, sets=sets), notes
-    share = coils.folded_share(region[:, 0])
+        return coils.slab_maps(region, shape, block[2].start, sets=sets, noise=noise), notes
+    share = coils.folded_share(region[:, 0], noise=noise)
     if sets == 1 and share > FOLDED:
         notes.append(
             f"the object is larger than the field of view ({share:.0%} of it folds over): one set of coil "
             "maps cannot tell the two layers apart"
         )
-    return coils.espirit(region[:, 0], shape[1:], sets=sets)[..., None, :, :], notes
+    return coils.espirit(region[:, 0], shape[1:], sets=sets, noise=noise)[..., None, :, :], notes
