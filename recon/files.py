@@ -1,0 +1,51 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mri_qpan.errors import InputError
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Lend a hidden folder inside `folder`; what was written there moves up when the block ends well.
+
+    Whatever ends the block early (an error, Ctrl-C) leaves `folder` as it was.
+
+    Yields
+    ------
+    Path
+        The hidden folder. Files of the same name in `folder` are replaced in one step each.
+    """
+    stage = Path(tempfile.mkdtemp(prefix=".mri-qpan-", dir=folder))
+    try:
+        yield stage
+        for path in sorted(stage.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def output_folder(folder: Path) -> Path:
+    """Make `folder` where it is missing and check that files can be written in it.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made, is a file or refuses files.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except FileExistsError as error:
+        raise InputError(f"cannot write to {folder}: it is a file, give a folder") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write to {folder}: {reason.lower()}; choose another folder") from error

@@ -1,0 +1,246 @@
+"""One file in, its outputs in a folder: read, reconstruct image by image, write all or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError, MriQpanError, ReconError
+from mri_qpan.methods import Method
+from mri_qpan.recon.files import staged
+from mri_qpan.recon.kspace import ImageSeries, KSpace
+from mri_qpan.recon.pipeline import Result, reconstruct
+from mri_qpan.recon.provenance import peak_memory_mib, provenance
+from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.study import Study, Undersampling, study
+from mri_qpan.recon.writers import write_ismrmrd, write_nifti, write_png, write_study_png
+
+Record = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+
+class StoppedError(ReconError):
+    """The job was told to stop before the file in hand was done; nothing was written for that file."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How to reconstruct a file.
+
+    Attributes
+    ----------
+    method
+        What reconstructs.
+    device
+        Where.
+    undersampling
+        Leave samples of a full measurement out and compare with the full image; None takes it as it is.
+    mps
+        Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
+    """
+
+    method: Method
+    device: torch.device
+    undersampling: Undersampling | None = None
+    mps: NDArray[np.complex64] | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One image, with its study if there is one."""
+
+    result: Result
+    study: Study | None
+
+
+def output_stem(path: Path, method: Method) -> str:
+    """Return what the outputs of an input file are called, suffixes aside."""
+    return f"{path.stem}_{re.sub(r'[^A-Za-z0-9.+-]', '_', method.name)}"
+
+
+def load_maps(path: Path) -> NDArray[np.complex64]:
+    """Read coil sensitivities from a .npy file: (coil, y, x) or (coil, z, y, x), complex.
+
+    Returns
+    -------
+    ndarray
+        (coil, z, y, x) complex64.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or holds another kind of array.
+    """
+    try:
+        maps = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read coil maps: not a .npy file of numbers") from error
+    if not isinstance(maps, np.ndarray) or maps.ndim not in (3, 4) or not np.iscomplexobj(maps):
+        raise InputError(f"{path}: coil maps are a complex array (coil, y, x) or (coil, z, y, x)")
+    if not np.isfinite(maps).all():
+        raise InputError(f"{path}: the coil maps hold values that are not finite")
+    return maps.reshape(maps.shape[0], -1, *maps.shape[-2:]).astype(np.complex64)
+
+
+def reconstruct_file(
+    path: Path,
+    folder: Path,
+    job: Job,
+    *,
+    stop: Event | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Record:
+    """Reconstruct all images of a k-space file and write them into `folder`.
+
+    Written are `<stem>_<method>` with `.h5` (ISMRMRD images), `.nii.gz`, `.png` and `.json`; where a file
+    holds several encodings, `_encoding<n>` follows the method. All of them are moved into place when all are
+    complete; whatever goes wrong before leaves `folder` as it was.
+
+    Parameters
+    ----------
+    path
+        The k-space file.
+    folder
+        An existing folder.
+    job
+        How to reconstruct.
+    stop
+        When set, the image in hand is finished; then `StoppedError` is raised unless it was the last.
+    progress
+        Called with the images done and their total, at the start and after each.
+
+    Returns
+    -------
+    dict
+        What the JSON holds.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be used.
+    ReconError
+        If an image fails, the outputs cannot be written, or `stop` came first (`StoppedError`).
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the files in it, such as {path / '*.h5'}")
+    started = time.perf_counter()
+    stream = open_kspace(path)
+    total = len(stream)
+    done: list[_Done] = []
+    progress(0, total)
+    read_seconds = time.perf_counter() - started
+    while len(done) < total:
+        if stop is not None and stop.is_set():
+            raise StoppedError(
+                f"{path}: stopped after image {len(done)} of {total}; nothing was written for it"
+            )
+        moment = time.perf_counter()
+        kspace = next(stream)
+        read_seconds += time.perf_counter() - moment
+        done.append(_one(path, kspace, job))
+        progress(len(done), total)
+    record = _record(path, job, done)
+    moment = time.perf_counter()
+    try:
+        with staged(folder) as stage:
+            record |= _write(stage / output_stem(path, job.method), done, stream.measurement.xml, record)
+            record["seconds"] = _seconds(done, read_seconds, time.perf_counter() - moment)
+            record["peak_memory_mib"] = peak_memory_mib(job.device)
+            _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ReconError(f"{path}: cannot write to {folder}: {error.strerror or error}") from error
+    return record
+
+
+def _one(path: Path, kspace: KSpace, job: Job) -> _Done:
+    """Reconstruct one image; an error says which one of which file it was."""
+    try:
+        if job.undersampling is None:
+            return _Done(reconstruct(kspace, job.method, device=job.device, mps=job.mps), None)
+        compared = study(kspace, job.method, job.undersampling, device=job.device, mps=job.mps)
+        return _Done(compared.result, compared)
+    except MriQpanError as error:
+        raise type(error)(f"{path}: slice {kspace.index.slice}: {error}") from error
+
+
+def _json_path(folder: Path, path: Path, job: Job) -> Path:
+    return folder / f"{output_stem(path, job.method)}.json"
+
+
+def _record(path: Path, job: Job, done: list[_Done]) -> Record:
+    results = [d.result for d in done]
+    spec = None if job.undersampling is None else job.undersampling.spec
+    record: Record = provenance(path, job.method, [r.figures for r in results], spec)
+    record["device"] = str(job.device)
+    record["residual"] = float(np.mean([r.figures.residual for r in results]))
+    record["notes"] = list(dict.fromkeys(note for r in results for note in r.notes))
+    record["images"] = [_image_record(d) for d in done]
+    studies = [d.study for d in done if d.study is not None]
+    if studies:
+        record["metrics"] = _mean_metrics(studies)
+    return record
+
+
+def _image_record(done: _Done) -> Record:
+    record = asdict(done.result.image.index) | asdict(done.result.figures)
+    record["matrix_zyx"] = list(done.result.image.data.shape)
+    if done.study is not None:
+        record["metrics"] = _mean_metrics([done.study])
+    return record
+
+
+def _mean_metrics(studies: list[Study]) -> dict[str, dict[str, float | None]]:
+    return {
+        method: {name: _finite(np.mean([s.metrics[method][name] for s in studies])) for name in figures}
+        for method, figures in studies[0].metrics.items()
+    }
+
+
+def _finite(value: np.floating[Any]) -> float | None:
+    """Return a number that JSON knows: an exact image's PSNR is infinite, null there."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _seconds(done: list[_Done], read: float, write: float) -> dict[str, float]:
+    return {
+        "read": read,
+        "maps": sum(d.result.figures.maps_seconds for d in done),
+        "recon": sum(d.result.figures.recon_seconds for d in done),
+        "write": write,
+    }
+
+
+def _write(stem: Path, done: list[_Done], xml: str, record: Record) -> Record:
+    """Write images and sheets of every encoding; return the names written and the notes with any new one."""
+    encodings: dict[int, list[_Done]] = defaultdict(list)
+    for d in done:
+        encodings[d.result.image.index.encoding].append(d)
+    origin = {key: value for key, value in record.items() if key not in ("images", "notes")}
+    notes = list(record["notes"])
+    for encoding, members in encodings.items():
+        series = ImageSeries([d.result.image for d in members], xml, origin)
+        name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
+        write_ismrmrd(stem.with_name(f"{name}.h5"), series)
+        try:
+            write_nifti(stem.with_name(f"{name}.nii.gz"), series)
+        except ReconError as error:
+            notes.append(f"no NIfTI file: {error}")
+        studies = [d.study for d in members if d.study is not None]
+        if studies:
+            write_study_png(stem.with_name(f"{name}.png"), series, studies)
+        else:
+            write_png(stem.with_name(f"{name}.png"), series)
+    names = sorted(path.name for path in stem.parent.iterdir())
+    return {"outputs": [*names, f"{stem.name}.json"], "notes": notes}

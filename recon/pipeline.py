@@ -1,0 +1,168 @@
+"""k-space to image: prepare, scale, reconstruct by any method, unscale, crop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mri_qpan.encoding import Encoding, Reconstructor
+from mri_qpan.errors import ReconError
+from mri_qpan.recon.kspace import Image, KSpace
+from mri_qpan.recon.prepare import Prepared, prepare
+from mri_qpan.sampling_masks import mask_hash, ratio_of
+from mri_qpan.scaling import robust_scale
+
+Complex = NDArray[np.complex64]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured of one reconstruction.
+
+    Attributes
+    ----------
+    ratio
+        Fraction of the prepared k-space matrix that was acquired.
+    mask_hash
+        Names the sampling mask.
+    residual
+        Data consistency |P F S x - y| / |y|: about the noise level for a good reconstruction.
+    maps_seconds, recon_seconds
+        Time of the preparation with its coil maps, and of the method.
+    """
+
+    ratio: float
+    mask_hash: str
+    residual: float
+    maps_seconds: float
+    recon_seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """An image, its figures, and what preparation assumed or did, in words."""
+
+    image: Image
+    figures: Figures
+    notes: tuple[str, ...]
+
+
+def reconstruct(
+    kspace: KSpace,
+    method: Reconstructor,
+    *,
+    device: torch.device | str = "cpu",
+    mps: Complex | None = None,
+) -> Result:
+    """Reconstruct one image.
+
+    Parameters
+    ----------
+    kspace
+        The samples of one slice or slab.
+    method
+        A network, a solver or a function of one's own: (A^H y, x -> A^H A x) -> x, as `get_method` returns.
+        It sees images scaled to a robust maximum of 1.
+    device
+        Where it runs.
+    mps
+        Coil sensitivities (coil, z, y, x) on the prepared matrix instead of estimated ones.
+
+    Returns
+    -------
+    Result
+        The image has `kspace.recon_shape` and the input's intensity units.
+
+    Raises
+    ------
+    InputError
+        If the samples cannot be used.
+    ReconError
+        If the method fails: out of memory, values that are not finite.
+    """
+    started = time.perf_counter()
+    prepared = prepare(kspace, mps=mps)
+    return solve(prepared, kspace, method, device=device, maps_seconds=time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def solve(
+    prepared: Prepared,
+    kspace: KSpace,
+    method: Reconstructor,
+    *,
+    device: torch.device | str = "cpu",
+    maps_seconds: float = 0.0,
+) -> Result:
+    """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
+    started = time.perf_counter()
+    encoding, samples = to_torch(prepared, device)
+    adjoint = encoding.adjoint(samples)
+    scale = robust_scale(adjoint)
+    try:
+        image = scale * method(adjoint / scale, encoding.normal)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ReconError(f"out of memory on {device}: use another --device") from error
+    if not bool(torch.isfinite(torch.view_as_real(image)).all()):
+        raise ReconError("the method returned values that are not finite: it diverged on these data")
+    image = image * support(encoding)
+    residual = _residual(encoding, image, samples)
+    mask = prepared.mask[0] if prepared.mask.shape[0] == 1 else prepared.mask
+    figures = Figures(
+        ratio=ratio_of(mask),
+        mask_hash=mask_hash(mask),
+        residual=residual,
+        maps_seconds=maps_seconds,
+        recon_seconds=time.perf_counter() - started,
+    )
+    return Result(to_image(image, prepared, kspace), figures, tuple(prepared.notes))
+
+
+def support(encoding: Encoding) -> torch.Tensor:
+    """Return where the coils see anything, (1, [set,] y, x): outside, no sample says what the image is."""
+    assert encoding.mps is not None
+    coil_axis = -encoding.mask.ndim
+    return (encoding.mps != 0).any(dim=coil_axis)
+
+
+def to_torch(prepared: Prepared, device: torch.device | str) -> tuple[Encoding, torch.Tensor]:
+    """Return A and y in torch with a batch of one; a single slice loses its z axis."""
+    mask, mps, data = prepared.mask, prepared.mps, prepared.data
+    if mask.shape[0] == 1:
+        mask, mps, data = mask[0], mps[..., 0, :, :], data[:, 0]
+    encoding = Encoding(_batch(mask, device), _batch(mps, device))
+    return encoding, _batch(data, device)
+
+
+def to_image(image: torch.Tensor, prepared: Prepared, kspace: KSpace) -> Image:
+    """Return a batch of one as an `Image`, cropped about its centre to the matrix to deliver.
+
+    Of several sets of maps, the magnitude is the root sum of squares and the phase the first set's.
+    """
+    sets = image[0].reshape(-1, *prepared.mask.shape).cpu().numpy()
+    volume = sets[0]
+    if len(sets) > 1:
+        volume = np.linalg.norm(sets, axis=0) * np.exp(1j * np.angle(volume))
+    cropped = np.ascontiguousarray(volume[centre(volume.shape, prepared.recon_shape)], dtype=np.complex64)
+    return Image(cropped, kspace.geometry, kspace.index, kspace.stamp)
+
+
+def centre(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return the slices that keep `wanted` samples of each axis, index n // 2 staying the centre."""
+    starts = [n // 2 - w // 2 for n, w in zip(shape, wanted, strict=True)]
+    return tuple(slice(start, start + w) for start, w in zip(starts, wanted, strict=True))
+
+
+def _batch(array: NDArray[np.generic], device: torch.device | str) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))[None].to(device)
+
+
+def _residual(encoding: Encoding, image: torch.Tensor, samples: torch.Tensor) -> float:
+    size = float(samples.norm())
+    if size == 0:
+        raise ReconError("all samples are zero: there is no signal to reconstruct")
+    return float((encoding.forward(image) - samples).norm()) / size

@@ -1,0 +1,144 @@
+"""Retrospective studies: leave samples of a full measurement out and compare with the full image."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mri_qpan import metrics
+from mri_qpan.errors import InputError
+from mri_qpan.methods import Method
+from mri_qpan.recon.kspace import Image, KSpace
+from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch
+from mri_qpan.recon.prepare import Prepared, condition, prepare
+from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
+
+METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "nmse": metrics.nmse, "hfen": metrics.hfen}
+
+
+@dataclass(frozen=True)
+class Undersampling:
+    """Which samples to keep: a kind of mask, its ratio and seed, and the words that asked for it."""
+
+    spec: str
+    kind: str
+    ratio: float
+    seed: int
+
+    @classmethod
+    def parse(cls, spec: str) -> Undersampling:
+        """Read KIND:RATIO[:SEED].
+
+        Raises
+        ------
+        InputError
+            If `spec` is not of that form.
+        """
+        try:
+            return cls(spec, *parse_spec(spec))
+        except MaskError as error:
+            raise InputError(f"--undersample: {error}") from error
+
+
+@dataclass(frozen=True)
+class Study:
+    """A reconstruction beside what it should be.
+
+    Attributes
+    ----------
+    method
+        Name of the method.
+    reference
+        The fully sampled image, coils combined with the maps of the undersampled one.
+    zero_filled
+        A^H y of the undersampled samples.
+    result
+        The method's image and figures.
+    metrics
+        PSNR (dB), SSIM, NMSE and HFEN of the magnitudes for "zero-filled" and the method.
+    """
+
+    method: str
+    reference: Image
+    zero_filled: Image
+    result: Result
+    metrics: dict[str, dict[str, float]]
+
+
+def study(
+    kspace: KSpace,
+    method: Method,
+    undersampling: Undersampling,
+    *,
+    device: torch.device | str = "cpu",
+    mps: Complex | None = None,
+) -> Study:
+    """Undersample a fully sampled measurement, reconstruct it and compare.
+
+    The mask is made on the matrix without readout oversampling. Coil maps are estimated from the samples
+    that are left, as they would be of an undersampled measurement.
+
+    Parameters
+    ----------
+    kspace
+        The samples of one slice or slab, all of them.
+    method
+        What to study.
+    undersampling
+        Which samples to keep.
+    device
+        Where the method runs.
+    mps
+        Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
+
+    Raises
+    ------
+    InputError
+        If `kspace` is not fully sampled, or no mask of that kind and ratio fits its matrix.
+    ReconError
+        If the method fails.
+    """
+    started = time.perf_counter()
+    full, whitener = condition(kspace)
+    if not full.mask.all():
+        raise InputError(
+            f"--undersample needs a fully sampled measurement, and {ratio_of(full.mask):.1%} of this one's"
+            " matrix is filled: reconstruct it without --undersample"
+        )
+    if mps is not None and whitener is not None:
+        mps = np.tensordot(whitener, mps, axes=1).astype(np.complex64)
+    kept = full.mask & _mask(full.mask.shape, undersampling)
+    partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
+    prepared = prepare(partial, mps=mps)
+    result = solve(prepared, kspace, method, device=device, maps_seconds=time.perf_counter() - started)
+    zero_filled = _combined(prepared, kspace)
+    reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
+    images = {"zero-filled": zero_filled, method.name: result.image}
+    figures = {name: _compare(reference, image) for name, image in images.items()}
+    return Study(method.name, reference, zero_filled, result, figures)
+
+
+def _mask(shape: tuple[int, ...], undersampling: Undersampling) -> NDArray[np.bool_]:
+    """Return the mask (z, y, x); a slice's is that of its (y, x)."""
+    wanted = shape[1:] if shape[0] == 1 else shape
+    try:
+        mask = make_mask(undersampling.kind, wanted, undersampling.ratio, seed=undersampling.seed)
+    except MaskError as error:
+        raise InputError(f"--undersample {undersampling.spec}: {error}") from error
+    return mask.reshape(shape)
+
+
+@torch.inference_mode()
+def _combined(prepared: Prepared, kspace: KSpace) -> Image:
+    """Return A^H y."""
+    encoding, samples = to_torch(prepared, "cpu")
+    return to_image(encoding.adjoint(samples), prepared, kspace)
+
+
+def _compare(reference: Image, image: Image) -> dict[str, float]:
+    pair = np.abs(reference.data), np.abs(image.data)
+    return {name: metric(*pair) for name, metric in METRICS.items()}

@@ -1,0 +1,121 @@
+"""Images to an ISMRMRD file: header, attributes and float32 magnitudes, one series a group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mri_qpan.recon.kspace import Image, ImageSeries, Index
+from mri_qpan.recon.writers.window import display_range
+
+SERIES_INDEX = 1
+COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
+
+
+def write_ismrmrd(path: Path, series: ImageSeries) -> None:
+    """Write a series as group `image_1` of an ISMRMRD (HDF5) file, with the measurement's XML header.
+
+    Pixels are float32 magnitudes (channel, z, y, x) in the input's units.
+
+    Parameters
+    ----------
+    path
+        The file to make; an existing one is replaced.
+    series
+        What to write.
+    """
+    import ismrmrd
+
+    window = display_range(series.images)
+    with ismrmrd.Dataset(str(path), "dataset", mode="w") as dataset:
+        if series.xml is not None:
+            dataset.write_xml_header(series.xml.encode())
+        for number in range(len(series.images)):
+            dataset.append_image(f"image_{SERIES_INDEX}", image_message(series, number, window))
+
+
+def image_message(series: ImageSeries, number: int, window: tuple[float, float]) -> Any:
+    """Return image `number` of a series as an `ismrmrd.Image`, header and attributes filled in.
+
+    Parameters
+    ----------
+    series
+        The series that the image stands in.
+    number
+        From 0; the header's image_index is one more.
+    window
+        Intensities (low, high) that a viewer should show as black and white.
+    """
+    import ismrmrd
+
+    image = series.images[number]
+    meta = ismrmrd.Meta(_attributes(image, series.provenance, window))
+    header = _header(series, number)
+    header.attribute_string_len = len(meta.serialize().encode())
+    return ismrmrd.Image(header, meta=meta, data=np.abs(image.data)[None])
+
+
+def _header(series: ImageSeries, number: int) -> Any:
+    import ismrmrd
+
+    image = series.images[number]
+    geometry, stamp = image.geometry, image.stamp
+    header = ismrmrd.ImageHeader()
+    header.version = 1
+    header.measurement_uid = stamp.measurement_uid
+    header.field_of_view = geometry.fov
+    header.position = geometry.position
+    header.read_dir = geometry.read_dir
+    header.phase_dir = geometry.phase_dir
+    header.slice_dir = geometry.slice_dir
+    header.patient_table_position = geometry.table_position
+    for counter in COUNTERS:
+        setattr(header, counter, getattr(image.index, counter))
+    header.acquisition_time_stamp = stamp.acquisition_time_stamp
+    header.physiology_time_stamp = stamp.physiology_time_stamp
+    header.user_int = stamp.user_int
+    header.user_float = stamp.user_float
+    header.image_type = ismrmrd.IMTYPE_MAGNITUDE
+    header.image_index = number + 1
+    header.image_series_index = SERIES_INDEX
+    _set_flags(header, [i.index for i in series.images], number)
+    return header
+
+
+def _set_flags(header: Any, indices: list[Index], number: int) -> None:
+    """Set FIRST_IN_ and LAST_IN_ of every counter, counters nested as `Index` orders them."""
+    import ismrmrd
+
+    for depth, counter in enumerate(COUNTERS, start=1):
+        group = _group(COUNTERS[:depth])
+        same = [i for i, index in enumerate(indices) if group(index) == group(indices[number])]
+        if number == same[0]:
+            header.set_flag(getattr(ismrmrd, f"IMAGE_FIRST_IN_{counter.upper()}"))
+        if number == same[-1]:
+            header.set_flag(getattr(ismrmrd, f"IMAGE_LAST_IN_{counter.upper()}"))
+
+
+def _group(counters: tuple[str, ...]) -> Callable[[Index], tuple[int, ...]]:
+    return lambda index: tuple(getattr(index, counter) for counter in counters)
+
+
+def _attributes(image: Image, provenance: dict[str, Any], window: tuple[float, float]) -> dict[str, Any]:
+    low, high = window
+    method = str(provenance["method"])
+    return {
+        "DataRole": "Image",
+        "ImageProcessingHistory": ["mri-qpan", str(provenance["version"]), method],
+        "SeriesDescriptionAdditional": method,
+        "SequenceDescriptionAdditional": method,
+        "ImageComments": f"mri-qpan {provenance['version']} {method}",
+        "ImageRowDir": [f"{v:.18f}" for v in image.geometry.read_dir],
+        "ImageColumnDir": [f"{v:.18f}" for v in image.geometry.phase_dir],
+        "WindowCenter": f"{(low + high) / 2:.6g}",
+        "WindowWidth": f"{high - low:.6g}",
+        "Keep_image_geometry": "1",
+        "Provenance": json.dumps(provenance),
+    }

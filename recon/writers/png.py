@@ -1,0 +1,158 @@
+"""Contact sheets: all images of a series on one page, and studies against a reference side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from PIL import ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from mri_qpan.recon.geometry import voxel_size
+from mri_qpan.recon.kspace import Image, ImageSeries, Index
+from mri_qpan.recon.study import Study
+from mri_qpan.recon.writers.window import display_range
+
+PAGE_WIDTH = 2048
+LARGEST_TILE = 512
+ERROR_GAIN = 5
+FONT_SIZE = 16
+LINE_HEIGHT = 20
+MARGIN = 8
+WHITE, GREY = 255, 170
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet: grey values 0 to 1 (y, x), its width over height in mm, and lines below it."""
+
+    pixels: NDArray[np.float32]
+    aspect: float
+    lines: tuple[str, ...]
+
+
+def write_png(path: Path, series: ImageSeries) -> None:
+    """Write all images of a series as one labelled 8-bit contact sheet in one window.
+
+    Rows of pixels run along `phase_dir` downwards, columns along `read_dir` to the right, with the
+    field of view's proportions.
+
+    Parameters
+    ----------
+    path
+        The file to make.
+    series
+        What to show.
+    """
+    high = display_range(series.images)[1]
+    varying = _varying([image.index for image in series.images])
+    tiles = [
+        Tile(np.abs(image.data[z]) / high, _aspect(image), (_label(image, z, varying),))
+        for image in series.images
+        for z in range(image.data.shape[0])
+    ]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    _save(path, rows, series)
+
+
+def write_study_png(path: Path, series: ImageSeries, studies: Sequence[Study]) -> None:
+    """Write reference, zero-filled, method and five times the error, a row a slice, with figures.
+
+    Parameters
+    ----------
+    path
+        The file to make.
+    series
+        The reconstructed images of the studies, for their provenance.
+    studies
+        What to show; one window for all, the reference's.
+    """
+    high = display_range([study.reference for study in studies])[1]
+    varying = _varying([study.reference.index for study in studies])
+    rows = [
+        _study_row(study, z, high, varying) for study in studies for z in range(study.reference.data.shape[0])
+    ]
+    _save(path, rows, series)
+
+
+def _study_row(study: Study, z: int, high: float, varying: list[str]) -> list[Tile]:
+    method = study.method
+    reference, zero_filled, image = (
+        np.abs(i.data[z]) / high for i in (study.reference, study.zero_filled, study.result.image)
+    )
+    aspect = _aspect(study.reference)
+    return [
+        Tile(reference, aspect, ("fully sampled", _label(study.reference, z, varying))),
+        Tile(zero_filled, aspect, ("zero-filled", _figures(study.metrics["zero-filled"]))),
+        Tile(image, aspect, (method, _figures(study.metrics[method]))),
+        Tile(ERROR_GAIN * np.abs(image - reference), aspect, (f"{ERROR_GAIN} x error of {method}", "")),
+    ]
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return f"PSNR {metrics['psnr']:.2f} dB   SSIM {metrics['ssim']:.3f}"
+
+
+def _aspect(image: Image) -> float:
+    nz, ny, nx = image.data.shape
+    dx, dy, _ = voxel_size(image.geometry, (nz, ny, nx))
+    return (nx * dx) / (ny * dy)
+
+
+def _varying(indices: list[Index]) -> list[str]:
+    names = ("encoding", "repetition", "contrast", "phase", "set")
+    return [name for name in names if len({getattr(index, name) for index in indices}) > 1]
+
+
+def _label(image: Image, z: int, varying: list[str]) -> str:
+    place = f"slice {image.index.slice + 1}" if image.data.shape[0] == 1 else f"z {z + 1}"
+    return ", ".join([place, *(f"{name} {getattr(image.index, name) + 1}" for name in varying)])
+
+
+def _save(path: Path, rows: list[list[Tile]], series: ImageSeries) -> None:
+    info = PngInfo()
+    info.add_text("Software", f"mri-qpan {series.provenance['version']}")
+    info.add_text("Comment", json.dumps(series.provenance))
+    _sheet(rows, _title(series)).save(path, format="PNG", pnginfo=info)
+
+
+def _title(series: ImageSeries) -> str:
+    origin = series.provenance
+    name, ratio = Path(str(origin["input"])).name, origin["mask_ratio"]
+    assert isinstance(ratio, float)
+    return f"{name}   {origin['method']}   {ratio:.1%} of k-space   mask {origin['mask_hash']}"
+
+
+def _sheet(rows: list[list[Tile]], title: str) -> Picture.Image:
+    columns = max(len(row) for row in rows)
+    side = min(LARGEST_TILE, PAGE_WIDTH // columns - MARGIN)
+    width = max(round(side * min(1.0, tile.aspect)) for row in rows for tile in row)
+    height = max(round(side / max(1.0, tile.aspect)) for row in rows for tile in row)
+    caption = max(len(tile.lines) for row in rows for tile in row) * LINE_HEIGHT
+    step = (width + MARGIN, height + caption + MARGIN)
+    top = LINE_HEIGHT + 2 * MARGIN
+    page = Picture.new("L", (columns * step[0] + MARGIN, len(rows) * step[1] + top))
+    font = ImageFont.load_default(FONT_SIZE)
+    draw = ImageDraw.Draw(page)
+    draw.text((MARGIN, MARGIN), title, WHITE, font)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            x, y = MARGIN + c * step[0], top + r * step[1]
+            page.paste(_picture(tile, side), (x, y))
+            for number, line in enumerate(tile.lines):
+                shade = GREY if number else WHITE
+                draw.text((x, y + height + 2 + number * LINE_HEIGHT), line, shade, font)
+    return page
+
+
+def _picture(tile: Tile, side: int) -> Picture.Image:
+    grey = np.round(255 * np.clip(tile.pixels, 0, 1)).astype(np.uint8)
+    size = (max(1, round(side * min(1.0, tile.aspect))), max(1, round(side / max(1.0, tile.aspect))))
+    return Picture.fromarray(grey).resize(size, Picture.Resampling.BICUBIC)

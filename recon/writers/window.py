@@ -1,0 +1,21 @@
+"""The range of intensities that shows the anatomy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mri_qpan.recon.kspace import Image
+
+QUANTILE = 0.995
+
+
+def display_range(images: Sequence[Image]) -> tuple[float, float]:
+    """Return the intensities (low, high) to show as black and white: one window for a whole series.
+
+    High is the largest 99.5th percentile of any of the images, so that a slice at the edge of the object
+    does not decide; 1 where all are zero.
+    """
+    high = max((float(np.quantile(np.abs(image.data), QUANTILE)) for image in images), default=0.0)
+    return 0.0, high or 1.0
