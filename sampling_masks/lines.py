@@ -80,16 +80,13 @@ def partial(shape: Sequence[int], ratio: float, calib: int | None = None, seed: 
     are acquired, the classical scheme. Below, the covered 5/8 are undersampled as `lines` does.
     """
     number, count, fixed = _plan(shape, ratio, calib)
-    centre = np.flatnonzero(fixed)
-    last = int(centre[-1]) + 1 if centre.size else number // 2 + 1
-    reach = min(number, max(count, round(PARTIAL_COVERAGE * number), last))
-    covered = np.arange(number) < reach
-    if count < reach:
-        covered[:reach] = draw(_density(number)[:reach], count, fixed[:reach], seed)
-    if random_integers(seed, number + 1)[-1] & np.uint64(1):
-        # Mirrored about the zero frequency, which for even sizes leaves the outermost line alone.
-        covered = np.roll(covered[::-1], 1 - number % 2)
-    return from_lines(covered, shape)
+    needed = np.flatnonzero(fixed) if fixed.any() else np.array([number // 2])
+    reach = max(count, round(PARTIAL_COVERAGE * number), int(needed[-1]) + 1, number - int(needed[0]))
+    from_top = random_integers(seed, number + 1)[-1] % np.uint64(2) == 0
+    covered = slice(0, reach) if from_top else slice(number - reach, number)
+    chosen = np.zeros(number, dtype=np.bool_)
+    chosen[covered] = draw(_density(number)[covered], count, fixed[covered], seed)
+    return from_lines(chosen, shape)
 
 
 def default_lines(number: int, ratio: float) -> int:

@@ -64,7 +64,7 @@ def radial(shape: Sequence[int], ratio: float, calib: int | None = None, seed: i
     fewer, enough = _around(plane, count, turn, block)
     mask = min(fewer, enough, key=lambda spokes: abs(int(spokes.sum()) - count))
     if abs(ratio_of(mask) - ratio) > TOLERANCE:
-        mask = _trim(enough, block, count)
+        mask = _trim(enough, block, ratio * block.size)
     if abs(ratio_of(mask) - ratio) > TOLERANCE:
         raise MaskError(
             f"spokes are point-symmetric, so samples come in pairs: the nearest to {ratio:.2%} is"
@@ -111,26 +111,23 @@ def _rasterise(mask: Mask, slope: NDArray[np.float64]) -> None:
     mask[rows - down, columns - right] = True
 
 
-def _trim(mask: Mask, block: Mask, count: int) -> Mask:
-    """Bring `mask` to `count` samples (or one more) by point-symmetric pairs.
+def _trim(mask: Mask, block: Mask, wanted: float) -> Mask:
+    """Bring `mask` as near to `wanted` samples as point-symmetric pairs allow.
 
-    Too many: the outermost go. Too few: the innermost missing come.
+    Too many: the outermost go, but none of `block`. Too few: the innermost missing come.
     """
-    excess = int(mask.sum()) - count
-    if excess == 0:
-        return mask
-    candidates = mask & ~block if excess > 0 else ~mask
-    mask = mask.copy()
-    index = np.flatnonzero(candidates)
+    total = int(mask.sum())
+    surplus = total > wanted
+    index = np.flatnonzero(mask & ~block if surplus else ~mask)
     mirror = _reflect(np.arange(mask.size).reshape(mask.shape)).ravel()[index]
     index, mirror = index[index <= mirror], mirror[index <= mirror]
     radius = normalised_radius((mask.shape[0], mask.shape[1])).ravel()[index]
-    order = np.argsort(-radius if excess > 0 else radius, kind="stable")
-    flat = mask.ravel()
-    size = np.cumsum(np.where(index == mirror, 1, 2)[order])
-    chosen = order[size <= abs(excess)]
-    flat[index[chosen]] = excess < 0
-    flat[mirror[chosen]] = excess < 0
+    order = np.argsort(-radius if surplus else radius, kind="stable")
+    change = np.cumsum(np.concatenate([[0], np.where(index == mirror, 1, 2)[order]]))
+    left = total - change if surplus else total + change
+    chosen = order[: int(np.argmin(np.abs(left - wanted)))]
+    flat = mask.ravel().copy()
+    flat[index[chosen]] = flat[mirror[chosen]] = not surplus
     return flat.reshape(mask.shape)
 
 
