@@ -1,14 +1,16 @@
 """The `mri-qpan` command: its verbs, and how errors reach a person."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from mri_qpan._version import __version__
 from mri_qpan.cli import benchmark, demo, info, mask, models, recon, train
 from mri_qpan.errors import MriQpanError
+
+UsageError: Any = typer.BadParameter.__base__
+"""Whatever Typer raises at a wrong command line: Click's class, or that of the Click it carries within."""
 
 app = typer.Typer(
     name="mri-qpan",
@@ -45,10 +47,10 @@ def run() -> None:
     except MriQpanError as error:
         typer.echo(f"mri-qpan: {error}", err=True)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except UsageError as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("mri-qpan: interrupted", err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
