@@ -24,8 +24,8 @@ from mri_qpan.sampling_masks.geometry import (
     target_count,
 )
 
-POWER = 2
-"""How fast the density of lines falls."""
+POWER = 3
+"""How fast the density of lines falls: at 25 % it reaches zero just at the edges."""
 
 PARTIAL_COVERAGE = 5 / 8
 """The part of the lines, from one edge on, that partial Fourier reaches at least."""

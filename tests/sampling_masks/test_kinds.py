@@ -14,7 +14,7 @@ PLANE_KINDS = ("random2d", "poisson", "radial")
 
 GOLDEN = {
     "random2d": "d5d3b70ff921",
-    "lines": "67f2793c460b",
+    "lines": "e813996a41cf",
     "poisson": "fd488edc5a88",
     "radial": "b057696c95b2",
     "equispaced": "eacde1c3852a",
