@@ -1,7 +1,189 @@
-"""`mri-qpan benchmark`."""
+"""`mri-qpan benchmark`: measured comparisons with SigPy, BART and the classical solvers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mri_qpan.errors import InputError
+
+if TYPE_CHECKING:
+    from mri_qpan.benchmark.peers import Method
+    from mri_qpan.benchmark.real import Compared
+
+STEM = "benchmark-real"
+
+Inputs = Annotated[
+    list[Path], typer.Argument(help="Fully sampled 2-D k-space files, grey images, or folders of images.")
+]
+Masks = Annotated[str, typer.Option(help="Comma-separated masks, each KIND:RATIO[:SEED].")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables (Markdown and JSON).")]
+Figures = Annotated[
+    Path | None, typer.Option(help="Folder for a PNG a file, with error maps; none without it.")
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated methods instead of all: names from the table, or .safetensors files."),
+]
+Count = Annotated[int, typer.Option(min=1, help="Images to take of each folder.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds through all methods, after the warm-up.")]
+Evaluations = Annotated[
+    int, typer.Option(min=1, help="Reconstructions spent on tuning a classical method on a case.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of every method.")]
+Tuned = Annotated[
+    Path | None, typer.Option(help="JSON of an earlier run: its tuned parameters are taken where they fit.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
+    verbs = typer.Typer(help="Compare with SigPy, BART and the classical solvers.", no_args_is_help=True)
+    verbs.command("real")(real)
+    app.add_typer(verbs, name="benchmark")
+
+
+def real(
+    inputs: Inputs,
+    output: Output,
+    masks: Masks = "lines:0.25,lines:0.33,random2d:0.20",
+    figures: Figures = None,
+    methods: Methods = None,
+    count: Count = 5,
+    rounds: Rounds = 1,
+    evaluations: Evaluations = 6,
+    threads: Threads = 1,
+    tuned: Tuned = None,
+) -> None:
+    """Undersample full measurements and compare every method's image, with the reference and by the clock.
+
+    Classical methods are tuned for the PSNR of every slice; BART takes part where it is installed.
+    """
+    from mri_qpan.benchmark import machine, report
+    from mri_qpan.benchmark.real import compare
+    from mri_qpan.recon.cases import cases
+    from mri_qpan.recon.files import output_folder, staged
+
+    output_folder(output)
+    known = None if tuned is None else report.read_tuned(tuned)
+    chosen = _choose(methods, threads)
+    specs = [spec.strip() for spec in masks.split(",")]
+    prepared = [case for path in inputs for case in cases(path, specs, count=count)]
+    with _progress(len(prepared) * len(chosen) * (1 + rounds)) as advance:
+        compared = compare(
+            prepared,
+            chosen,
+            rounds=rounds,
+            evaluations=evaluations,
+            threads=threads,
+            tuned=known,
+            progress=advance,
+        )
+    results = report.to_json(
+        compared,
+        chosen,
+        command=shlex.join(["mri-qpan", *sys.argv[1:]]),
+        machine=machine.describe(threads),
+        settings={"rounds": rounds, "evaluations": evaluations},
+    )
+    with staged(output) as stage:
+        (stage / f"{STEM}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (stage / f"{STEM}.md").write_text(report.to_markdown(results), encoding="utf-8")
+    if figures is not None:
+        with staged(output_folder(figures)) as stage:
+            _draw(compared, chosen, stage)
+    _print(results)
+    typer.echo(f"Tables by mask and input, and all values: {output / STEM}.md and .json")
+
+
+def _choose(names: str | None, threads: int) -> list[Method]:
+    """Return the classical methods and all shipped models, or those of `names`."""
+    from mri_qpan import models
+    from mri_qpan.benchmark import peers
+
+    known = {method.name: method for method in peers.classical(threads)}
+    wanted = [*known, *models.list_models()] if names is None else [n.strip() for n in names.split(",")]
+    chosen = [known[name] if name in known else _network(name, [*known]) for name in wanted]
+    if not any(method.classical for method in chosen):
+        raise InputError("--methods names no classical method to compare with: add zero-filled at least")
+    return chosen
+
+
+def _network(name: str, classical: list[str]) -> Method:
+    from mri_qpan import models
+    from mri_qpan.benchmark import peers
+
+    if name not in models.list_models() and not name.endswith(".safetensors"):
+        choices = ", ".join([*classical, *models.list_models()])
+        raise InputError(
+            f"--methods: no method called {name!r}: choose from {choices}, or a .safetensors file"
+        )
+    model = models.load_model(name)
+    return peers.network(model.name, model, sha256=model.sha256[:12])
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        started = False
+
+        def show(words: str) -> None:
+            nonlocal started
+            bar.update(task, description=words, advance=int(started))
+            started = True
+
+        yield show
+
+
+def _draw(compared: Sequence[Compared], methods: Sequence[Method], folder: Path) -> None:
+    """Draw the first slice and mask of every input: zero-filled, the best classical, the networks."""
+    from mri_qpan.benchmark.figures import comparison
+
+    networks = [method.name for method in methods if not method.classical]
+    drawn: set[str] = set()
+    for entry in compared:
+        if entry.case.group in drawn:
+            continue
+        drawn.add(entry.case.group)
+        psnr = {outcome.method: outcome.metrics["psnr"] for outcome in entry.outcomes}
+        best = max((name for name in psnr if name not in networks), key=lambda name: psnr[name])
+        shown = dict.fromkeys(["zero-filled", best, *networks])
+        images = [(name, entry.images[name]) for name in shown if name in entry.images]
+        comparison(entry.case, images).save(folder / f"{entry.case.group}.png", optimize=True)
+
+
+def _print(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mri_qpan.benchmark.report import clock, rows
+
+    table = Table(title="Mean over all inputs and masks")
+    table.add_column("method")
+    for name in ("PSNR / dB", "SSIM", "NMSE", "HFEN", "s a slice", "gain / dB"):
+        table.add_column(name, justify="right")
+    for row in rows(results):
+        table.add_row(
+            row.method,
+            f"{row.psnr:.2f}",
+            f"{row.ssim:.4f}",
+            f"{row.nmse:.4f}",
+            f"{row.hfen:.3f}",
+            clock(row),
+            f"{row.gain:+.2f}",
+            style=None if row.classical else "bold",
+        )
+    Console().print(table)

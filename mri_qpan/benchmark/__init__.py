@@ -1,1 +1,1 @@
-
+"""Measured comparisons: protocols, peers, tables and figures."""

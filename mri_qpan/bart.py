@@ -1,0 +1,109 @@
+"""BART beside us: its .cfl files and its command-line tools.
+
+BART stores arrays in Fortran order with x first; read backwards that is C order with x last, so an array
+(coil, z, y, x) here is BART's [x, y, z, coil] without moving a number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError, ReconError
+
+DIMENSIONS = 16
+
+
+def write_cfl(stem: Path, array: NDArray[Any]) -> None:
+    """Write `array` as `stem`.cfl and `stem`.hdr.
+
+    Parameters
+    ----------
+    stem
+        Path without suffix.
+    array
+        Of any shape with up to 16 dimensions, ending in (..., z, y, x); stored as complex64.
+    """
+    sizes = [*reversed(array.shape), *[1] * (DIMENSIONS - array.ndim)]
+    header = "# Dimensions\n" + " ".join(str(n) for n in sizes) + "\n"
+    _with_suffix(stem, ".hdr").write_text(header, encoding="ascii")
+    np.ascontiguousarray(array, dtype=np.complex64).tofile(_with_suffix(stem, ".cfl"))
+
+
+def read_cfl(stem: Path) -> NDArray[np.complex64]:
+    """Read `stem`.cfl and `stem`.hdr.
+
+    Returns
+    -------
+    ndarray
+        complex64, (..., z, y, x) without the leading dimensions of size 1, but at least (y, x).
+
+    Raises
+    ------
+    InputError
+        If a file is missing or the two do not fit together.
+    """
+    try:
+        lines = _with_suffix(stem, ".hdr").read_text(encoding="utf-8", errors="replace").splitlines()
+        sizes = [int(word) for word in lines[lines.index("# Dimensions") + 1].split()]
+    except OSError as error:
+        raise InputError(f"{stem}.hdr: {error.strerror}") from error
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{stem}.hdr: not a BART header: no line of sizes under '# Dimensions'") from error
+    path = _with_suffix(stem, ".cfl")
+    wanted = 8 * math.prod(sizes)
+    found = path.stat().st_size if path.is_file() else 0
+    if min(sizes, default=0) < 1 or found != wanted:
+        raise InputError(f"{path}: {found} bytes, but its header asks for {wanted}: is the file complete?")
+    shape = list(reversed(sizes))
+    while len(shape) > 2 and shape[0] == 1:
+        shape.pop(0)
+    return np.fromfile(path, np.complex64).reshape(shape)
+
+
+def available() -> bool:
+    """Return whether BART's command is installed."""
+    return shutil.which("bart") is not None
+
+
+def version() -> str:
+    """Return what `bart version` says.
+
+    Raises
+    ------
+    ReconError
+        If BART is missing.
+    """
+    return run(["version"], Path.cwd(), threads=1).strip()
+
+
+def run(arguments: Sequence[str], folder: Path, threads: int) -> str:
+    """Run `bart` with `arguments` inside `folder` on `threads` threads and return what it printed.
+
+    Raises
+    ------
+    ReconError
+        If BART is missing or fails; the message ends in BART's own last line.
+    """
+    if not available():
+        raise ReconError("BART is not installed: no command 'bart' on the PATH")
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    result = subprocess.run(
+        ["bart", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        words = (result.stderr + result.stdout).strip().splitlines() or ["no message"]
+        raise ReconError(f"bart {arguments[0]} failed ({result.returncode}): {words[-1]}")
+    return result.stdout + result.stderr
+
+
+def _with_suffix(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)

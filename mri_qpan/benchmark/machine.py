@@ -1,0 +1,31 @@
+"""What a benchmark ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from mri_qpan import bart
+
+
+def describe(threads: int) -> dict[str, str]:
+    """Return processor, cores, threads in use and the versions of what computes, in words."""
+    versions = {name: version(name) for name in ("mri-qpan", "torch", "sigpy", "numpy", "PyWavelets")}
+    if bart.available():
+        versions["BART"] = bart.version()
+    return {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads a method": str(threads),
+        "Python": platform.python_version(),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

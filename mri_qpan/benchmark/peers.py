@@ -1,0 +1,170 @@
+"""Whom Q-PAN+ is measured against: SigPy's own apps, BART's `pics` and the solvers of this package.
+
+Every method is called alike, with a `Case` and its parameters, and does the whole way from samples, mask and
+coil maps in memory to a magnitude image in memory. Each classical one with a weight has it tuned.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sigpy.mri import app
+
+from mri_qpan import bart
+from mri_qpan.benchmark.case import Case
+from mri_qpan.encoding import Encoding, Reconstructor
+from mri_qpan.errors import ReconError
+from mri_qpan.scaling import robust_scale
+from mri_qpan.solvers import PAISA, TotalVariation
+
+Parameters = Mapping[str, Any]
+
+
+class Shot(NamedTuple):
+    """A magnitude image (y, x), and the seconds inside a foreign process where there was one."""
+
+    image: NDArray[np.float32]
+    inner_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """Something that reconstructs a case.
+
+    Attributes
+    ----------
+    name
+        What tables call it.
+    run
+        Takes the case and all parameters.
+    classical
+        Whether the networks have to beat it.
+    fixed
+        Parameters stated beside the results, such as the iterations.
+    choices
+        Sets of parameters to choose from by tuning, each with a weight of its own.
+    start
+        First guess of the tuned weight `lamda`; None: there is nothing to tune.
+    """
+
+    name: str
+    run: Callable[[Case, Parameters], Shot]
+    classical: bool = True
+    fixed: Parameters = field(default_factory=dict)
+    choices: tuple[Parameters, ...] = ({},)
+    start: float | None = None
+
+
+def classical(threads: int) -> list[Method]:
+    """Return the classical methods in the tables' order; BART's only where BART is installed.
+
+    Parameters
+    ----------
+    threads
+        For BART's process; the others run on PyTorch's threads (SigPy on NumPy's: its FFTs use one).
+    """
+    return [
+        Method("zero-filled", _zero_filled),
+        Method("CG-SENSE (SigPy)", _sigpy(app.SenseRecon), fixed={"iterations": 30}, start=1e-2),
+        Method("wavelet (SigPy)", _sigpy(app.L1WaveletRecon), fixed={"iterations": 100}, start=2e-3),
+        Method("TV (SigPy)", _sigpy(app.TotalVariationRecon), fixed={"iterations": 300}, start=4e-3),
+        *([*_bart_methods(threads)] if bart.available() else []),
+        Method("TV (ours)", _ours(TotalVariation), fixed={"iterations": 100}, start=4e-3),
+        Method("PAISA (ours)", _ours(PAISA), fixed={"iterations": 100}, start=1e-2),
+    ]
+
+
+def network(name: str, reconstructor: Reconstructor, **stated: Any) -> Method:
+    """Return a trained network as a method; `stated` is printed with its results (bits, hash, …)."""
+
+    def run(case: Case, parameters: Parameters) -> Shot:
+        return Shot(_reconstruct(case, reconstructor))
+
+    return Method(name, run, classical=False, fixed=stated)
+
+
+def _zero_filled(case: Case, parameters: Parameters) -> Shot:
+    encoding, samples = _encoding(case)
+    return Shot(encoding.adjoint(samples)[0].abs().numpy())
+
+
+def _ours(solver: Callable[..., Reconstructor]) -> Callable[[Case, Parameters], Shot]:
+    def run(case: Case, parameters: Parameters) -> Shot:
+        return Shot(_reconstruct(case, solver(**parameters)))
+
+    return run
+
+
+@torch.inference_mode()
+def _reconstruct(case: Case, method: Reconstructor) -> NDArray[np.float32]:
+    encoding, samples = _encoding(case)
+    adjoint = encoding.adjoint(samples)
+    scale = robust_scale(adjoint)
+    return (scale * method(adjoint / scale, encoding.normal))[0].abs().float().numpy()
+
+
+def _encoding(case: Case) -> tuple[Encoding, torch.Tensor]:
+    mask, mps, kspace = (torch.from_numpy(a)[None] for a in (case.mask, case.mps, case.kspace))
+    return Encoding(mask, mps), kspace
+
+
+def _sigpy(kind: Callable[..., Any]) -> Callable[[Case, Parameters], Shot]:
+    def run(case: Case, parameters: Parameters) -> Shot:
+        encoding, samples = _encoding(case)
+        scale = robust_scale(encoding.adjoint(samples)).item()
+        # SigPy's soft threshold divides 0 by 0 on its way to the right answer.
+        with np.errstate(invalid="ignore"):
+            image = kind(
+                case.kspace / np.float32(scale),
+                case.mps,
+                parameters["lamda"],
+                weights=case.mask.astype(np.float32),
+                max_iter=parameters["iterations"],
+                show_pbar=False,
+            ).run()
+        return Shot(np.abs(image * np.float32(scale)))
+
+    return run
+
+
+def _bart_methods(threads: int) -> list[Method]:
+    def wavelet(case: Case, parameters: Parameters) -> Shot:
+        options = ["--wavelet", parameters["wavelet"], "-R", f"W:3:0:{parameters['lamda']:.6g}"]
+        return _pics(case, options, parameters["iterations"], threads)
+
+    def total_variation(case: Case, parameters: Parameters) -> Shot:
+        return _pics(case, ["-R", f"T:3:0:{parameters['lamda']:.6g}"], parameters["iterations"], threads)
+
+    return [
+        Method(
+            "wavelet (BART pics)",
+            wavelet,
+            fixed={"iterations": 100},
+            choices=({"wavelet": "dau2"}, {"wavelet": "haar"}),
+            start=3e-3,
+        ),
+        Method("TV (BART pics)", total_variation, fixed={"iterations": 50}, start=2e-2),
+    ]
+
+
+def _pics(case: Case, options: list[str], iterations: int, threads: int) -> Shot:
+    with tempfile.TemporaryDirectory(prefix="mri-qpan-") as name:
+        folder = Path(name)
+        bart.write_cfl(folder / "kspace", case.kspace[:, None])
+        bart.write_cfl(folder / "mps", case.mps[:, None])
+        bart.write_cfl(folder / "mask", case.mask)
+        files = ["-p", "mask", "kspace", "mps", "image"]
+        printed = bart.run(["pics", "-d4", "-S", "-i", str(iterations), *options, *files], folder, threads)
+        image = np.abs(bart.read_cfl(folder / "image")).reshape(case.mask.shape)
+    found = re.search(r"Total Time: ([0-9.]+)", printed)
+    if found is None:
+        raise ReconError("bart pics did not say how long it took (no 'Total Time'): another version of BART?")
+    return Shot(image, float(found.group(1)))

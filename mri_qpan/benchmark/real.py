@@ -1,0 +1,128 @@
+"""The real-data protocol: measurements undersampled, every method on the same samples and coil maps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mri_qpan import metrics
+from mri_qpan.benchmark.case import Case, Outcome
+from mri_qpan.benchmark.peers import Method, Parameters
+from mri_qpan.benchmark.tuning import tune
+
+METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
+    "psnr": metrics.psnr,
+    "ssim": metrics.ssim,
+    "nmse": metrics.nmse,
+    "hfen": metrics.hfen,
+}
+
+Tuned = Mapping[tuple[str, str], Parameters]
+"""Parameters found before, by the case's key and the method's name."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A case with what every method made of it, and the images themselves by the method's name."""
+
+    case: Case
+    outcomes: list[Outcome]
+    images: dict[str, NDArray[np.float32]]
+
+
+def compare(
+    cases: Sequence[Case],
+    methods: Sequence[Method],
+    *,
+    rounds: int,
+    evaluations: int,
+    threads: int,
+    tuned: Tuned | None = None,
+    progress: Callable[[str], None] = lambda words: None,
+) -> list[Compared]:
+    """Tune, reconstruct and time.
+
+    First every method reconstructs every case, with its weight tuned for the PSNR of that very case; that run
+    gives the quality and warms the method up. Then come `rounds` timed rounds over all cases and methods, so
+    that whatever slows the machine down for a while hits all of them.
+
+    Parameters
+    ----------
+    cases, methods
+        What to reconstruct and by what.
+    rounds
+        Timed runs of each method on each case.
+    evaluations
+        Reconstructions spent on the weight of one method on one case, for each of its choices.
+    threads
+        PyTorch's threads; set for the whole process.
+    tuned
+        Parameters to take instead of tuning, where the case and the method's fixed parameters are the same.
+    progress
+        Told in words what is done next; called len(cases) * len(methods) * (1 + rounds) times.
+    """
+    torch.set_num_threads(threads)
+    guesses: dict[str, float] = {}
+    compared = []
+    for case in cases:
+        outcomes, images = [], {}
+        for method in methods:
+            progress(f"{case.name}, {case.mask_spec}: {method.name}")
+            parameters = _known(method, case, tuned or {}) or _tune(method, case, evaluations, guesses)
+            images[method.name] = method.run(case, parameters).image
+            outcomes.append(Outcome(method.name, dict(parameters), score(case, images[method.name])))
+        compared.append(Compared(case, outcomes, images))
+    for turn in range(rounds):
+        for entry in compared:
+            for method, outcome in zip(methods, entry.outcomes, strict=True):
+                progress(f"timing round {turn + 1} of {rounds}: {entry.case.name}, {method.name}")
+                _time(method, entry.case, outcome)
+    return compared
+
+
+def score(case: Case, image: NDArray[np.float32]) -> dict[str, float]:
+    """Return all metrics of a magnitude image against the case's reference."""
+    return {name: metric(case.reference, image) for name, metric in METRICS.items()}
+
+
+def _known(method: Method, case: Case, tuned: Tuned) -> Parameters | None:
+    found = tuned.get((case.key, method.name))
+    if found is None or any(found.get(name) != value for name, value in method.fixed.items()):
+        return None
+    return found
+
+
+def _tune(method: Method, case: Case, evaluations: int, guesses: dict[str, float]) -> Parameters:
+    """Return the best parameters for this case; a weight found on the case before is the first guess."""
+    if method.start is None:
+        return method.fixed
+    best: tuple[float, dict[str, Any]] | None = None
+    for choice in method.choices:
+        tried: dict[float, float] = {}
+
+        def psnr(lamda: float, choice: Parameters = choice, tried: dict[float, float] = tried) -> float:
+            parameters = {**method.fixed, **choice, "lamda": lamda}
+            tried[lamda] = metrics.psnr(case.reference, method.run(case, parameters).image)
+            return tried[lamda]
+
+        guess = f"{method.name} {choice}"
+        lamda = tune(psnr, guesses.get(guess, method.start), evaluations)
+        guesses[guess] = lamda
+        if best is None or tried[lamda] > best[0]:
+            best = tried[lamda], {**method.fixed, **choice, "lamda": float(f"{lamda:.6g}")}
+    assert best is not None  # every method has at least one choice
+    return best[1]
+
+
+def _time(method: Method, case: Case, outcome: Outcome) -> None:
+    started = time.perf_counter()
+    shot = method.run(case, outcome.parameters)
+    outcome.seconds.append(time.perf_counter() - started)
+    if shot.inner_seconds is not None:
+        outcome.inner_seconds.append(shot.inner_seconds)

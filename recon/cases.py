@@ -1,0 +1,129 @@
+"""Benchmark cases from files: fully sampled measurements, and magnitude images as a single coil."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from mri_qpan.benchmark.case import Case
+from mri_qpan.errors import InputError
+from mri_qpan.fourier import fft_numpy, ifft_numpy
+from mri_qpan.recon.kspace import KSpace
+from mri_qpan.recon.prepare import condition, prepare
+from mri_qpan.recon.readers import open_kspace
+from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+Complex = NDArray[np.complex64]
+
+
+def cases(path: Path, specs: Sequence[str], *, count: int) -> Iterator[Case]:
+    """Make the benchmark cases of one input, every slice under every mask.
+
+    Parameters
+    ----------
+    path
+        A fully sampled 2-D k-space file; a magnitude image (8-bit or 16-bit grey), or a folder of them.
+    specs
+        Masks as "KIND:RATIO[:SEED]".
+    count
+        How many images to take of a folder, in the order of their names, spread evenly.
+
+    Yields
+    ------
+    Case
+        Of a measurement, coil maps come from the samples left by the mask; an image has one coil of
+        unit sensitivity and no phase.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read, is not fully sampled, or a mask does not fit it.
+    """
+    if path.is_dir():
+        for image in _spread(_images(path), count):
+            yield from _image_cases(image, path.name, f"{path.name}/{image.stem}", specs)
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        yield from _image_cases(path, path.stem, path.stem, specs)
+    else:
+        yield from _measured_cases(path, specs)
+
+
+def _measured_cases(path: Path, specs: Sequence[str]) -> Iterator[Case]:
+    source = _sha256(path)
+    stream = open_kspace(path)
+    several = len(stream) > 1
+    for number, kspace in enumerate(stream):
+        full, _ = condition(kspace)
+        if full.mask.shape[0] > 1 or not full.mask.all():
+            raise InputError(
+                f"{path}: a benchmark needs fully sampled 2-D slices; this is a matrix (z, y, x) of "
+                f"{full.mask.shape}, {ratio_of(full.mask):.1%} of it acquired"
+            )
+        name = f"{path.stem}/{number}" if several else path.stem
+        for spec in specs:
+            yield _measured_case(full, path.stem, name, source, spec)
+
+
+def _measured_case(full: KSpace, group: str, name: str, source: str, spec: str) -> Case:
+    mask = _mask(spec, full.mask.shape[1:])
+    kept = replace(full, data=full.data * mask, mask=mask[None], calib=None, calib_mask=None)
+    mps = prepare(kept).mps[:, 0]
+    reference = np.abs((mps.conj() * ifft_numpy(full.data[:, 0], (-2, -1))).sum(0))
+    return Case(group, name, source, spec, kept.data[:, 0], mask, mps, reference)
+
+
+def _image_cases(path: Path, group: str, name: str, specs: Sequence[str]) -> Iterator[Case]:
+    image = _read_image(path)
+    full = fft_numpy(image[None], (-2, -1))
+    source = _sha256(path)
+    for spec in specs:
+        mask = _mask(spec, image.shape)
+        yield Case(group, name, source, spec, full * mask, mask, np.ones_like(full), image)
+
+
+def _read_image(path: Path) -> NDArray[np.float32]:
+    """Return a grey image with 1 at the top of its range."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "I;16"):
+                raise InputError(f"{path}: not an 8-bit or 16-bit grey image (mode {image.mode})")
+            top = 255 if image.mode == "L" else 65535
+            return (np.asarray(image, np.float32) / top).astype(np.float32)
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path}: cannot be read as an image") from error
+
+
+def _images(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise InputError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+    return found
+
+
+def _spread(paths: list[Path], count: int) -> list[Path]:
+    """Return `count` of the paths at even distances, the first one first."""
+    count = min(count, len(paths))
+    return [paths[i * len(paths) // count] for i in range(count)]
+
+
+def _mask(spec: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    try:
+        kind, ratio, seed = parse_spec(spec)
+        return make_mask(kind, shape, ratio, seed=seed)
+    except MaskError as error:
+        raise InputError(f"mask {spec}: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
