@@ -33,13 +33,16 @@ Methods = Annotated[
     typer.Option(help="Comma-separated methods instead of all: names from the table, or .safetensors files."),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Images to take of each folder.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds through all methods, after the warm-up.")]
+Rounds = Annotated[
+    int, typer.Option(min=0, help="Timed rounds through all methods, after the warm-up; 0 times nothing.")
+]
 Evaluations = Annotated[
     int, typer.Option(min=1, help="Reconstructions spent on tuning a classical method on a case.")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of every method.")]
 Tuned = Annotated[
-    Path | None, typer.Option(help="JSON of an earlier run: its tuned parameters are taken where they fit.")
+    list[Path] | None,
+    typer.Option(help="JSON of an earlier run, its tuned parameters to be taken where they fit; repeatable."),
 ]
 
 
@@ -72,7 +75,7 @@ def real(
     from mri_qpan.recon.files import output_folder, staged
 
     output_folder(output)
-    known = None if tuned is None else report.read_tuned(tuned)
+    known = {key: found for path in tuned or [] for key, found in report.read_tuned(path).items()}
     chosen = _choose(methods, threads)
     specs = [spec.strip() for spec in masks.split(",")]
     prepared = [case for path in inputs for case in cases(path, specs, count=count)]

@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from mri_qpan import metrics
 from mri_qpan.benchmark.case import Case
 
-ERROR_GAIN = 10
+ERROR_GAIN = 5
 BAR = 16
 WHITE = 255
 
 
 def comparison(case: Case, images: Sequence[tuple[str, NDArray[Any]]]) -> Image.Image:
-    """Draw the reference and `images` in a row, and below each its error, ten times brighter.
+    """Draw the reference and `images` in a row, and below each its error, five times brighter.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ class Method:
     fixed
         Parameters stated beside the results, such as the iterations.
     choices
-        Sets of parameters to choose from by tuning, each with a weight of its own.
+        Sets of parameters to choose from by tuning.
     start
         First guess of the tuned weight `lamda`; None: there is nothing to tune.
     """
@@ -141,7 +141,8 @@ def _bart_methods(threads: int) -> list[Method]:
         return _pics(case, options, parameters["iterations"], threads)
 
     def total_variation(case: Case, parameters: Parameters) -> Shot:
-        return _pics(case, ["-R", f"T:3:0:{parameters['lamda']:.6g}"], parameters["iterations"], threads)
+        options = ["-u", f"{parameters['rho']:g}", "-R", f"T:3:0:{parameters['lamda']:.6g}"]
+        return _pics(case, options, parameters["iterations"], threads)
 
     return [
         Method(
@@ -151,7 +152,13 @@ def _bart_methods(threads: int) -> list[Method]:
             choices=({"wavelet": "dau2"}, {"wavelet": "haar"}),
             start=3e-3,
         ),
-        Method("TV (BART pics)", total_variation, fixed={"iterations": 50}, start=2e-2),
+        Method(
+            "TV (BART pics)",
+            total_variation,
+            fixed={"iterations": 100},
+            choices=({"rho": 0.1}, {"rho": 0.01}),
+            start=5e-3,
+        ),
     ]
 
 

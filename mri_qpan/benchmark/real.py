@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def compare(
     rounds
         Timed runs of each method on each case.
     evaluations
-        Reconstructions spent on the weight of one method on one case, for each of its choices.
+        Reconstructions spent on a search for the weight of one method on one case.
     threads
         PyTorch's threads; set for the whole process.
     tuned
@@ -99,25 +100,26 @@ def _known(method: Method, case: Case, tuned: Tuned) -> Parameters | None:
 
 
 def _tune(method: Method, case: Case, evaluations: int, guesses: dict[str, float]) -> Parameters:
-    """Return the best parameters for this case; a weight found on the case before is the first guess."""
+    """Return the best parameters for this case.
+
+    The weight is sought with the first of the method's choices, from the last case's on; the other choices
+    are tried at that weight, and the weight is sought again where one of them is better.
+    """
     if method.start is None:
         return method.fixed
-    best: tuple[float, dict[str, Any]] | None = None
-    for choice in method.choices:
-        tried: dict[float, float] = {}
 
-        def psnr(lamda: float, choice: Parameters = choice, tried: dict[float, float] = tried) -> float:
-            parameters = {**method.fixed, **choice, "lamda": lamda}
-            tried[lamda] = metrics.psnr(case.reference, method.run(case, parameters).image)
-            return tried[lamda]
+    def psnr(choice: Parameters, lamda: float) -> float:
+        image = method.run(case, {**method.fixed, **choice, "lamda": lamda}).image
+        return metrics.psnr(case.reference, image)
 
-        guess = f"{method.name} {choice}"
-        lamda = tune(psnr, guesses.get(guess, method.start), evaluations)
-        guesses[guess] = lamda
-        if best is None or tried[lamda] > best[0]:
-            best = tried[lamda], {**method.fixed, **choice, "lamda": float(f"{lamda:.6g}")}
-    assert best is not None  # every method has at least one choice
-    return best[1]
+    choice = method.choices[0]
+    lamda = tune(partial(psnr, choice), guesses.get(method.name, method.start), evaluations)
+    if len(method.choices) > 1:
+        best = max(method.choices, key=lambda other: psnr(other, lamda))
+        if best is not choice:
+            choice, lamda = best, tune(partial(psnr, best), lamda, evaluations)
+    guesses[method.name] = lamda
+    return {**method.fixed, **choice, "lamda": float(f"{lamda:.6g}")}
 
 
 def _time(method: Method, case: Case, outcome: Outcome) -> None:
