@@ -208,13 +208,16 @@ def lay_out(measurement: Measurement, encoding: int) -> Grid:
     if nz > 1 and not kz[used].any():
         notes.append(f"the header says {nz} partitions but no line has a second phase encoding: read as 2-D")
         nz = 1
+    flat = nz == 1 and not kz[used].any()
     centre = _centre_sample(heads, used, nx, notes)
     samples = heads["number_of_samples"].astype(np.int64)
     reverse = _is_set(heads["flags"], constants.ACQ_IS_REVERSE)
     pre, post = heads["discard_pre"].astype(np.int64), heads["discard_post"].astype(np.int64)
     grid = Grid(
         shape=(nz, ny, nx),
-        z=kz + nz // 2 - _centre("kspace_encode_step_2", described.step_2, nz, kz[used], notes),
+        z=kz
+        if flat
+        else kz + nz // 2 - _centre("kspace_encode_step_2", described.step_2, nz, kz[used], notes),
         y=ky + ny // 2 - _centre("kspace_encode_step_1", described.step_1, ny, ky[used], notes),
         start=nx // 2 - centre + np.where(reverse, post, pre),
         stop=nx // 2 - centre + samples - np.where(reverse, pre, post),
@@ -422,8 +425,6 @@ def _noise_of(
 
 def _centre(counter: str, limit: Limit | None, size: int, values: NDArray[np.int64], notes: list[str]) -> int:
     """Counter value at the k-space centre."""
-    if size == 1 and limit is None:
-        return 0
     if limit is None:
         notes.append(f"the header has no encodingLimits for {counter}: its centre taken as {size // 2}")
         return size // 2
@@ -619,7 +620,7 @@ class _Opened:
     def _find(self) -> None:
         try:
             found = sorted(n for n in self._file.find_data() if self._file[n].has_acquisitions())
-            groups = sorted(self._file.keys())
+            groups = sorted(repr(name)[1:-1] for name in self._file.keys())
         except Exception as error:
             raise self._damaged(error) from error
         if not found:
@@ -628,9 +629,12 @@ class _Opened:
         self.name = "dataset" if "dataset" in found else found[0]
         if len(found) > 1:
             self.notes.append(f"several datasets ({', '.join(found)}): {self.name!r} was read")
-        self._rows = self._file[self.name].acquisitions.data
-        names = getattr(self._rows.dtype, "names", None) or ()
-        if "head" not in names or "data" not in names:
+        try:
+            self._rows = self._file[self.name].acquisitions.data
+            names = set(self._rows.dtype.names or ())
+        except Exception as error:
+            raise self._damaged(error) from error
+        if not {"head", "data"} <= names:
             raise InputError(f"{self.path}: the dataset {self.name!r} holds no ISMRMRD acquisitions")
 
     def _damaged(self, error: Exception) -> InputError:

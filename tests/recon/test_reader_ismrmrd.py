@@ -1,0 +1,535 @@
+import contextlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mrd_files import header_xml, limit_xml, line, lines, random_kspace, write
+
+from mri_qpan.errors import InputError
+from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.readers.ismrmrd import header, inspect, read
+
+NY, NX = 6, 8
+XML = header_xml((NX, NY, 1))
+KSPACE = random_kspace(2, NY, NX)
+quick = settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def only(path: Path) -> KSpace:
+    (image,) = open_kspace(path)
+    return image
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        list(open_kspace(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "scan.h5"
+
+
+class TestPlacement:
+    def test_full_slice(self, path):
+        image = only(write(path, XML, lines(KSPACE)))
+        np.testing.assert_array_equal(image.data[:, 0], KSPACE)
+        assert image.mask.all()
+        assert image.recon_shape == (1, NY, NX)
+        assert image.geometry.fov == (NX, NY, 1)
+        assert image.noise_covariance is None
+        assert image.calib is None
+
+    def test_mask_is_what_was_acquired(self, path):
+        image = only(write(path, XML, lines(KSPACE, rows=(0, 3, 4))))
+        assert image.mask[0].all(axis=1).tolist() == [True, False, False, True, True, False]
+        assert not image.data[:, ~image.mask].any()
+
+    def test_limits_move_the_centre(self, path):
+        xml = header_xml((NX, NY, 1), limits=limit_xml("kspace_encoding_step_1", 4, 1))
+        image = only(write(path, xml, lines(KSPACE, rows=(0, 1, 2))))
+        np.testing.assert_array_equal(image.data[:, 0, 2:5], KSPACE[:, :3])
+        assert image.mask[0].any(axis=1).tolist() == [False, False, True, True, True, False]
+
+    def test_odd_matrix(self, path):
+        kspace = random_kspace(1, 5, 7)
+        image = only(write(path, header_xml((7, 5, 1)), lines(kspace)))
+        np.testing.assert_array_equal(image.data[:, 0], kspace)
+
+    def test_asymmetric_echo_stays_unsampled(self, path):
+        image = only(write(path, XML, lines(KSPACE[:, :, 3:], center=1)))
+        np.testing.assert_array_equal(image.data[:, 0, :, 3:], KSPACE[:, :, 3:])
+        assert not image.mask[..., :3].any()
+        assert image.mask[..., 3:].all()
+
+    def test_discarded_samples_are_not_acquired(self, path):
+        image = only(write(path, XML, lines(KSPACE, pre=2, post=1)))
+        np.testing.assert_array_equal(image.data[:, 0, :, 2:7], KSPACE[:, :, 2:7])
+        assert image.mask[0, 0].tolist() == [False] * 2 + [True] * 5 + [False]
+
+    def test_reverse_with_discarded_samples(self, path):
+        reverse = lines(KSPACE[:, :, ::-1], flags=[ismrmrd.ACQ_IS_REVERSE], pre=1, post=2)
+        image = only(write(path, XML, reverse))
+        np.testing.assert_array_equal(image.data[:, 0, :, 2:7], KSPACE[:, :, 2:7])
+        assert image.mask[0, 0].tolist() == [False] * 2 + [True] * 5 + [False]
+
+    def test_reverse_asymmetric_echo(self, path):
+        image = only(write(path, XML, lines(KSPACE[:, :, :2:-1], flags=[ismrmrd.ACQ_IS_REVERSE], center=1)))
+        np.testing.assert_array_equal(image.data[:, 0, :, 3:], KSPACE[:, :, 3:])
+        assert not image.mask[..., :3].any()
+
+    def test_slab(self, path):
+        volume = random_kspace(2, 4, NY, NX)
+        image = only(write(path, header_xml((NX, NY, 4)), lines(volume)))
+        np.testing.assert_array_equal(image.data, volume)
+        assert image.recon_shape == (4, NY, NX)
+
+    def test_averages_average_per_sample(self, path):
+        second = lines(2 * KSPACE[:, :, :], rows=(2, 3), average=1)
+        image = only(write(path, XML, lines(KSPACE) + second))
+        np.testing.assert_allclose(image.data[:, 0, 2:4], 1.5 * KSPACE[:, 2:4], rtol=1e-6)
+        np.testing.assert_array_equal(image.data[:, 0, 4], KSPACE[:, 4])
+
+    @pytest.mark.parametrize("counter", ["slice", "repetition", "contrast", "phase", "set"])
+    def test_counters_make_images(self, path, counter):
+        acquisitions = lines(3 * KSPACE, **{counter: 2}) + lines(KSPACE, **{counter: 0})
+        stream = open_kspace(write(path, XML, acquisitions))
+        assert len(stream) == 2
+        images = list(stream)
+        assert [i.index for i in images] == stream.indices == [Index(**{counter: 0}), Index(**{counter: 2})]
+        np.testing.assert_array_equal(images[1].data, 3 * images[0].data)
+
+    def test_segments_join(self, path):
+        image = only(
+            write(path, XML, lines(KSPACE, rows=(0, 2, 4)) + lines(KSPACE, rows=(1, 3, 5), segment=1))
+        )
+        assert image.mask.all()
+
+    def test_order_is_by_index(self, path):
+        acquisitions = [a for s in (1, 0) for r in (1, 0) for a in lines(KSPACE, slice=s, repetition=r)]
+        indices = [image.index for image in open_kspace(write(path, XML, acquisitions))]
+        assert indices == sorted(indices)
+
+    @quick
+    @given(
+        seed=st.integers(0, 2**31),
+        reverse=st.lists(st.booleans(), min_size=NY, max_size=NY),
+        flags=st.lists(st.sampled_from([1, 5, 7, 8, 13, 14, 17, 25, 57, 64]), min_size=NY, max_size=NY),
+        pad=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        skipped=st.sampled_from([[], [23], [24], [26], [27], [28], [29], [30], [31]]),
+    )
+    def test_order_flags_and_padding_change_nothing(
+        self, tmp_path_factory, seed, reverse, flags, pad, skipped
+    ):
+        pre, post = pad
+        padded = np.pad(KSPACE, ((0, 0), (0, 0), pad), constant_values=99)
+        acquisitions = [
+            line(
+                padded[:, y, ::-1] if reverse[y] else padded[:, y],
+                ky=y,
+                center=NX // 2 + pre,
+                pre=post if reverse[y] else pre,
+                post=pre if reverse[y] else post,
+                flags=[flags[y], *([ismrmrd.ACQ_IS_REVERSE] if reverse[y] else [])],
+            )
+            for y in range(NY)
+        ]
+        acquisitions += [line(KSPACE[:, 0], ky=999, flags=[f]) for f in skipped]
+        order = np.random.default_rng(seed).permutation(len(acquisitions))
+        path = tmp_path_factory.mktemp("scan") / "scan.h5"
+        image = only(write(path, XML, [acquisitions[i] for i in order]))
+        np.testing.assert_array_equal(image.data[:, 0], KSPACE)
+        assert image.mask.all()
+
+    def test_oversampling_is_kept_for_prepare(self, path):
+        wide = random_kspace(2, NY, 2 * NX)
+        xml = header_xml((2 * NX, NY, 1), (NX, NY, 1))
+        image = only(write(path, xml, lines(wide)))
+        assert image.data.shape == (2, 1, NY, 2 * NX)
+        assert image.recon_shape == (1, NY, NX)
+        assert image.geometry.fov == (NX, NY, 1)
+
+    def test_interpolating_recon_space_is_left_to_viewers(self, path):
+        xml = header_xml((NX, NY, 1), (2 * NX, 2 * NY, 1), recon_fov=(NX, NY, 1))
+        image = only(write(path, xml, lines(KSPACE)))
+        assert image.recon_shape == (1, NY, NX)
+        assert image.geometry.fov == (NX, NY, 1)
+        assert any("uninterpolated" in note for note in image.notes)
+
+
+class TestCalibrationAndNoise:
+    def test_separate_calibration_lines(self, path):
+        calib = lines(5 * KSPACE, rows=(2, 3, 4), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+        image = only(write(path, XML, calib + lines(KSPACE, rows=(0, 2, 4))))
+        assert image.mask[0].any(axis=1).tolist() == [True, False, True, False, True, False]
+        np.testing.assert_array_equal(image.data[:, 0, 2], KSPACE[:, 2])
+        assert image.calib_mask[0].any(axis=1).tolist() == [False, False, True, True, True, False]
+        np.testing.assert_array_equal(image.calib[:, 0, 2:5], 5 * KSPACE[:, 2:5])
+
+    def test_calibration_and_imaging_lines_are_both(self, path):
+        both = lines(KSPACE, rows=(2,), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING])
+        calib = lines(KSPACE, rows=(3,), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+        image = only(write(path, XML, lines(KSPACE, rows=(0, 4)) + both + calib))
+        assert image.mask[0].any(axis=1).tolist() == [True, False, True, False, True, False]
+        assert image.calib_mask[0].any(axis=1).tolist() == [False, False, True, True, False, False]
+
+    def test_calibration_inside_the_image_alone(self, path):
+        both = lines(KSPACE, rows=(2, 3), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING])
+        image = only(write(path, XML, lines(KSPACE, rows=(0, 4)) + both))
+        assert image.calib is None
+        assert image.mask[0].any(axis=1).sum() == 4
+
+    def test_both_flags_mean_both(self, path):
+        flags = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING]
+        assert only(write(path, XML, lines(KSPACE, flags=flags))).mask.all()
+
+    def test_one_reference_scan_serves_all_repetitions(self, path):
+        calib = lines(5 * KSPACE, flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+        images = list(
+            open_kspace(write(path, XML, calib + lines(KSPACE, repetition=0) + lines(KSPACE, repetition=3)))
+        )
+        np.testing.assert_array_equal(images[0].calib, images[1].calib)
+
+    def test_calibration_of_another_slice_is_not_used(self, path):
+        calib = lines(5 * KSPACE, flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION], slice=1)
+        image = only(write(path, XML, calib + lines(KSPACE)))
+        assert image.calib is None
+        assert any("not used" in note for note in image.notes)
+
+    @pytest.mark.parametrize(
+        ("dwell", "bandwidth", "factor"), [(10, None, 1), (5, None, 2), (20, 0.8, 0.625)]
+    )
+    def test_noise_covariance(self, path, dwell, bandwidth, factor):
+        scan = random_kspace(2, 4000, seed=5)
+        scan[1] = 0.5 * scan[0] + 2 * scan[1]
+        noise = line(scan, flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT], center=0, dwell=10)
+        system = (
+            ""
+            if bandwidth is None
+            else f"<relativeReceiverNoiseBandwidth>{bandwidth}</relativeReceiverNoiseBandwidth>"
+        )
+        xml = header_xml((NX, NY, 1), system=system)
+        image = only(write(path, xml, [noise, *lines(KSPACE, dwell=dwell)]))
+        expected = factor * (scan @ scan.conj().T) / 4000
+        np.testing.assert_allclose(image.noise_covariance, expected, rtol=1e-4)
+        np.testing.assert_allclose(image.noise_covariance, factor * np.array([[2, 1], [1, 8.5]]), atol=1.5)
+
+    def test_averaging_lowers_the_noise(self, path):
+        noise = line(random_kspace(2, 500), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        one = only(write(path, XML, [noise, *lines(KSPACE)]))
+        two = only(write(path.with_name("2.h5"), XML, [noise, *lines(KSPACE), *lines(KSPACE, average=1)]))
+        np.testing.assert_allclose(one.noise_covariance, 2 * two.noise_covariance, rtol=1e-5)
+
+    def test_missing_dwell_times_are_said(self, path):
+        noise = line(random_kspace(2, 500), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT], dwell=0)
+        assert any("dwell" in note for note in only(write(path, XML, [noise, *lines(KSPACE)])).notes)
+
+
+class TestGeometryAndStamp:
+    def test_from_the_line_nearest_the_centre(self, path):
+        acquisitions = lines(KSPACE)
+        for y, acquisition in enumerate(acquisitions):
+            acquisition.acquisition_time_stamp = 100 + y
+            acquisition.position[2] = y
+        image = only(write(path, XML, acquisitions))
+        assert image.stamp.acquisition_time_stamp == 100 + NY // 2
+        assert image.geometry.position == (0, 0, NY // 2)
+
+    def test_oblique_directions(self, path):
+        c, s = np.cos(0.3), np.sin(0.3)
+        directions = ((c, s, 0), (-s, c, 0), (0, 0, 1))
+        image = only(write(path, XML, lines(KSPACE, directions=directions, position=(1, 2, 3))))
+        np.testing.assert_allclose(image.geometry.read_dir, (c, s, 0), atol=1e-6)
+        assert image.geometry.position == (1, 2, 3)
+        assert not any("directions" in note for note in image.notes)
+
+    @pytest.mark.parametrize("vector", [(0, 0, 0), (np.nan, 0, 0), (1, 1, 1)])
+    def test_unusable_directions(self, path, vector):
+        image = only(write(path, XML, lines(KSPACE, directions=(vector, (0, 1, 0), (0, 0, 1)))))
+        assert image.geometry.read_dir == (1, 0, 0)
+        assert any("directions" in note for note in image.notes)
+
+    def test_unusable_position(self, path):
+        image = only(write(path, XML, lines(KSPACE, position=(np.nan, 0, 0))))
+        assert image.geometry.position == (0, 0, 0)
+        assert any("position" in note for note in image.notes)
+
+
+class TestFilesInTheWild:
+    def test_any_dataset_name(self, path):
+        assert only(write(path, XML, lines(KSPACE), dataset="2026-11-21 scan")).mask.all()
+
+    def test_dataset_is_preferred(self, path):
+        write(path, XML, lines(2 * KSPACE), dataset="another")
+        image = only(write(path, XML, lines(KSPACE)))
+        np.testing.assert_array_equal(image.data[:, 0], KSPACE)
+        assert any("several datasets" in note for note in image.notes)
+
+    def test_matrix_written_as_decimals(self, path):
+        xml = header_xml((f"{NX}.0", f"{NY}.0", "1.0"))
+        image = only(write(path, xml, lines(KSPACE)))
+        assert image.recon_shape == (1, NY, NX)
+        assert any("decimals" in note for note in image.notes)
+
+    def test_no_encoding_limits(self, path):
+        image = only(write(path, header_xml((NX, NY, 1), limits=""), lines(KSPACE)))
+        np.testing.assert_array_equal(image.data[:, 0], KSPACE)
+        assert any("encodingLimits" in note for note in image.notes)
+
+    def test_limits_all_zero(self, path):
+        xml = header_xml((NX, NY, 1), limits=limit_xml("kspace_encoding_step_1", 0, 0))
+        assert only(write(path, xml, lines(KSPACE))).mask.all()
+
+    def test_no_centre_sample(self, path):
+        image = only(write(path, XML, lines(KSPACE, center=0)))
+        np.testing.assert_array_equal(image.data[:, 0], KSPACE)
+        assert any("center_sample" in note for note in image.notes)
+
+    def test_slices_counted_as_partitions(self, path):
+        image = only(write(path, header_xml((NX, NY, 20)), lines(KSPACE)))
+        assert image.data.shape == (2, 1, NY, NX)
+        assert any("2-D" in note for note in image.notes)
+
+    @pytest.mark.parametrize("removed", ["<trajectory>cartesian</trajectory>", "<encodingLimits>"])
+    def test_missing_elements(self, path, removed):
+        xml = XML.replace(removed, "").replace("</encodingLimits>" if "Limits" in removed else "", "")
+        assert only(write(path, xml, lines(KSPACE))).mask.all()
+
+    def test_no_recon_space(self, path):
+        start, stop = XML.index("<reconSpace>"), XML.index("</reconSpace>") + len("</reconSpace>")
+        image = only(write(path, XML[:start] + XML[stop:], lines(KSPACE)))
+        assert image.recon_shape == (1, NY, NX)
+
+    def test_no_field_of_view(self, path):
+        xml = header_xml((NX, NY, 1), fov=(0, 0, 0), recon_fov=(0, 0, 0))
+        image = only(write(path, xml, lines(KSPACE)))
+        assert image.geometry.fov == (NX, NY, 1)
+        assert any("field of view" in note for note in image.notes)
+
+    def test_header_and_inspect(self, path):
+        write(path, XML, [line(KSPACE[:, 0], flags=[23]), *lines(KSPACE)])
+        assert header(path) == XML
+        measurement = inspect(path)
+        assert measurement.skipped == {"navigator": 1}
+        assert measurement.imaging.sum() == NY
+
+    def test_read_checks_before_it_is_iterated(self, path):
+        write(path, header_xml((NX, 4, 1)), lines(KSPACE))
+        with pytest.raises(InputError):
+            read(path)
+
+
+class TestBadInput:
+    def test_no_such_file(self, path):
+        assert "no such file" in refused(path)
+
+    def test_not_hdf5(self, path):
+        path.write_bytes(b"not an HDF5 file at all")
+        assert "not an HDF5 file" in refused(path)
+
+    def test_directory(self, path):
+        path.mkdir()
+        refused(path)
+
+    def test_empty_hdf5(self, path):
+        h5py.File(path, "w").close()
+        assert "it holds nothing" in refused(path)
+
+    def test_another_kind_of_hdf5(self, path):
+        with h5py.File(path, "w") as file:
+            file["kspace"] = np.zeros(3)
+        assert "kspace" in refused(path)
+
+    def test_images_instead_of_raw_data(self, path):
+        with h5py.File(path, "w") as file:
+            for name in ("data", "header", "attributes"):
+                file[f"dataset/{name}"] = np.zeros(3)
+        refused(path)
+
+    def test_numbers_instead_of_acquisitions(self, path):
+        with h5py.File(path, "w") as file:
+            file["dataset/data"] = np.zeros(3)
+            file["dataset/xml"] = "<a/>"
+        assert "no ISMRMRD acquisitions" in refused(path)
+
+    def test_no_acquisitions(self, path):
+        with h5py.File(path, "w") as file:
+            file.create_dataset("dataset/data", (0,), ismrmrd.hdf5.acquisition_dtype)
+            file["dataset/xml"] = XML
+        assert "no acquisitions" in refused(path)
+
+    def test_no_header(self, path):
+        assert "no ISMRMRD header" in refused(write(path, None, lines(KSPACE)))
+
+    def test_no_imaging_acquisitions(self, path):
+        acquisitions = lines(KSPACE, flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        assert f"{NY} noise" in refused(write(path, XML, acquisitions))
+
+    def test_line_outside_the_matrix(self, path):
+        message = refused(write(path, XML, [*lines(KSPACE), line(KSPACE[:, 0], ky=NY, counter=77)]))
+        assert "scan counter 77" in message
+        assert "along y" in message
+
+    def test_partition_outside_the_matrix(self, path):
+        volume = random_kspace(1, 4, NY, NX)
+        assert "along z" in refused(write(path, header_xml((NX, NY, 2)), lines(volume)))
+
+    def test_readout_outside_the_matrix(self, path):
+        assert "along x" in refused(write(path, header_xml((NX - 2, NY, 1)), lines(KSPACE)))
+
+    def test_everything_discarded(self, path):
+        assert "discards" in refused(write(path, XML, lines(KSPACE, pre=NX, post=0)))
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1j * np.nan])
+    def test_samples_that_are_not_numbers(self, path, value):
+        bad = KSPACE.copy()
+        bad[1, 4, 2] = value
+        assert "scan counter 4" in refused(write(path, XML, lines(bad)))
+
+    @pytest.mark.parametrize("trajectory", ["radial", "spiral", "epi", "goldenangle", "other"])
+    def test_not_cartesian(self, path, trajectory):
+        assert trajectory in refused(
+            write(path, header_xml((NX, NY, 1), trajectory=trajectory), lines(KSPACE))
+        )
+
+    def test_channels_that_change(self, path):
+        message = refused(
+            write(path, XML, [*lines(KSPACE, rows=range(5)), line(KSPACE[:1, 5], ky=5, counter=9)])
+        )
+        assert "scan counter 9" in message
+        assert "channels" in message
+
+    def test_noise_scan_of_other_channels(self, path):
+        noise = line(random_kspace(3, 100), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        assert "3 channels" in refused(write(path, XML, [noise, *lines(KSPACE)]))
+
+    @pytest.mark.parametrize("matrix", [(60000, 60000, 60000), (8192, 8192, 1), (NX, 60000, 1)])
+    def test_absurd_matrix_is_not_allocated(self, path, matrix):
+        refused(
+            write(path, header_xml(matrix, limits=limit_xml("kspace_encoding_step_1", 9, 4)), lines(KSPACE))
+        )
+
+    @pytest.mark.parametrize(
+        "matrix", [(0, NY, 1), (-8, NY, 1), (10**9, NY, 1), ("8.5", NY, 1), ("x", NY, 1), ("1e999", 4, 1)]
+    )
+    def test_impossible_matrix(self, path, matrix):
+        limits = limit_xml("kspace_encoding_step_1", NY - 1, NY // 2)
+        refused(
+            write(path, header_xml(matrix, recon=(NX, NY, 1), fov=(1, 1, 1), limits=limits), lines(KSPACE))
+        )
+
+    @pytest.mark.parametrize(
+        "xml", ["", "<a", "plain words", "<ismrmrdHeader/>", "<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>"]
+    )
+    def test_unusable_header(self, path, xml):
+        refused(write(path, xml, lines(KSPACE)))
+
+    def test_unknown_encoding(self, path):
+        assert "encoding 4" in refused(write(path, XML, lines(KSPACE, encoding=4)))
+
+    def test_header_and_samples_disagree(self, path):
+        write(path, XML, lines(KSPACE))
+        with h5py.File(path, "r+") as file:
+            rows = file["dataset/data"][:]
+            rows["head"]["number_of_samples"][3] = NX - 1
+            file["dataset/data"][:] = rows
+        assert "acquisition 3" in refused(path)
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+    def test_truncated(self, path, share):
+        write(path, XML, lines(KSPACE))
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * share)])
+        assert "damaged or truncated" in refused(path)
+
+
+class TestRealFiles:
+    @pytest.mark.parametrize(
+        ("name", "coils", "shape", "ratio"),
+        [
+            ("head_8ch_256", 8, (1, 256, 256), 1.0),
+            ("head_8ch_256_R3_acs24", 8, (1, 256, 256), 102 / 256),
+            ("head_8ch_256_vd1d_28", 8, (1, 256, 256), 72 / 256),
+            ("brain_8ch_wrap_320x168", 8, (1, 168, 320), 1.0),
+            ("se_t1_sag_1ch_256", 1, (1, 256, 256), 1.0),
+            ("knee_1ch_coronal_640x332", 1, (1, 332, 640), 1.0),
+        ],
+    )
+    def test_reads(self, shared_data, name, coils, shape, ratio):
+        image = only(shared_data / "kspace" / f"{name}.h5")
+        assert image.data.shape == (coils, *shape)
+        assert image.mask.mean() == pytest.approx(ratio)
+
+    def test_undersampled_is_part_of_the_full(self, shared_data):
+        full = only(shared_data / "kspace/head_8ch_256.h5")
+        part = only(shared_data / "kspace/head_8ch_256_R3_acs24.h5")
+        np.testing.assert_array_equal(part.data, full.data * part.mask)
+
+    def test_radial_is_refused(self, shared_data):
+        assert "radial" in refused(shared_data / "kspace/radial_phantom_16ch_69spokes_traj.h5")
+
+
+GENERATOR = "ismrmrd_generate_cartesian_shepp_logan"
+
+
+@pytest.mark.skipif(
+    shutil.which(GENERATOR) is None, reason=f"{GENERATOR} (Debian: ismrmrd-tools) is not installed"
+)
+class TestGeneratedPhantom:
+    def test_image_is_the_generators(self, path):
+        subprocess.run(
+            [GENERATOR, "-m", "32", "-c", "3", "-n", "0", "-o", path], check=True, capture_output=True
+        )
+        image = only(path)
+        with h5py.File(path) as file:
+            stored = file["dataset/coil_images"][0]
+        expected = stored["real"] + 1j * stored["imag"]
+        coils = np.fft.fftshift(
+            np.fft.ifft2(np.fft.ifftshift(image.data[:, 0], axes=(1, 2)), norm="ortho"), axes=(1, 2)
+        )
+        np.testing.assert_allclose(coils, expected, atol=1e-3 * abs(expected).max())
+
+    def test_repetitions_acceleration_calibration_and_noise(self, path):
+        options = ["-m", "32", "-c", "3", "-r", "2", "-a", "2", "-w", "8", "-C"]
+        subprocess.run([GENERATOR, *options, "-o", path], check=True, capture_output=True)
+        images = list(open_kspace(path))
+        assert len(images) == 4  # repetitions times acceleration: the sampling pattern moves
+        assert all(image.mask.mean() == 0.5 for image in images)
+        assert all(image.calib_mask.any(axis=2).sum() == 8 for image in images)
+        assert images[0].noise_covariance.shape == (3, 3)
+
+
+class TestDamagedFiles:
+    """Whatever bytes change: an `InputError` or a result, never a traceback of HDF5 or NumPy."""
+
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory) -> bytes:
+        path = tmp_path_factory.mktemp("whole") / "scan.h5"
+        noise = line(random_kspace(2, 30), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        return write(path, XML, [noise, *lines(KSPACE)]).read_bytes()
+
+    @settings(quick, max_examples=60)
+    @given(data=st.data())
+    def test_flipped_bytes(self, tmp_path_factory, whole, data):
+        damaged = bytearray(whole)
+        for _ in range(data.draw(st.integers(1, 4))):
+            damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        path = tmp_path_factory.mktemp("damaged") / "scan.h5"
+        path.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            list(open_kspace(path))
