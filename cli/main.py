@@ -9,6 +9,8 @@ from mri_qpan._version import __version__
 from mri_qpan.cli import benchmark, demo, info, mask, models, recon, train
 from mri_qpan.errors import MriQpanError
 
+INTERRUPTED = 130
+
 UsageError: Any = typer.BadParameter.__base__
 """Whatever Typer raises at a wrong command line: Click's class, or that of the Click it carries within."""
 
@@ -51,6 +53,7 @@ def run() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # which newer Typers return for Ctrl-C themselves
         typer.echo("mri-qpan: interrupted", err=True)
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

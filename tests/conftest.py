@@ -1,6 +1,11 @@
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from mri_qpan.fourier import fft_numpy
+from mri_qpan.recon.kspace import Geometry, Index, KSpace, Stamp
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -11,3 +16,27 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the project's real data (shared/data) are not beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def small_kspace() -> Callable[..., KSpace]:
+    """A maker of fully sampled slices of a disc: `small_kspace(index, coils, ny, nx)`."""
+
+    def make(index: Index = Index(), coils: int = 4, ny: int = 48, nx: int = 40) -> KSpace:  # noqa: B008
+        y, x = np.meshgrid(np.linspace(-1, 1, ny), np.linspace(-1, 1, nx), indexing="ij")
+        disc = (x**2 + y**2 < 0.6) * (1 + 0.3 * np.sin(9 * x + index.slice)) + 2 * (
+            (x - 0.3) ** 2 + y**2 < 0.02
+        )
+        angles = 2 * np.pi * np.arange(coils) / coils
+        centres = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+        mps = np.stack(
+            [np.exp(-((y - a) ** 2 + (x - b) ** 2 + 1j * (a * x + b * y)) / 2) for a, b in centres]
+        )
+        data = fft_numpy(disc * mps if coils > 1 else disc[None], (-2, -1))[:, None]
+        position = (1.0, 2.0, 3.0 + 5.0 * index.slice)
+        geometry = Geometry(fov=(2.0 * nx, 2.0 * ny, 5.0), position=position)
+        return KSpace(
+            data, np.ones((1, ny, nx), bool), (1, ny, nx), geometry, index, Stamp(measurement_uid=7)
+        )
+
+    return make

@@ -27,6 +27,8 @@ LINE_HEIGHT = 20
 MARGIN = 8
 WHITE, GREY = 255, 170
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -123,25 +125,28 @@ def _save(path: Path, rows: list[list[Tile]], series: ImageSeries) -> None:
     _sheet(rows, _title(series)).save(path, format="PNG", pnginfo=info)
 
 
-def _title(series: ImageSeries) -> str:
+def _title(series: ImageSeries) -> list[str]:
     origin = series.provenance
     name, ratio = Path(str(origin["input"])).name, origin["mask_ratio"]
     assert isinstance(ratio, float)
-    return f"{name}   {origin['method']}   {ratio:.1%} of k-space   mask {origin['mask_hash']}"
+    return [name, str(origin["method"]), f"{ratio:.1%} of k-space", f"mask {origin['mask_hash']}"]
 
 
-def _sheet(rows: list[list[Tile]], title: str) -> Picture.Image:
+def _sheet(rows: list[list[Tile]], title: list[str]) -> Picture.Image:
     columns = max(len(row) for row in rows)
     side = min(LARGEST_TILE, PAGE_WIDTH // columns - MARGIN)
-    width = max(round(side * min(1.0, tile.aspect)) for row in rows for tile in row)
-    height = max(round(side / max(1.0, tile.aspect)) for row in rows for tile in row)
-    caption = max(len(tile.lines) for row in rows for tile in row) * LINE_HEIGHT
+    tiles = [tile for row in rows for tile in row]
+    sizes = [_size(tile, side) for tile in tiles]
+    width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
+    caption = max(len(tile.lines) for tile in tiles) * LINE_HEIGHT
     step = (width + MARGIN, height + caption + MARGIN)
-    top = LINE_HEIGHT + 2 * MARGIN
-    page = Picture.new("L", (columns * step[0] + MARGIN, len(rows) * step[1] + top))
     font = ImageFont.load_default(FONT_SIZE)
+    heading = _wrapped(title, columns * step[0] - MARGIN, font)
+    top = len(heading) * LINE_HEIGHT + 2 * MARGIN
+    page = Picture.new("L", (columns * step[0] + MARGIN, len(rows) * step[1] + top))
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, MARGIN), title, WHITE, font)
+    for number, line in enumerate(heading):
+        draw.text((MARGIN, MARGIN + number * LINE_HEIGHT), line, WHITE, font)
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             x, y = MARGIN + c * step[0], top + r * step[1]
@@ -152,7 +157,23 @@ def _sheet(rows: list[list[Tile]], title: str) -> Picture.Image:
     return page
 
 
+def _wrapped(parts: list[str], width: int, font: Font) -> list[str]:
+    """Join parts into lines that are no wider than `width` pixels, unless one part alone is."""
+    lines = parts[:1]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}   {part}"
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
+
+
+def _size(tile: Tile, side: int) -> tuple[int, int]:
+    """Return the width and height in pixels that a tile fills of a square."""
+    return max(1, round(side * min(1.0, tile.aspect))), max(1, round(side / max(1.0, tile.aspect)))
+
+
 def _picture(tile: Tile, side: int) -> Picture.Image:
     grey = np.round(255 * np.clip(tile.pixels, 0, 1)).astype(np.uint8)
-    size = (max(1, round(side * min(1.0, tile.aspect))), max(1, round(side / max(1.0, tile.aspect))))
-    return Picture.fromarray(grey).resize(size, Picture.Resampling.BICUBIC)
+    return Picture.fromarray(grey).resize(_size(tile, side), Picture.Resampling.BICUBIC)

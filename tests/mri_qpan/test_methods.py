@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from mri_qpan import methods, models
+from mri_qpan.encoding import Encoding
+from mri_qpan.errors import InputError, ModelError
+from mri_qpan.methods import find_device, get_method, method_names
+from mri_qpan.models import store
+from mri_qpan.networks import NetworkConfig, ProximalNetwork
+from mri_qpan.solvers import SOLVERS
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_reconstructs_by_name(name: str) -> None:
+    encoding = Encoding(torch.ones(1, 32, 32, dtype=torch.bool))
+    image = torch.zeros(1, 32, 32, dtype=torch.complex64)
+    image[:, 8:24, 8:24] = 1
+    method = get_method(name)
+    assert (method.name, method.sha256) == (name, None)
+    torch.testing.assert_close(method(image, encoding.normal), image, atol=0.2, rtol=0)
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.safetensors"
+    card = {"data": "none", "figures": {}, "licence": "any", "training": "none"}
+    store.save(path, ProximalNetwork(NetworkConfig(layers=1, filters=4)), "my net", card)
+    return path
+
+
+def test_a_model_file_by_path(model_file: Path) -> None:
+    method = get_method(str(model_file))
+    assert method.name == "my net"
+    assert method.sha256 is not None
+    assert len(method.sha256) == 64
+    image = torch.ones(1, 16, 16, dtype=torch.complex64)
+    assert method(image, lambda x: x).shape == image.shape
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_a_shipped_model_by_name(name: str) -> None:
+    assert get_method(name).name == name
+
+
+def test_unknown_names_get_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="did you mean wavelet"):
+        get_method("Wavlet")
+    monkeypatch.setattr(methods.models, "list_models", lambda: ["qpan+-3bit"])
+    assert method_names()[0] == "qpan+-3bit"
+    with pytest.raises(InputError, match=r"did you mean qpan\+-3bit"):
+        get_method("qpan-3bit")
+    with pytest.raises(InputError, match=r"choose from .*paisa"):
+        get_method("xyz")
+
+
+def test_a_missing_model_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothing\.safetensors"):
+        get_method(str(tmp_path / "nothing.safetensors"))
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto").type == find_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match="no GPU"):
+        find_device("cuda")
+    with pytest.raises(InputError, match="auto, cpu or cuda"):
+        find_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto").type == find_device("cuda").type == "cuda"

@@ -1,0 +1,163 @@
+"""One geometry in every format: a mark in a known voxel has one place in the patient."""
+
+from pathlib import Path
+
+import ismrmrd
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from mri_qpan.errors import ReconError
+from mri_qpan.recon.geometry import affine_lps, stack, voxel_size
+from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Vector
+from mri_qpan.recon.writers import write_ismrmrd, write_nifti
+
+PROVENANCE: dict[str, object] = {
+    "method": "tv",
+    "version": "0",
+    "input": "a.h5",
+    "mask_ratio": 1.0,
+    "mask_hash": "0",
+}
+SHAPES = [(1, 6, 10), (1, 7, 9), (1, 5, 12), (4, 6, 10), (3, 7, 9)]
+CORNERS = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
+
+
+def vector(values: NDArray[np.float64]) -> Vector:
+    x, y, z = (float(v) for v in values)
+    return x, y, z
+
+
+def oblique(seed: int, fov: Vector, position: NDArray[np.float64] | None = None) -> Geometry:
+    rotation = Rotation.from_rotvec(np.random.default_rng(seed).normal(size=3)).as_matrix()
+    centre = np.array([12.5, -40.0, 3.75]) if position is None else position
+    read, phase, through = (vector(column) for column in rotation.T)
+    return Geometry(fov, vector(centre), read, phase, through)
+
+
+def place(geometry: Geometry, shape: tuple[int, ...], voxel: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Where voxel (z, y, x) lies by the physics: voxel n // 2 lies at the position."""
+    point = np.array(geometry.position)
+    axes = (geometry.slice_dir, geometry.phase_dir, geometry.read_dir)
+    for i, n, axis, length in zip(voxel, shape, axes, reversed(geometry.fov), strict=True):
+        point = point + (i - n // 2) * length / n * np.array(axis)
+    return point
+
+
+def marked(
+    shape: tuple[int, int, int], voxel: tuple[int, int, int], geometry: Geometry, index: Index
+) -> Image:
+    data = np.full(shape, 0.1, np.complex64)
+    data[voxel] = 5j
+    return Image(data, geometry, index)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("corner", CORNERS)
+def test_mark_has_one_place_in_every_format(
+    tmp_path: Path, shape: tuple[int, int, int], corner: tuple[int, int]
+) -> None:
+    geometry = oblique(1, (250.0, 90.0, 12.0))
+    nz, ny, nx = shape
+    voxel = (nz - 1, corner[0] % ny, corner[1] % nx)
+    series = ImageSeries([marked(shape, voxel, geometry, Index())], None, PROVENANCE)
+    truth = place(geometry, shape, voxel)
+    write_nifti(tmp_path / "a.nii.gz", series)
+    write_ismrmrd(tmp_path / "a.h5", series)
+    np.testing.assert_allclose(nifti_mark(tmp_path / "a.nii.gz"), truth, atol=1e-3)
+    np.testing.assert_allclose(ismrmrd_mark(tmp_path / "a.h5"), truth, atol=1e-3)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("gap", [0.0, 2.5])
+def test_mark_in_a_stack_of_slices(tmp_path: Path, descending: bool, gap: float) -> None:
+    shape, thickness, slices = (1, 6, 9), 4.0, 5
+    base = oblique(2, (180.0, 60.0, thickness))
+    step = np.array(base.slice_dir) * (thickness + gap) * (-1 if descending else 1)
+    geometries = [oblique(2, base.fov, np.array(base.position) + s * step) for s in range(slices)]
+    images = [
+        marked(shape, (0, 1, 7) if s == 3 else (0, 0, 0), g, Index(slice=s)) for s, g in enumerate(geometries)
+    ]
+    images[3].data[0, 1, 7] = 9
+    series = ImageSeries(images, None, PROVENANCE)
+    truth = place(geometries[3], shape, (0, 1, 7))
+    write_nifti(tmp_path / "a.nii", series)
+    write_ismrmrd(tmp_path / "a.h5", series)
+    np.testing.assert_allclose(nifti_mark(tmp_path / "a.nii"), truth, atol=1e-3)
+    np.testing.assert_allclose(ismrmrd_mark(tmp_path / "a.h5"), truth, atol=1e-3)
+
+
+def nifti_mark(path: Path) -> NDArray[np.float64]:
+    """LPS place of the brightest voxel by the file's own affine, sform and qform agreeing."""
+    nifti = nib.load(path)
+    np.testing.assert_allclose(nifti.get_qform(), nifti.get_sform(), atol=1e-3)
+    pixels = nifti.get_fdata()
+    voxel = np.unravel_index(np.argmax(pixels), pixels.shape)
+    return (nifti.affine @ [*voxel, 1])[:3] * [-1, -1, 1]
+
+
+def ismrmrd_mark(path: Path) -> NDArray[np.float64]:
+    """LPS place of the brightest voxel as a reader of its header finds it."""
+    with ismrmrd.Dataset(str(path), "dataset", mode="r") as dataset:
+        count = dataset.number_of_images("image_1")
+        images = [dataset.read_image("image_1", i) for i in range(count)]
+    image = max(images, key=lambda i: float(i.data.max()))
+    _, z, y, x = np.unravel_index(np.argmax(image.data), image.data.shape)
+    size = np.array(image.matrix_size)
+    voxel = np.array(image.field_of_view) / size
+    offset = (np.array([x, y, z]) - size // 2) * voxel
+    axes = np.array([image.read_dir, image.phase_dir, image.slice_dir])
+    return np.array(image.position) + offset @ axes
+
+
+def test_first_voxel_of_an_even_slice_is_dicoms() -> None:
+    geometry = oblique(3, (256.0, 192.0, 5.0))
+    first = affine_lps(geometry, (1, 96, 128))[:3, 3]
+    expected = (
+        np.array(geometry.position) - 128 * np.array(geometry.read_dir) - 96 * np.array(geometry.phase_dir)
+    )
+    np.testing.assert_allclose(first, expected, atol=1e-9)
+
+
+@given(n=st.tuples(*[st.integers(1, 40)] * 3), crop=st.tuples(*[st.integers(0, 9)] * 3))
+@settings(deadline=None, max_examples=50)
+def test_centred_crop_keeps_every_voxel_in_place(n: tuple[int, int, int], crop: tuple[int, int, int]) -> None:
+    small = tuple(max(1, a - b) for a, b in zip(n, crop, strict=True))
+    whole = oblique(4, (3.0 * n[2], 2.0 * n[1], 1.5 * n[0]))
+    part = oblique(4, (3.0 * small[2], 2.0 * small[1], 1.5 * small[0]))
+    start = [a // 2 - b // 2 for a, b in zip(reversed(n), reversed(small), strict=True)]
+    np.testing.assert_allclose(
+        affine_lps(part, small) @ [0, 0, 0, 1], affine_lps(whole, n) @ [*start, 1], atol=1e-9
+    )
+
+
+def test_voxel_size_is_x_y_z() -> None:
+    assert voxel_size(Geometry((100.0, 60.0, 8.0)), (2, 30, 25)) == (4.0, 2.0, 4.0)
+
+
+def test_slices_of_one_position_lie_side_by_side() -> None:
+    geometry = Geometry((10.0, 10.0, 3.0))
+    images = [Image(np.zeros((1, 4, 4), np.complex64), geometry, Index(slice=s)) for s in (2, 0, 1)]
+    ordered, affine = stack(images)
+    assert [image.index.slice for image in ordered] == [0, 1, 2]
+    np.testing.assert_allclose(affine[:3, 2], [0, 0, 3])
+
+
+@pytest.mark.parametrize(
+    ("geometries", "message"),
+    [
+        ([Geometry((9, 9, 3)), Geometry((9, 9, 3), (0, 0, 3)), Geometry((9, 9, 3), (0, 0, 9))], "evenly"),
+        (
+            [Geometry((9, 9, 3)), Geometry((9, 9, 3), (0, 0, 3), read_dir=(0, 1, 0), phase_dir=(1, 0, 0))],
+            "read_dir",
+        ),
+    ],
+)
+def test_slices_that_are_no_volume_are_refused(geometries: list[Geometry], message: str) -> None:
+    images = [Image(np.zeros((1, 4, 4), np.complex64), g, Index(slice=s)) for s, g in enumerate(geometries)]
+    with pytest.raises(ReconError, match=message):
+        stack(images)

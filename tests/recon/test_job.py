@@ -1,0 +1,178 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mri_qpan.encoding import Normal
+from mri_qpan.errors import InputError, ReconError
+from mri_qpan.methods import Method, get_method
+from mri_qpan.recon import job as job_module
+from mri_qpan.recon.job import Job, StoppedError, load_maps, output_stem, reconstruct_file
+from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.study import Undersampling
+from mri_qpan.recon.writers.ismrmrd_raw import write_raw
+
+Maker = Callable[..., KSpace]
+CPU = torch.device("cpu")
+ZERO_FILLED = Job(get_method("zero-filled"), CPU)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory, small_kspace: Maker) -> Path:
+    """Two repetitions of two slices."""
+    path = tmp_path_factory.mktemp("raw") / "scan.h5"
+    write_raw(path, [small_kspace(Index(repetition=r, slice=s), coils=1) for r in range(2) for s in range(2)])
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_outputs_and_record(raw: Path, tmp_path: Path) -> None:
+    seen = []
+    record = reconstruct_file(raw, tmp_path, ZERO_FILLED, progress=lambda *state: seen.append(state))
+    stem = "scan_zero-filled"
+    assert (
+        names(tmp_path)
+        == sorted(f"{stem}.{s}" for s in ("h5", "nii.gz", "png", "json"))
+        == sorted(record["outputs"])
+    )
+    assert seen == [(i, 4) for i in range(5)]
+    assert json.loads((tmp_path / f"{stem}.json").read_text()) == record
+    assert record["input"] == str(raw)
+    assert record["method"] == "zero-filled"
+    assert record["model_sha256"] is None
+    assert record["mask_ratio"] == 1
+    assert len(record["mask_hash"]) == 12
+    assert record["residual"] < 1e-4
+    assert set(record["seconds"]) == {"read", "maps", "recon", "write"}
+    assert record["peak_memory_mib"]["host"] > 1
+    assert [(i["repetition"], i["slice"]) for i in record["images"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert record["images"][0]["matrix_zyx"] == [1, 48, 40]
+    assert any("noise" in note for note in record["notes"])
+
+
+def test_a_study_saves_its_figures(raw: Path, tmp_path: Path) -> None:
+    job = Job(get_method("cg-sense"), CPU, Undersampling.parse("lines:0.5"))
+    record = reconstruct_file(raw, tmp_path, job)
+    assert record["undersample"] == "lines:0.5"
+    assert record["mask_ratio"] == 0.5
+    per_image = [image["metrics"]["cg-sense"]["psnr"] for image in record["images"]]
+    assert record["metrics"]["cg-sense"]["psnr"] == pytest.approx(np.mean(per_image))
+    assert set(record["metrics"]["zero-filled"]) == {"psnr", "ssim", "nmse", "hfen"}
+
+
+def test_existing_outputs_are_replaced(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "scan_zero-filled.png").write_text("old")
+    reconstruct_file(raw, tmp_path, ZERO_FILLED)
+    assert (tmp_path / "scan_zero-filled.png").read_bytes().startswith(b"\x89PNG")
+
+
+def failing_at(number: int, error: BaseException) -> Method:
+    calls = []
+
+    def run(adjoint: Tensor, normal: Normal) -> Tensor:
+        calls.append(1)
+        if len(calls) == number:
+            raise error
+        return adjoint
+
+    return Method("fake", run)
+
+
+@pytest.mark.parametrize("error", [ReconError("no luck"), KeyboardInterrupt(), RuntimeError("a bug")])
+def test_a_failure_leaves_nothing(raw: Path, tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        reconstruct_file(raw, tmp_path, Job(failing_at(3, error), CPU))
+    assert names(tmp_path) == []
+    if isinstance(error, ReconError):
+        assert str(caught.value) == f"{raw}: slice 0: no luck"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_failure_to_write_leaves_nothing(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(path: Path, series: object) -> None:
+        path.write_text("half")
+        raise error
+
+    monkeypatch.setattr(job_module, "write_png", fail)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ReconError) as caught:
+        reconstruct_file(raw, tmp_path, ZERO_FILLED)
+    assert names(tmp_path) == []
+    if isinstance(error, OSError):
+        assert "No space left" in str(caught.value)
+
+
+def test_a_stop_finishes_the_image_in_hand(raw: Path, tmp_path: Path) -> None:
+    stop, finished = Event(), []
+
+    def run(adjoint: Tensor, normal: Normal) -> Tensor:
+        stop.set()
+        return adjoint
+
+    job = Job(Method("fake", run), CPU)
+    with pytest.raises(StoppedError, match="after image 1 of 4"):
+        reconstruct_file(raw, tmp_path, job, stop=stop, progress=lambda done, total: finished.append(done))
+    assert finished == [0, 1]
+    assert names(tmp_path) == []
+
+
+def test_a_stop_at_the_last_image_still_writes(raw: Path, tmp_path: Path) -> None:
+    stop = Event()
+    job = Job(get_method("zero-filled"), CPU)
+    reconstruct_file(
+        raw, tmp_path, job, stop=stop, progress=lambda done, total: stop.set() if done == total else None
+    )
+    assert len(names(tmp_path)) == 4
+
+
+def test_slices_that_are_no_volume_still_give_the_other_files(tmp_path: Path, small_kspace: Maker) -> None:
+    path = tmp_path / "uneven.h5"
+    write_raw(path, [small_kspace(Index(slice=s), coils=1) for s in (0, 1, 4)])
+    out = tmp_path / "out"
+    out.mkdir()
+    record = reconstruct_file(path, out, ZERO_FILLED)
+    assert names(out) == [f"uneven_zero-filled.{s}" for s in ("h5", "json", "png")]
+    assert any("no NIfTI file" in note and "evenly spaced" in note for note in record["notes"])
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        reconstruct_file(tmp_path, tmp_path, ZERO_FILLED)
+
+
+def test_names_of_models_cannot_leave_the_folder() -> None:
+    assert output_stem(Path("/a/scan.h5"), Method("../../x y", lambda a, n: a)) == "scan_.._.._x_y"
+
+
+def test_maps_from_a_file(tmp_path: Path, raw: Path) -> None:
+    maps = np.ones((1, 48, 40), np.complex128)
+    np.save(tmp_path / "maps.npy", maps)
+    loaded = load_maps(tmp_path / "maps.npy")
+    assert loaded.shape == (1, 1, 48, 40)
+    assert loaded.dtype == np.complex64
+    record = reconstruct_file(raw, tmp_path, Job(get_method("zero-filled"), CPU, mps=loaded))
+    assert any("maps as given" in note for note in record["notes"])
+
+
+@pytest.mark.parametrize("content", [np.ones((2, 3)), np.ones((1, 4, 4)), np.full((1, 4, 4), np.nan + 0j)])
+def test_other_arrays_are_no_maps(tmp_path: Path, content: np.ndarray) -> None:
+    np.save(tmp_path / "maps.npy", content)
+    with pytest.raises(InputError, match=r"maps\.npy"):
+        load_maps(tmp_path / "maps.npy")
+
+
+def test_other_files_are_no_maps(tmp_path: Path) -> None:
+    (tmp_path / "maps.npy").write_bytes(b"no")
+    np.savez(tmp_path / "maps.npz", a=np.ones(3))
+    for name in ("maps.npy", "maps.npz", "missing.npy"):
+        with pytest.raises(InputError, match=name):
+            load_maps(tmp_path / name)

@@ -1,0 +1,133 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mri_qpan.encoding import Normal
+from mri_qpan.errors import InputError, ReconError
+from mri_qpan.fourier import fft_numpy, ifft_numpy
+from mri_qpan.methods import get_method
+from mri_qpan.recon.kspace import KSpace
+from mri_qpan.recon.pipeline import centre, reconstruct, solve
+from mri_qpan.recon.prepare import prepare
+from mri_qpan.sampling_masks import make_mask, mask_hash
+
+Maker = Callable[..., KSpace]
+
+
+def identity(adjoint: Tensor, normal: Normal) -> Tensor:
+    return adjoint
+
+
+def undersampled(kspace: KSpace) -> KSpace:
+    mask = make_mask("lines", kspace.mask.shape[1:], 0.5, calib=16)[None]
+    return replace(kspace, data=kspace.data * mask, mask=mask)
+
+
+def test_one_fully_sampled_coil_is_its_inverse_transform(small_kspace: Maker) -> None:
+    kspace = small_kspace(coils=1)
+    result = reconstruct(kspace, identity)
+    np.testing.assert_allclose(result.image.data, ifft_numpy(kspace.data, (-2, -1))[0], atol=1e-5)
+    assert result.image.data.dtype == np.complex64
+    assert (result.image.geometry, result.image.index, result.image.stamp) == (
+        kspace.geometry,
+        kspace.index,
+        kspace.stamp,
+    )
+    assert result.figures.ratio == 1
+    assert result.figures.residual < 1e-5
+
+
+def test_coils_are_combined_and_figures_name_the_mask(small_kspace: Maker) -> None:
+    kspace = small_kspace()
+    under = undersampled(kspace)
+    result = reconstruct(under, get_method("cg-sense"))
+    truth = np.linalg.norm(ifft_numpy(kspace.data, (-2, -1)), axis=0)
+    inside = truth > 0.3 * truth.max()
+    error = np.abs(result.image.data)[inside] - truth[inside]
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(truth[inside])
+    assert result.figures.mask_hash == mask_hash(under.mask[0])
+    assert result.figures.ratio == pytest.approx(0.5)
+    assert result.figures.residual < 0.1
+    assert any("ESPIRiT" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e7])
+def test_methods_see_one_scale_and_images_keep_theirs(small_kspace: Maker, factor: float) -> None:
+    kspace = small_kspace(coils=1)
+    seen = []
+
+    def threshold(adjoint: Tensor, normal: Normal) -> Tensor:
+        seen.append(float(adjoint.abs().max()))
+        return adjoint * (adjoint.abs() > 0.5)
+
+    scaled = reconstruct(replace(kspace, data=np.complex64(factor) * kspace.data), threshold)
+    plain = reconstruct(kspace, threshold)
+    assert 0.9 < seen[0] < 2
+    np.testing.assert_allclose(scaled.image.data / factor, plain.image.data, rtol=1e-4, atol=1e-5)
+
+
+def test_the_normal_operator_is_that_of_the_measurement(small_kspace: Maker) -> None:
+    under = undersampled(small_kspace(coils=1))
+    result = reconstruct(under, lambda adjoint, normal: normal(adjoint))
+    again = reconstruct(under, identity)
+    np.testing.assert_allclose(result.image.data, again.image.data, atol=1e-5)
+
+
+@pytest.mark.parametrize("oversampled", [(1, 48, 80), (1, 61, 40), (1, 60, 81)])
+def test_oversampling_is_cropped_about_the_centre(
+    small_kspace: Maker, oversampled: tuple[int, int, int]
+) -> None:
+    kspace = small_kspace(coils=1)
+    wide = np.zeros(oversampled, np.complex64)
+    wide[centre(oversampled, kspace.recon_shape)] = ifft_numpy(kspace.data, (-2, -1))[0]
+    data = fft_numpy(wide, (-2, -1))[None]
+    result = reconstruct(replace(kspace, data=data, mask=np.ones(oversampled, bool)), identity)
+    expected = reconstruct(kspace, identity)
+    np.testing.assert_allclose(result.image.data, expected.image.data, atol=1e-5)
+
+
+def test_a_slab_is_transformed_along_z_too(small_kspace: Maker) -> None:
+    slices = [small_kspace(coils=1).data * s for s in (1, 2, 3)]
+    data = fft_numpy(np.concatenate([ifft_numpy(s, (-2, -1)) for s in slices], axis=1), (-3, -2, -1))
+    shape = data.shape[1:]
+    slab = replace(small_kspace(coils=1), data=data, mask=np.ones(shape, bool), recon_shape=shape)
+    image = reconstruct(slab, identity).image.data
+    np.testing.assert_allclose(image[2], 3 * image[0], atol=1e-4)
+
+
+def test_sets_of_maps_end_in_one_image(small_kspace: Maker) -> None:
+    kspace = small_kspace()
+    prepared = prepare(kspace)
+    pair = np.stack([prepared.mps, np.zeros_like(prepared.mps)])
+    one = solve(prepared, kspace, identity)
+    two = solve(replace(prepared, mps=pair), kspace, identity)
+    np.testing.assert_allclose(two.image.data, one.image.data, atol=1e-5)
+
+
+def test_nothing_is_invented_where_no_coil_sees(small_kspace: Maker) -> None:
+    kspace = small_kspace()
+    mps = np.ones_like(kspace.data)
+    mps[..., :7] = 0
+    image = reconstruct(kspace, lambda adjoint, normal: adjoint + 1, mps=mps).image.data
+    assert not image[..., :7].any()
+    assert image[..., 7:].all()
+
+
+def test_failures_are_named(small_kspace: Maker) -> None:
+    kspace = small_kspace(coils=1)
+    with pytest.raises(ReconError, match="not finite"):
+        reconstruct(kspace, lambda adjoint, normal: adjoint * float("nan"))
+
+    def exhaust(adjoint: Tensor, normal: Normal) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(ReconError, match="out of memory on cpu"):
+        reconstruct(kspace, exhaust)
+    with pytest.raises(InputError, match="zero"):
+        reconstruct(replace(kspace, data=0 * kspace.data), identity)
+    with pytest.raises(InputError, match="maps"):
+        reconstruct(kspace, identity, mps=np.ones((3, 1, 4, 4), np.complex64))
