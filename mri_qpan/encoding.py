@@ -72,7 +72,7 @@ class Encoding:
 
     def normal(self, image: Tensor) -> Tensor:
         """Return A^H A x; its gradient is A^H A again, so nothing is kept for the backward pass."""
-        return _SelfAdjoint.apply(image, self._normal)  # type: ignore[no-untyped-call]
+        return _SelfAdjoint.apply(image, self._normal)
 
     def to(self, device: torch.device | str) -> Encoding:
         """Return this operator on `device`."""
@@ -119,7 +119,7 @@ class RealEncoding:
 
     def normal(self, image: Tensor) -> Tensor:
         """Return Re F^H M F x."""
-        return _SelfAdjoint.apply(image, self._normal)  # type: ignore[no-untyped-call]
+        return _SelfAdjoint.apply(image, self._normal)
 
     def _normal(self, image: Tensor) -> Tensor:
         return self._encoding._normal(image.to(torch.complex64)).real
@@ -159,7 +159,7 @@ def from_linop(A: Any) -> tuple[Callable[[NDArray[Any]], Tensor], Normal]:
         return _batched(A.H(samples))
 
     def normal(image: Tensor) -> Tensor:
-        return _SelfAdjoint.apply(image, lambda x: _batched(A.N(x[0].detach().cpu().numpy())).to(x.device))  # type: ignore[no-untyped-call]
+        return _SelfAdjoint.apply(image, lambda x: _batched(A.N(x[0].detach().cpu().numpy())).to(x.device))
 
     return adjoint, normal
 

@@ -7,7 +7,6 @@ W / v, and v = <b, W> / <b, b>. The seed has one scale a tensor; one an output f
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,9 @@ ScalePer = Literal["tensor", "filter"]
 MAX_BITS = 4
 MOMENTUM = 0.9
 """How much of the old scale stays at each training step, for K > 1 (Section 5)."""
+
+STARTS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+"""Largest levels, in mean magnitudes of the weights, that a fit starts from."""
 
 
 def levels(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -71,9 +73,20 @@ def fit(weight: Tensor, bits: int, per: ScalePer = "filter", iterations: int = 3
         As `weight`, odd integers in its type.
     """
     _check_bits(bits)
-    scale = fit_scale(weight, torch.sign(weight) + (weight == 0), per)
-    # Levels of a K-bit quantizer reach 2^K - 1 scales; a Gaussian's useful range is about 2.5 deviations.
-    scale = scale * min(1.0, 2.5 * math.sqrt(math.pi / 2) / (2**bits - 1))
+    mean = fit_scale(weight, torch.sign(weight) + (weight == 0), per)
+    axes = tuple(range(0 if per == "tensor" else 1, weight.ndim))
+    best_scale, best_error = mean, torch.full_like(mean, torch.inf)
+    # Alternation stops in the nearest of several minima, so it starts from several scales.
+    for reach in STARTS if bits > 1 else (1.0,):
+        scale = _alternate(weight, mean * reach / (2**bits - 1), bits, per, iterations)
+        error = (weight - scale * levels(weight, scale, bits)).square().sum(axes, keepdim=True)
+        better = error < best_error
+        best_scale = torch.where(better, scale, best_scale)
+        best_error = torch.where(better, error, best_error)
+    return best_scale, levels(weight, best_scale, bits)
+
+
+def _alternate(weight: Tensor, scale: Tensor, bits: int, per: ScalePer, iterations: int) -> Tensor:
     integers = levels(weight, scale, bits)
     for _ in range(iterations):
         scale = fit_scale(weight, integers, per)
@@ -81,7 +94,7 @@ def fit(weight: Tensor, bits: int, per: ScalePer = "filter", iterations: int = 3
         if torch.equal(updated, integers):
             break
         integers = updated
-    return scale, integers
+    return scale
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -98,7 +111,7 @@ def straight_through(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Return v b for `weight`; the gradient passes to the full-precision `weight` unchanged."""
     with torch.no_grad():
         quantized = scale * levels(weight, scale, bits)
-    return _StraightThrough.apply(weight, quantized)  # type: ignore[no-untyped-call]
+    return _StraightThrough.apply(weight, quantized)
 
 
 def pack(integers: Tensor, bits: int) -> Tensor:

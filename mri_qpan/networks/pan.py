@@ -1,7 +1,7 @@
 """PAN and PAN+ with their one-penalty cases ISTA-Net and ISTA-Net+, at full precision or K bits.
 
-Source: Nareddy et al., "Quantized Proximal Averaging Network for Analysis Sparse Coding", Eq. 7-11; ISTA-Net(+):
-Zhang and Ghanem, CVPR 2018.
+Source: Nareddy et al., "Quantized Proximal Averaging Network for Analysis Sparse Coding", Eq. 7-11;
+ISTA-Net(+): Zhang and Ghanem, CVPR 2018.
 """
 
 from __future__ import annotations

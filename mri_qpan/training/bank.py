@@ -117,7 +117,7 @@ def _read(path: Path) -> list[NDArray[Any]]:
     if path.name.endswith((".nii", ".nii.gz")):
         import nibabel
 
-        stored = nibabel.load(path)
+        stored: Any = nibabel.load(path)
         return _slices(np.asarray(stored.dataobj, np.float32), stored.header.get_zooms()[:3])
     if path.suffix == ".png":
         from PIL import Image
@@ -138,7 +138,7 @@ def _read(path: Path) -> list[NDArray[Any]]:
 
 
 def _spacing(name: str) -> tuple[float, float, float]:
-    """Return the spacing (mm) of a volume file that does not hold it: the README beside the data states it."""
+    """Return the spacing (mm) of a volume file that lacks it: the README beside the data states it."""
     known = {"adi_MEMPRAGE_T1_sag.npz": (1.0, 1.15, 1.15), "adi_FSE_T2_ax.npz": (2.5, 0.43, 0.43)}
     if name not in known:
         raise InputError(f"{name}: a volume needs spacing_mm beside vol")

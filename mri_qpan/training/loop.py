@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -174,16 +175,18 @@ class _Run:
         self.log = Log(folder) if _rank() == 0 else None
         if self.checkpoint.exists():
             self._restore()
-        self.network.compile_step()
+        if device.type != "cpu" or any(map(shutil.which, ("c++", "g++", "clang++"))):
+            self.network.compile_step()
         self.average.share_step(self.network)
-        self._chooser = np.random.default_rng([recipe.seed, self.step])
 
     def advance(self, case: Case, learning_rate: float) -> float:
         """Take one optimizer step and return the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         count = min(self.recipe.constrained, self.recipe.network.layers)
-        layers = self._chooser.choice(self.recipe.network.layers, count, replace=False)
+        # Drawn from the step alone, so that a resumed training goes on as if it had not stopped.
+        chooser = np.random.default_rng([self.recipe.seed, self.step])
+        layers = chooser.choice(self.recipe.network.layers, count, replace=False)
         loss = _loss(self.network, case, frozenset(int(i) for i in layers), self.recipe)
         self.optimizer.zero_grad()
         loss.backward()

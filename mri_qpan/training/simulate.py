@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mri_qpan import fourier, sampling_masks
+from mri_qpan import fourier
+from mri_qpan.sampling_masks import make_mask
 from mri_qpan.training.bank import Bank
 
 KINDS = {"lines": 0.4, "random2d": 0.15, "poisson": 0.1, "radial": 0.15, "equispaced": 0.15, "partial": 0.05}
@@ -155,8 +156,8 @@ def measure(
 ) -> Case:
     """Measure a complex image (y, x) through maps (coil, y, x) with noise of random level."""
     shape = (image.shape[0], image.shape[1])
-    ratio = max(ratio, 0.52) if kind == "partial" else ratio
-    mask = sampling_masks.make_mask(kind, shape, ratio, seed=int(rng.integers(2**31)))
+    ratio = max(1, round(ratio * shape[0])) / shape[0]  # whole lines, so that every matrix can have it
+    mask = make_mask(kind, shape, ratio, seed=int(rng.integers(2**31)))
     kspace = fourier.fft_numpy(maps * image, (-2, -1))
     if rng.random() > NOISELESS:
         level = MIN_NOISE * (MAX_NOISE / MIN_NOISE) ** rng.random()

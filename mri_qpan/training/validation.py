@@ -42,7 +42,7 @@ def validation_cases(bank: Bank) -> list[Case]:
 
     Images come from the bank's groups that end in "/val", `PER_GROUP` each; masks and coils take turns.
     """
-    cases = []
+    cases: list[Case] = []
     groups = sorted({group for group in bank.groups if group.endswith("/val")})
     for group in groups:
         images = bank.of({group}).images

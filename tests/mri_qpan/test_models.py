@@ -1,0 +1,148 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mri_qpan import models
+from mri_qpan.encoding import Encoding
+from mri_qpan.errors import ModelError
+from mri_qpan.models import store
+from mri_qpan.networks import NetworkConfig, ProximalNetwork, named_config
+
+CARD = {"data": ["made up"], "training": {"steps": 1}, "figures": {}, "licence": "none"}
+
+
+def write(path, bits=2, **changes):
+    torch.manual_seed(0)
+    network = ProximalNetwork(named_config("pan+", layers=2, filters=4, bits=bits, **changes)).eval()
+    store.save(path, network, "small", CARD)
+    return network
+
+
+@pytest.mark.parametrize("bits", [None, 1, 2, 3, 4])
+@pytest.mark.parametrize("scale_per", ["tensor", "filter"])
+def test_a_stored_network_gives_the_same_image_to_the_bit(tmp_path, bits, scale_per):
+    network = write(tmp_path / "m.safetensors", bits, scale_per=scale_per)
+    model = models.load_model(str(tmp_path / "m.safetensors"))
+    encoding = Encoding(torch.rand(1, 9, 8) < 0.5)
+    adjoint = torch.randn(1, 9, 8, dtype=torch.complex64)
+    with torch.no_grad():
+        assert torch.equal(model(adjoint, encoding.normal), network(adjoint, encoding.normal))
+    assert model.name == "small"
+    assert model.card == CARD
+    assert len(model.sha256) == 64
+    assert not model.training
+    store.save(tmp_path / "again.safetensors", model, "small", CARD)
+    assert models.load_model(str(tmp_path / "again.safetensors")).sha256 == model.sha256
+
+
+def test_weights_take_their_bits_and_no_more(tmp_path):
+    config = named_config("pan+", filters=32, bits=1)
+    store.save(tmp_path / "m.safetensors", ProximalNetwork(config), "m", CARD)
+    weights = 11 * (4 * 9 * 32 * 32 + 2 * 9 * 2 * 32)
+    assert (tmp_path / "m.safetensors").stat().st_size < weights / 8 + 30_000
+
+
+def rewrite(source, target, tensors=None, header=None, metadata=None):
+    """Write a changed copy of a model file."""
+    with safe_open(source, "pt") as file:
+        old = json.loads(file.metadata()["mri_qpan"])
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stored = tensors(stored) if tensors else stored
+    changed = {**old, **(header or {}), "digest": store._digest(stored)}
+    changed = {key: value for key, value in changed.items() if value is not None}
+    save_file(stored, target, metadata if metadata is not None else {"mri_qpan": json.dumps(changed)})
+
+
+def drop_one(tensors):
+    tensors.popitem()
+    return tensors
+
+
+def infinite(tensors):
+    return {k: torch.full_like(v, torch.inf) if "raw_step" in k else v for k, v in tensors.items()}
+
+
+def negative_scale(tensors):
+    return {k: -v if k.endswith(".scale") else v for k, v in tensors.items()}
+
+
+def wrong_shape(tensors):
+    return {k: torch.zeros(7) if "raw_step" in k else v for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"tensors": drop_one}, "tensors"),
+        ({"tensors": infinite}, "finite"),
+        ({"tensors": negative_scale}, "positive"),
+        ({"tensors": wrong_shape}, "configured"),
+        ({"header": {"format": 2}}, "update"),
+        ({"header": {"config": {"layer": "pan+"}}}, "fields"),
+        ({"header": {"name": None}}, "header"),
+        ({"metadata": {}}, "header"),
+        ({"metadata": {"mri_qpan": "{"}}, "header"),
+        ({"metadata": {"mri_qpan": "[1]"}}, "header"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_refused(tmp_path, change, word):
+    write(tmp_path / "m.safetensors")
+    rewrite(tmp_path / "m.safetensors", tmp_path / "bad.safetensors", **change)
+    with pytest.raises(ModelError, match=word):
+        models.load_model(str(tmp_path / "bad.safetensors"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_damaged_files_end_in_our_error_or_the_same_weights(tmp_path_factory, where, bit, cut):
+    folder = tmp_path_factory.mktemp("damage")
+    write(folder / "m.safetensors")
+    content = bytearray((folder / "m.safetensors").read_bytes())
+    at = int(where * len(content))
+    if cut:
+        content = content[:at]
+    else:
+        content[at] ^= 1 << bit
+    (folder / "bad.safetensors").write_bytes(bytes(content))
+    intact = models.load_model(str(folder / "m.safetensors"))
+    try:
+        model = models.load_model(str(folder / "bad.safetensors"))
+    except ModelError:
+        return
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, intact.state_dict()[name])
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name in ("text.safetensors", "none.safetensors"):
+        with pytest.raises(ModelError, match=name):
+            models.load_model(str(tmp_path / name))
+    with pytest.raises(ModelError, match=r"choose from|did you mean"):
+        models.load_model("qpan+-5bit")
+
+
+def test_a_card_must_be_whole(tmp_path):
+    with pytest.raises(ValueError, match="licence"):
+        store.save(tmp_path / "m.safetensors", ProximalNetwork(NetworkConfig(layers=1)), "m", {"data": []})
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_shipped_models_load_and_say_what_they_are(name):
+    model = models.load_model(name)
+    assert model.name == name
+    assert set(model.card) >= set(store.CARD_FIELDS)
+    card = models.model_path(name).with_suffix(".md").read_text()
+    assert model.sha256[:12] in card
+
+
+def test_shipped_models_stay_small():
+    files = [models.model_path(name) for name in models.list_models()]
+    assert sum(path.stat().st_size for path in files) < 3_000_000
+    if files:
+        assert models.DEFAULT in models.list_models()

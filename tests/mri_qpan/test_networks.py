@@ -1,0 +1,197 @@
+import pytest
+import torch
+
+from mri_qpan.encoding import Encoding, RealEncoding, from_linop
+from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, named_config
+from mri_qpan.networks.convolution import Convolution
+from mri_qpan.penalties import proximal_average
+
+SMALL = {"layers": 2, "filters": 4}
+
+
+def problem(channels=2, batch=1, shape=(12, 10), coils=2):
+    torch.manual_seed(0)
+    mask = torch.rand(batch, *shape) < 0.5
+    if channels == 1:
+        encoding = RealEncoding(mask)
+        return torch.rand(batch, *shape), encoding.normal
+    mps = torch.randn(batch, coils, *shape, dtype=torch.complex64)
+    mps = mps / mps.abs().square().sum(1, keepdim=True).sqrt()
+    encoding = Encoding(mask, mps)
+    image = torch.randn(batch, *shape, dtype=torch.complex64)
+    return encoding.adjoint(encoding.forward(image)), encoding.normal
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("bits", [None, 1, 2, 3, 4])
+def test_every_system_runs_and_trains(system, channels, bits):
+    network = ProximalNetwork(named_config(system, **SMALL, channels=channels, bits=bits))
+    adjoint, normal = problem(channels, batch=2)
+    image, constraint = network.forward_with_constraint(adjoint, normal, frozenset({0, 1}))
+    assert image.shape == adjoint.shape
+    assert image.dtype == adjoint.dtype
+    assert float(constraint.detach()) > 0
+    (image.abs().square().mean() + constraint).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+
+
+def test_a_pan_plus_layer_is_equation_11():
+    """One layer computed by hand from the method's text."""
+    network = ProximalNetwork(NetworkConfig(layers=1, filters=4, channels=1))
+    adjoint, normal = problem(1)
+    layer = network.layers[0]
+    w = {name: conv().detach() for name, conv in layer.convolutions.items()}
+    lam, gamma, a = (t.detach() for t in layer.thresholds())
+
+    def conv(x, name):
+        return torch.nn.functional.conv2d(x, w[name], padding=1)
+
+    r = (adjoint - layer.step().detach() * (normal(adjoint) - adjoint)).unsqueeze(1)
+    features = conv(conv(conv(r, "D"), "H1").relu(), "H2")
+    shrunk = proximal_average(features, list(lam), gamma, a)
+    expected = r + conv(conv(conv(shrunk, "T1").relu(), "T2"), "G")
+    assert torch.allclose(network(adjoint, normal), expected.squeeze(1), atol=1e-5)
+
+
+def test_ista_net_plus_is_pan_plus_with_soft_thresholds_alone():
+    config = named_config("ista-net+", **SMALL)
+    assert config.penalties == ("l1",)
+    names = [name for name, _ in ProximalNetwork(config).named_parameters()]
+    assert not any("gamma" in name or "raw_a" in name for name in names)
+
+
+def test_parameters_stay_in_their_bounds_whatever_training_does():
+    network = ProximalNetwork(NetworkConfig(**SMALL))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "raw" in name:
+                parameter.fill_(-30.0)
+    lam, gamma, a = network.layers[0].thresholds()
+    assert bool((lam > 0).all())
+    assert float(gamma.detach()) >= 1
+    assert float(a.detach()) >= 2
+    assert float(network.layers[0].step().detach()) > 0
+
+
+def test_start_values_are_those_of_the_configuration():
+    network = ProximalNetwork(NetworkConfig(**SMALL, threshold=0.02, gamma=1.5, a=2.7, step=0.5))
+    lam, gamma, a = (t.detach() for t in network.layers[1].thresholds())
+    assert torch.allclose(lam, torch.full((3,), 0.02))
+    assert float(gamma) == pytest.approx(1.5)
+    assert float(a) == pytest.approx(2.7)
+    assert float(network.layers[1].step().detach()) == pytest.approx(0.5)
+
+
+def test_the_image_scales_with_the_data():
+    network = ProximalNetwork(NetworkConfig(**SMALL))
+    adjoint, normal = problem()
+    with torch.no_grad():
+        small, large = network(adjoint, normal), network(1e4 * adjoint, normal)
+    assert torch.allclose(large, 1e4 * small, rtol=1e-3, atol=1.0)
+
+
+def test_batches_are_worked_independently():
+    network = ProximalNetwork(NetworkConfig(**SMALL))
+    torch.manual_seed(1)
+    mask = torch.rand(3, 12, 10) < 0.5
+    kspace = torch.randn(3, 1, 12, 10, dtype=torch.complex64)
+    whole = Encoding(mask)
+    with torch.no_grad():
+        together = network(whole.adjoint(kspace), whole.normal)
+        for index in range(3):
+            one = Encoding(mask[index : index + 1])
+            alone = network(one.adjoint(kspace[index : index + 1]), one.normal)
+            assert torch.allclose(together[index], alone[0], atol=1e-5)
+
+
+def test_volumes_are_worked_slice_by_slice():
+    network = ProximalNetwork(NetworkConfig(**SMALL))
+    mask = torch.rand(1, 3, 8, 6) < 0.6
+    encoding = Encoding(mask)
+    kspace = torch.randn(1, 1, 3, 8, 6, dtype=torch.complex64)
+    with torch.no_grad():
+        volume = network(encoding.adjoint(kspace), encoding.normal)
+    assert volume.shape == (1, 3, 8, 6)
+
+
+def test_any_sigpy_linop_feeds_a_network():
+    import numpy as np
+    import sigpy as sp
+
+    shape = (12, 10)
+    rng = np.random.default_rng(0)
+    mask = rng.random(shape) < 0.5
+    A = sp.linop.Multiply(shape, mask) * sp.linop.FFT(shape)
+    adjoint, normal = from_linop(A)
+    kspace = (A * (rng.standard_normal(shape) + 0j)).astype(np.complex64)
+    network = ProximalNetwork(NetworkConfig(**SMALL))
+    ours = Encoding(torch.from_numpy(mask)[None])
+    with torch.no_grad():
+        image = network(adjoint(kspace), normal)
+        expected = network(ours.adjoint(torch.from_numpy(kspace)[None, None]), ours.normal)
+    assert torch.allclose(image, expected, atol=1e-4)
+
+
+def test_a_real_network_refuses_complex_images_and_the_other_way_round():
+    adjoint, normal = problem(2)
+    with pytest.raises(ValueError, match="real"):
+        ProximalNetwork(NetworkConfig(**SMALL, channels=1))(adjoint, normal)
+    adjoint, normal = problem(1)
+    with pytest.raises(ValueError, match="complex"):
+        ProximalNetwork(NetworkConfig(**SMALL))(adjoint, normal)
+
+
+def test_bfloat16_stays_near_float32():
+    torch.manual_seed(2)
+    exact = ProximalNetwork(NetworkConfig(layers=3, filters=8))
+    rounded = ProximalNetwork(NetworkConfig(layers=3, filters=8), torch.bfloat16)
+    rounded.load_state_dict(exact.state_dict())
+    adjoint, normal = problem()
+    with torch.no_grad():
+        a, b = exact(adjoint, normal), rounded(adjoint, normal)
+    assert float((a - b).norm() / a.norm()) < 0.02
+
+
+def test_quantizer_scale_follows_the_weight_with_momentum():
+    convolution = Convolution(4, 4, bits=3)
+    before = convolution.scale.clone()
+    with torch.no_grad():
+        convolution.weight.mul_(2)
+    convolution.follow()
+    assert bool((convolution.scale > before).all())
+    assert bool((convolution.scale < 2 * before).all())
+    convolution.refit()
+    assert torch.allclose(convolution.scale, 2 * before, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer": "unet"},
+        {"penalties": ()},
+        {"penalties": ("l1", "l1")},
+        {"layers": 0},
+        {"filters": 2.5},
+        {"channels": 3},
+        {"bits": 9},
+        {"scale_per": "row"},
+        {"threshold": 0.0},
+        {"gamma": 1.0},
+        {"a": 2.0},
+    ],
+)
+def test_impossible_configurations_are_named(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        NetworkConfig(**change)
+
+
+def test_configuration_round_trip_and_unknown_fields():
+    config = named_config("pan", bits=2)
+    assert NetworkConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="colour"):
+        NetworkConfig.from_dict({**config.to_dict(), "colour": 1})
+    with pytest.raises(ValueError, match="unknown network"):
+        named_config("unet")

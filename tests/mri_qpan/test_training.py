@@ -1,0 +1,243 @@
+"""Training on a made-up bank: it learns, resumes to the bit, quantizes, and says what is missing."""
+
+import csv
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mri_qpan import models
+from mri_qpan.encoding import Encoding
+from mri_qpan.errors import InputError
+from mri_qpan.training import loop, recipe, simulate
+from mri_qpan.training.bank import Bank, build
+from mri_qpan.training.validation import evaluate, validation_cases
+
+RECIPE = """
+name = "tiny"
+{init}
+groups = ["disc"]
+steps = {steps}
+learning_rate = 3e-3
+warm_up = 5
+sizes = [[24, 20], [20, 24]]
+pixels = 960
+ratios = [0.3, 0.6]
+constraint = 0.01
+constrained = 1
+seed = 1
+
+[network]
+system = "pan+"
+layers = 2
+filters = 4
+channels = 2
+{bits}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch):
+    """Compiling would take longer than these trainings."""
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module")
+def bank():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:40j, -1:1:36j]
+    images = []
+    for _ in range(12):
+        centre, radius = rng.uniform(-0.3, 0.3, 2), rng.uniform(0.2, 0.6)
+        images.append(((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2).astype(np.float32))
+    return Bank(images, ["disc"] * 9 + ["disc/val"] * 3)
+
+
+def load(folder, steps=6, init="", bits=""):
+    path = folder / "tiny.toml"
+    path.write_text(RECIPE.format(steps=steps, init=init, bits=bits))
+    return recipe.load(str(path))
+
+
+def run(plan, bank, folder, **options):
+    schedule = options.pop("schedule", loop.Schedule())
+    return loop.train(plan, bank, folder, device=torch.device("cpu"), schedule=schedule, **options)
+
+
+def test_training_learns_and_leaves_what_it_promises(bank, tmp_path):
+    losses = []
+    path = run(
+        load(tmp_path, steps=100),
+        bank,
+        tmp_path / "out",
+        report=lambda step, steps, loss: losses.append(loss),
+    )
+    assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:10])
+    model = models.load_model(str(path))
+    assert model.card["training"]["steps"] == 100
+    assert model.card["figures"]["validation"]["psnr"] > 0
+    rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
+    assert float(rows[-1]["psnr"]) == pytest.approx(model.card["figures"]["validation"]["psnr"], abs=1e-3)
+    assert (tmp_path / "out" / "validation.png").exists()
+
+
+def test_a_stopped_training_resumes_to_the_bit(bank, tmp_path):
+    plan = load(tmp_path)
+    whole = models.load_model(str(run(plan, bank, tmp_path / "whole")))
+
+    def stop_at_three(step, steps, loss):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(plan, bank, tmp_path / "parts", report=stop_at_three)
+    assert not (tmp_path / "parts" / "tiny.safetensors").exists()
+    parts = models.load_model(str(run(plan, bank, tmp_path / "parts")))
+    assert parts.card["training"]["steps"] == 6
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_quantized_training_starts_from_the_full_precision_model(bank, tmp_path, bits):
+    full = run(load(tmp_path, steps=20), bank, tmp_path / "full")
+    plan = load(tmp_path, steps=20, init='init = "tiny"', bits=f"bits = {bits}")
+    model = models.load_model(str(run(plan, bank, tmp_path / "quantized", init=full)))
+    assert model.config.bits == bits
+    assert model.card["training"]["init"].startswith("tiny ")
+    for layer in model.layers:
+        for convolution in layer.convolutions.values():
+            levels = (convolution() / convolution.scale).unique()
+            assert len(levels) <= 2**bits
+
+
+def test_minutes_end_a_training(bank, tmp_path):
+    path = run(load(tmp_path, steps=100000), bank, tmp_path / "out", schedule=loop.Schedule(minutes=0.02))
+    assert models.load_model(str(path)).card["training"]["steps"] < 100000
+
+
+def test_what_does_not_fit_is_said(bank, tmp_path):
+    plan = load(tmp_path)
+    with pytest.raises(InputError, match="disc"):
+        run(plan, Bank(bank.images, ["square"] * 12), tmp_path / "a")
+    path = run(plan, bank, tmp_path / "b")
+    with pytest.raises(InputError, match="does not fit"):
+        run(
+            recipe.load("qpan+-1bit"),
+            Bank(bank.images, list(recipe.load("qpan+-1bit").groups) + ["x"] * 7),
+            tmp_path / "c",
+            init=path,
+        )
+    (tmp_path / "other.toml").write_text((tmp_path / "tiny.toml").read_text().replace('"tiny"', '"other"'))
+    with pytest.raises(InputError, match="belongs to recipe tiny"):
+        run(recipe.load(str(tmp_path / "other.toml")), bank, tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_shipped_recipes_load(name):
+    plan = recipe.load(name)
+    assert plan.name == name
+    assert plan.init is None or plan.init in recipe.shipped()
+    # Sets whose terms do not allow weights that ship stay out of every recipe.
+    assert not set(plan.groups) & {"siat31", "knee_refinegan"}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [("steps = 6", "steps"), ("system", "system"), ("layers = 2", "layers"), ("name", "name")],
+)
+def test_broken_recipes_are_refused(tmp_path, change, word):
+    load(tmp_path)
+    text = (tmp_path / "tiny.toml").read_text().replace(change, "nonsense = 1 #" + change)
+    (tmp_path / "tiny.toml").write_text(text)
+    with pytest.raises(InputError, match="recipe"):
+        recipe.load(str(tmp_path / "tiny.toml"))
+    with pytest.raises(InputError, match="choose from"):
+        recipe.load("qpan++")
+
+
+def test_bank_is_built_from_folders_and_survives_a_round_trip(tmp_path):
+    import h5py
+    import nibabel
+    import scipy.io
+
+    rng = np.random.default_rng(0)
+    for name in ("pngs", "hearts", "complex", "head", "mm"):
+        (tmp_path / name).mkdir()
+    for name in ("1.png", "v_1.png"):
+        Image.fromarray(rng.integers(0, 255, (30, 40), np.uint8)).save(tmp_path / "pngs" / name)
+    for index in range(10):
+        with h5py.File(tmp_path / "hearts" / f"im-{index}.mat", "w") as file:
+            file["im_ori"] = rng.random((20, 30))
+    scipy.io.savemat(tmp_path / "complex" / "a.mat", {"Img": rng.random((270, 16)) * 1j})
+    head = np.zeros((12, 30, 30), np.float32)
+    head[2:10, 5:25, 5:25] = 1
+    nibabel.save(nibabel.Nifti1Image(head, np.diag([3.0, 1, 1, 1])), tmp_path / "head" / "t.nii.gz")
+    np.savez(
+        tmp_path / "mm" / "v.npz", vol=np.ones((20, 40, 40), np.int16), spacing_mm=np.array([1, 0.5, 0.5])
+    )
+    bank = build(tmp_path)
+    assert bank.groups.count("pngs") == bank.groups.count("pngs/val") == 1
+    assert bank.groups.count("hearts/val") == 1
+    assert bank.of({"hearts"}).images[0].shape == (30, 20)
+    assert bank.of({"complex/val"}).images[0].shape == (256, 16)
+    assert {image.shape for image in bank.of({"head"}).images} == {(30, 30)}
+    assert (20, 20) in {image.shape for image in bank.of({"mm"}).images}
+    bank.save(tmp_path / "bank.npz")
+    again = Bank.load(tmp_path / "bank.npz")
+    assert again.groups == bank.groups
+    for a, b in zip(bank.images, again.images, strict=True):
+        assert np.allclose(a, b, atol=2e-4)
+    (tmp_path / "bad.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="bad"):
+        Bank.load(tmp_path / "bad.npz")
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    coils=st.sampled_from([1, 2, 8]),
+    shape=st.tuples(st.integers(20, 40), st.integers(20, 40)),
+    source=st.tuples(st.integers(16, 60), st.integers(16, 60)),
+)
+def test_simulated_measurements_are_consistent(seed, coils, shape, source):
+    rng = np.random.default_rng(seed)
+    image = rng.random(source).astype(np.float32)
+    case = simulate.simulate(image, shape, coils, (0.3, 0.6), rng)
+    assert case.kspace.shape == (1, coils, *shape)
+    assert case.mask.shape == (1, *shape)
+    assert float(case.target.abs().max()) == pytest.approx(1, abs=1e-3) or coils > 1
+    assert float((case.kspace.abs() * ~case.mask[:, None]).max()) == 0
+    power = case.mps.abs().square().sum(1)
+    assert bool(((power - 1).abs() < 1e-3).logical_or(power == 0).all())
+    predicted = Encoding(case.mask, case.mps).forward(case.target)
+    difference = (predicted - case.kspace).norm() / case.kspace.norm()
+    assert float(difference) < 0.75
+
+
+def test_one_step_gives_one_batch_whatever_the_order(bank):
+    data = simulate.Simulation(bank.of({"disc"}), [(20, 24), (24, 20)], 960, (0.3, 0.6), 5, 10)
+    assert len(data) == 10
+    first, again = data[7], data[7]
+    assert torch.equal(first.kspace, again.kspace)
+    assert len(first.mask) == 2
+    assert not torch.equal(data[8].target[0, :20, :20], first.target[0, :20, :20])
+
+
+def test_validation_is_the_same_every_time(bank):
+    from mri_qpan.networks import NetworkConfig, ProximalNetwork
+
+    a, b = validation_cases(bank), validation_cases(bank)
+    assert len(a) == 3
+    assert all(torch.equal(x.kspace, y.kspace) for x, y in zip(a, b, strict=True))
+    network = ProximalNetwork(NetworkConfig(layers=1, filters=2))
+    score = evaluate(network, a, torch.device("cpu"))
+    assert score == evaluate(network, b, torch.device("cpu"))
+    assert 0 < score.psnr_zero_filled < 100
