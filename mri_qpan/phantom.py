@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.signal import convolve2d
 from scipy.special import j1
@@ -60,7 +61,7 @@ class Ellipse:
         kappa = np.hypot(a * (cos * x + sin * y), b * (cos * y - sin * x))
         nonzero = np.where(kappa > 0, kappa, 1.0)
         disc = np.where(kappa > 0, j1(2 * np.pi * nonzero) / nonzero, np.pi)
-        shift = _wave(ky, -self.centre[1])[:, None] * _wave(kx, -self.centre[0])
+        shift = np.outer(_turns(-ky * self.centre[1]), _turns(-kx * self.centre[0]))
         return self.intensity * a * b * disc * shift
 
 
@@ -91,7 +92,7 @@ class Polygon:
         x, y, weight = self._nodes(float(np.abs(ky).max()), float(np.abs(kx).max()))
         for start in range(0, x.size, NODES_AT_ONCE):
             part = slice(start, start + NODES_AT_ONCE)
-            rows = np.exp(-2j * np.pi * np.outer(ky, y[part])) * weight[part]
+            rows = _turns(-np.outer(ky, y[part])) * weight[part]
             total += rows @ _antiderivative(x[part], kx)
         return self.intensity * total
 
@@ -287,14 +288,19 @@ def _spectrum(shapes: Sequence[Shape], ky: Real, kx: Real) -> Complex:
     return np.where(ky[:, None] < 0, lower, upper)
 
 
-def _wave(k: Real, shift: float) -> Complex:
-    return np.exp(2j * np.pi * k * shift)
+def _turns(number: Real) -> Complex:
+    """Return exp(2πi number); torch's cosines are several times faster than NumPy's exponential."""
+    angle = torch.from_numpy(2 * np.pi * number)
+    return torch.complex(torch.cos(angle), torch.sin(angle)).numpy()
 
 
 def _antiderivative(x: Real, kx: Real) -> Complex:
     """Return the integral of exp(-2πi kx x) over x, (x, kx)."""
-    factor = -2j * np.pi * np.where(kx == 0, 1.0, kx)
-    return np.where(kx == 0, x[:, None], np.exp(-2j * np.pi * np.outer(x, kx)) / factor)
+    nonzero = kx != 0
+    factor = 0.5j / np.pi / np.where(nonzero, kx, 1.0)
+    values = _turns(-np.outer(x, kx)) * factor
+    values[:, ~nonzero] = x[:, None]
+    return values
 
 
 def _shifted(k: Real, series: Series) -> tuple[Real, NDArray[np.intp]]:

@@ -22,7 +22,7 @@ from mri_qpan.phantom import Ellipse, Phantom, Polygon, Real, Series, Shape
 FOV = (220.0, 220.0)
 """Field of view (y, x) in mm that the head fits in, and that its k-space is fastest for."""
 
-STEP = 0.5
+STEP, TOLERANCE = 0.5, 0.07
 EXTENT = 110.0
 HALF_WIDTH, HALF_LENGTH = 74.0, 95.0
 CENTRE_BELOW, HALF_HEIGHT = -15.0, 100.0
@@ -246,7 +246,7 @@ def _outlines(level: Real, intensity: float) -> list[Shape]:
     """Return the polygons around where `level` is positive; those around holes count against."""
     shapes: list[Shape] = []
     for contour in find_contours(level, 0.0, positive_orientation="low"):
-        vertices = approximate_polygon(contour, 0.1)[:-1, ::-1] * STEP - EXTENT
+        vertices = approximate_polygon(contour, TOLERANCE / STEP)[:-1, ::-1] * STEP - EXTENT
         if len(vertices) > 3:
             shapes.append(Polygon(intensity, vertices))
     return shapes
