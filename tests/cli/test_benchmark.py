@@ -1,0 +1,93 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sigpy as sp
+from PIL import Image
+
+from mri_qpan.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+METHODS = ("--methods", "zero-filled,CG-SENSE (SigPy),TV (ours)", "--evaluations", "2")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call `mri-qpan benchmark`: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mri-qpan", "benchmark", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main.run()
+        said = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    phantoms = tmp_path / "phantoms"
+    phantoms.mkdir()
+    for n, size in enumerate([(48, 40), (40, 48)]):
+        grey = (200 * np.abs(sp.shepp_logan(size))).astype(np.uint8)
+        Image.fromarray(grey).save(phantoms / f"{n}.png")
+    return phantoms
+
+
+def test_real(run: Run, folder: Path, tmp_path: Path) -> None:
+    tables, figures = tmp_path / "tables", tmp_path / "figures"
+    masks = "lines:0.5,random2d:0.4"
+    code, out, _ = run("real", folder, "--masks", masks, *METHODS, "-o", tables, "--figures", figures)
+    assert code == 0
+    assert "zero-filled" in out
+    assert "benchmark-real" in out
+    results = json.loads((tables / "benchmark-real.json").read_text())
+    assert len(results["cases"]) == 4
+    assert results["command"].startswith("mri-qpan benchmark real")
+    assert "## random2d:0.4" in (tables / "benchmark-real.md").read_text()
+    assert sorted(p.name for p in tables.iterdir()) == ["benchmark-real.json", "benchmark-real.md"]
+    with Image.open(figures / "phantoms.png") as picture:
+        assert picture.width == 3 * 40  # the reference, zero-filled and the best one
+
+
+def test_tuned_parameters_are_used_again(run: Run, folder: Path, tmp_path: Path) -> None:
+    arguments = ("real", folder / "0.png", "--masks", "lines:0.5", *METHODS, "--rounds", "0")
+    assert run(*arguments, "-o", tmp_path / "first")[0] == 0
+    first = json.loads((tmp_path / "first" / "benchmark-real.json").read_text())
+    first["cases"][0]["outcomes"][2]["parameters"]["lamda"] = 0.123
+    (tmp_path / "changed.json").write_text(json.dumps(first))
+    assert run(*arguments, "-o", tmp_path / "second", "--tuned", tmp_path / "changed.json")[0] == 0
+    second = json.loads((tmp_path / "second" / "benchmark-real.json").read_text())
+    assert second["cases"][0]["outcomes"][2]["parameters"]["lamda"] == 0.123
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["0.png", "--methods", "magic"], "no method called 'magic'"),
+        (["0.png", "--methods", "missing.safetensors"], "missing.safetensors"),
+        (["0.png", "--masks", "spots:0.5"], "spots"),
+        (["missing.png"], "missing.png"),
+        (["0.png", "--tuned", "0.png"], "not the JSON file"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_3(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(folder)
+    code, _, err = run("real", *arguments, "-o", "tables")
+    assert code == 3
+    assert words in err
+    assert err.count("\n") == 1
+    assert not list(Path("tables").glob("*"))
+
+
+def test_help_names_the_options(run: Run) -> None:
+    code, out, _ = run("real", "--help")
+    assert code == 0
+    assert "--tuned" in out
