@@ -85,7 +85,7 @@ def reconstruct(
         If the method fails: out of memory, values that are not finite.
     """
     started = time.perf_counter()
-    prepared = prepare(kspace, mps=mps)
+    prepared = prepare(kspace, mps=mps, sets=None)
     return solve(prepared, kspace, method, device=device, maps_seconds=time.perf_counter() - started)
 
 
@@ -104,7 +104,7 @@ def solve(
     adjoint = encoding.adjoint(samples)
     scale = robust_scale(adjoint)
     try:
-        image = scale * method(adjoint / scale, encoding.normal)
+        image = scale * _apply(method, adjoint / scale, encoding)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ReconError(f"out of memory on {device}: use another --device") from error
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
@@ -120,6 +120,18 @@ def solve(
         recon_seconds=time.perf_counter() - started,
     )
     return Result(to_image(image, prepared, kspace), figures, tuple(prepared.notes))
+
+
+def _apply(method: Reconstructor, adjoint: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+    """Call a method; sets of maps (a batch of one, set, y, x) stand where it takes images one by one.
+
+    That is the batch for a solver, whose spatial axes are all that follow, and beside it for a network,
+    which scales every entry of a batch on its own.
+    """
+    sets = adjoint.ndim > encoding.mask.ndim
+    if not sets or isinstance(getattr(method, "run", method), torch.nn.Module):
+        return method(adjoint, encoding.normal)
+    return method(adjoint[0], lambda image: encoding.normal(image[None])[0])[None]
 
 
 def support(encoding: Encoding) -> torch.Tensor:

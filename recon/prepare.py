@@ -41,7 +41,7 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int = 1) -> Prepared:
+def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1) -> Prepared:
     """Whiten, crop the readout oversampling and find the coil maps.
 
     Parameters
@@ -51,7 +51,7 @@ def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int = 1) -> Pre
     mps
         Coil maps to use, (coil, z, y, x) on the grid of `kspace.data` or of the result; None: estimate them.
     sets
-        Sets of maps to estimate: 2 where the object is larger than the field of view.
+        Sets of maps to estimate. None: 2 where the object is larger than the field of view, else 1.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def _checked(mps: Complex, kspace: KSpace) -> Complex:
     return maps.astype(np.complex64)
 
 
-def _estimate(kspace: KSpace, sets: int) -> tuple[Complex, list[str]]:
+def _estimate(kspace: KSpace, sets: int | None) -> tuple[Complex, list[str]]:
     """Return the coil maps and notes on how they were found."""
     shape = kspace.mask.shape
     if kspace.data.shape[0] == 1:
@@ -197,18 +197,21 @@ def _estimate(kspace: KSpace, sets: int) -> tuple[Complex, list[str]]:
             "no calibration region (fully sampled k-space centre): coil maps from the low resolution of what "
             "was acquired, so aliasing may remain"
         ]
-        return maps if sets == 1 else np.stack([maps, *[np.zeros_like(maps)] * (sets - 1)]), notes
+        empty = [np.zeros_like(maps)] * ((sets or 1) - 1)
+        return np.stack([maps, *empty]) if empty else maps, notes
     covariance = kspace.noise_covariance
     noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
     sizes = " x ".join(str(s.stop - s.start) for s in block[1:])
     notes = [f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)"]
     if shape[0] > 1:
-        return coils.slab_maps(region, shape, block[2].start, sets=sets, noise=noise), notes
+        return coils.slab_maps(region, shape, block[2].start, sets=sets or 1, noise=noise), notes
     share = coils.folded_share(region[:, 0], noise=noise)
-    if sets == 1 and share > FOLDED:
+    if share > FOLDED and sets in (1, None):
+        consequence = "maps cannot tell the two layers apart" if sets == 1 else "maps for each layer"
         notes.append(
             f"the object is larger than the field of view ({share:.0%} of it folds over): one set of coil "
-            "maps cannot tell the two layers apart"
+            f"{consequence}"
         )
+    sets = sets or (2 if share > FOLDED else 1)
     return coils.espirit(region[:, 0], shape[1:], sets=sets, noise=noise)[..., None, :, :], notes

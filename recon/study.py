@@ -113,7 +113,7 @@ def study(
         mps = np.tensordot(whitener, mps, axes=1).astype(np.complex64)
     kept = full.mask & _mask(full.mask.shape, undersampling)
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
-    prepared = prepare(partial, mps=mps)
+    prepared = prepare(partial, mps=mps, sets=None)
     result = solve(prepared, kspace, method, device=device, maps_seconds=time.perf_counter() - started)
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
