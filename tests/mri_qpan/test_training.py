@@ -14,6 +14,7 @@ from PIL import Image
 from mri_qpan import models
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError
+from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.training import loop, recipe, simulate
 from mri_qpan.training.bank import Bank, build
 from mri_qpan.training.validation import evaluate, validation_cases
@@ -44,7 +45,7 @@ channels = 2
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch):
     """Compiling would take longer than these trainings."""
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    monkeypatch.setattr(ProximalNetwork, "compile_step", lambda self: None)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -75,14 +76,14 @@ def run(plan, bank, folder, **options):
 def test_training_learns_and_leaves_what_it_promises(bank, tmp_path):
     losses = []
     path = run(
-        load(tmp_path, steps=100),
+        load(tmp_path, steps=80),
         bank,
         tmp_path / "out",
         report=lambda step, steps, loss: losses.append(loss),
     )
     assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:10])
     model = models.load_model(str(path))
-    assert model.card["training"]["steps"] == 100
+    assert model.card["training"]["steps"] == 80
     assert model.card["figures"]["validation"]["psnr"] > 0
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
     assert float(rows[-1]["psnr"]) == pytest.approx(model.card["figures"]["validation"]["psnr"], abs=1e-3)
@@ -114,7 +115,7 @@ def test_quantized_training_starts_from_the_full_precision_model(bank, tmp_path,
     assert model.card["training"]["init"].startswith("tiny ")
     for layer in model.layers:
         for convolution in layer.convolutions.values():
-            levels = (convolution() / convolution.scale).unique()
+            levels = (convolution() / convolution.scale).round(decimals=3).unique()
             assert len(levels) <= 2**bits
 
 
@@ -187,7 +188,7 @@ def test_bank_is_built_from_folders_and_survives_a_round_trip(tmp_path):
     assert bank.groups.count("pngs") == bank.groups.count("pngs/val") == 1
     assert bank.groups.count("hearts/val") == 1
     assert bank.of({"hearts"}).images[0].shape == (30, 20)
-    assert bank.of({"complex/val"}).images[0].shape == (256, 16)
+    assert bank.of({"complex"}).images[0].shape == (256, 16)
     assert {image.shape for image in bank.of({"head"}).images} == {(30, 30)}
     assert (20, 20) in {image.shape for image in bank.of({"mm"}).images}
     bank.save(tmp_path / "bank.npz")
@@ -232,8 +233,6 @@ def test_one_step_gives_one_batch_whatever_the_order(bank):
 
 
 def test_validation_is_the_same_every_time(bank):
-    from mri_qpan.networks import NetworkConfig, ProximalNetwork
-
     a, b = validation_cases(bank), validation_cases(bank)
     assert len(a) == 3
     assert all(torch.equal(x.kspace, y.kspace) for x, y in zip(a, b, strict=True))

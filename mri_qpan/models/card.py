@@ -1,0 +1,69 @@
+"""Model cards in words, written from a model file's header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mri_qpan.models import store
+
+CREDITS = {
+    "t1_studyforrest": "studyforrest.org T1-weighted head, defaced, one volunteer, 3 T (PDDL, public domain)",
+    "adi": "Analog Devices' MEMPRAGE T1 and FSE T2 head volumes (Apache-2.0)",
+    "cc0_rorden": "Chris Rorden's T1 and T2 head volumes, skull-stripped (CC0)",
+    "cardiac_admmnet": "the 100 short-axis hearts of ADMM-Net's chest set (MIT)",
+    "ixi_pd": "PD-weighted axial heads, about one a subject, from the IXI data set, brain-development.org "
+    "(CC BY-SA 3.0)",
+}
+"""Who made the training data, and its terms."""
+
+
+def describe(path: Path) -> str:
+    """Return the card of the model at `path` as Markdown.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged or not a model of this package.
+    """
+    model = store.load(path)
+    config, card = model.config, model.card
+    weights = "full-precision (float32)" if config.bits is None else f"{config.bits}-bit"
+    images = "complex images, any number of coils" if config.channels == 2 else "real images in [0, 1]"
+    sections = [
+        f"# {model.name}",
+        f"An unfolded {config.layer.upper()} network ({', '.join(config.penalties)}) of {config.layers} "
+        f"layers and {config.filters} filters with {weights} weights, for {images}. "
+        f"{path.stat().st_size:,} bytes, SHA-256 `{model.sha256}`.",
+        "It sees only A^H y and x -> A^H A x, never the mask or the coils. Use it for research; it is not a "
+        "medical device, and an image that it makes can lack or invent fine detail.",
+        "## Training",
+        _training(card["training"]),
+        "## Data",
+        "\n".join(f"- {name}: {CREDITS.get(name, 'see its source')}" for name in card["data"]),
+        "## Figures",
+        _figures(card["figures"]),
+        "## Licence",
+        str(card["licence"]) + ".",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _training(training: dict[str, Any]) -> str:
+    start = f", from the weights of {training['init']}" if training.get("init") else ""
+    return (
+        f"Recipe `{training.get('recipe', 'unknown')}` of mri-qpan {training.get('version', 'unknown')}: "
+        f"{training.get('steps', 'unknown')} steps of {training.get('planned_steps', 'unknown')} planned, "
+        f"{training.get('minutes', 'unknown')} minutes on {training.get('machine', 'unknown')}{start}."
+    )
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    rows = [
+        f"- {part}: " + ", ".join(f"{name} {value}" for name, value in values.items())
+        for part, values in figures.items()
+    ]
+    return (
+        "\n".join(rows)
+        + "\n\nPSNR in dB on magnitudes of simulated measurements of images kept from training."
+    )
