@@ -27,8 +27,7 @@ class SetsBeside(torch.nn.Module):
 
     def forward(self, adjoint: Tensor, normal: Normal) -> Tensor:
         assert adjoint.shape[:2] == (1, 2)
-        assert normal(adjoint).shape == adjoint.shape
-        return adjoint
+        return normal(adjoint)
 
 
 def undersampled(kspace: KSpace) -> KSpace:
@@ -118,16 +117,20 @@ def test_an_object_larger_than_the_field_of_view_gets_a_map_for_each_layer(small
     assert result.figures.residual < 0.5 * one.figures.residual
 
 
-@pytest.mark.parametrize("method", ["zero-filled", "cg-sense", "wavelet"])
-def test_sets_of_maps_end_in_one_image(small_kspace: Maker, method: str) -> None:
+def sets_in_the_batch(adjoint: Tensor, normal: Normal) -> Tensor:
+    """A solver, whose spatial axes are all after the first."""
+    assert adjoint.shape == (2, 48, 40)
+    return normal(adjoint)
+
+
+def test_sets_of_maps_end_in_one_image(small_kspace: Maker) -> None:
     kspace = small_kspace()
     prepared = prepare(kspace)
     pair = np.stack([prepared.mps, np.zeros_like(prepared.mps)])
-    one = solve(prepared, kspace, get_method(method))
-    two = solve(replace(prepared, mps=pair), kspace, get_method(method))
-    np.testing.assert_allclose(two.image.data, one.image.data, atol=2e-3)
-    network = solve(replace(prepared, mps=pair), kspace, SetsBeside())
-    np.testing.assert_allclose(network.image.data, solve(prepared, kspace, identity).image.data, atol=1e-5)
+    both = replace(prepared, mps=pair)
+    one = solve(prepared, kspace, lambda adjoint, normal: normal(adjoint)).image.data
+    np.testing.assert_allclose(solve(both, kspace, sets_in_the_batch).image.data, one, atol=1e-5)
+    np.testing.assert_allclose(solve(both, kspace, SetsBeside()).image.data, one, atol=1e-5)
 
 
 def test_nothing_is_invented_where_no_coil_sees(small_kspace: Maker) -> None:
