@@ -8,13 +8,13 @@ import numpy as np
 
 from mri_qpan.recon.kspace import Image
 
-QUANTILE = 0.98
+QUANTILE = 0.99
 
 
 def display_range(images: Sequence[Image]) -> tuple[float, float]:
     """Return the intensities (low, high) to show as black and white: one window for a whole series.
 
-    High is the largest 98th percentile of any of the images: fat, often the brightest, may saturate, and a
+    High is the largest 99th percentile of any of the images: fat, often the brightest, may saturate, and a
     slice at the edge of the object does not decide. It is 1 where all are zero.
     """
     high = max((float(np.quantile(np.abs(image.data), QUANTILE)) for image in images), default=0.0)
