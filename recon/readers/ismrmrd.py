@@ -1,6 +1,6 @@
 """ISMRMRD raw data (MRD in HDF5) to `KSpace`, one an image.
 
-Headers are read in bulk and checked before any sample is; samples are then read in bulk an image at a time.
+Headers are read in bulk and checked before any sample is; samples are then read in bulk, an image at a time.
 A line's place is `ky + N_y // 2 - center` (encodingLimits), a sample's `j - center_sample + N_x // 2` after
 `discard_pre` and `discard_post`; a line flagged REVERSE was acquired from the far end of the readout, its
 `center_sample` counts from the near end like every other line's (scanners copy one value to both polarities).
@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-import ismrmrd
 import numpy as np
 from ismrmrd import constants
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, KSpace, Stamp, Vector
+from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, Limit, MrdHeader, parse_header
 
 Rows = NDArray[np.intp]
@@ -95,10 +94,13 @@ class KSpaceStream(Iterator[KSpace]):
         The images that will come.
     """
 
-    def __init__(self, measurement: Measurement, plans: dict[int, Grid], images: dict[Index, Rows]) -> None:
+    def __init__(
+        self, file: Hdf5Process, measurement: Measurement, plans: dict[int, Grid], images: dict[Index, Rows]
+    ) -> None:
         self.measurement = measurement
         self.indices = list(images)
-        self._images = _images(measurement, plans, images)
+        self._file = file
+        self._images = _images(file, measurement, plans, images)
 
     def __len__(self) -> int:
         """Return how many images the file holds, read or not."""
@@ -128,11 +130,12 @@ def read(path: str | Path) -> KSpaceStream:
     InputError
         If the file is not ISMRMRD, is damaged, is not Cartesian or contradicts itself.
     """
-    measurement = inspect(path)
+    file = Hdf5Process(Path(path))
+    measurement = _describe(file)
     images = group_images(measurement)
     _check_channels(measurement)
     plans = {encoding: lay_out(measurement, encoding) for encoding in sorted({i.encoding for i in images})}
-    return KSpaceStream(measurement, plans, images)
+    return KSpaceStream(file, measurement, plans, images)
 
 
 def header(path: str | Path) -> str:
@@ -142,10 +145,14 @@ def header(path: str | Path) -> str:
 
 def inspect(path: str | Path) -> Measurement:
     """Read everything but the samples; raises `InputError` if that is impossible."""
-    path = Path(path)
-    with _Opened(path) as opened:
-        heads, xml = opened.heads(), opened.xml()
-    parsed = parse_header(xml, str(path))
+    file = Hdf5Process(Path(path))
+    file.close()
+    return _describe(file)
+
+
+def _describe(file: Hdf5Process) -> Measurement:
+    heads = file.heads
+    parsed = parse_header(file.xml, str(file.path))
     flags = heads["flags"]
     noise = _is_set(flags, constants.ACQ_IS_NOISE_MEASUREMENT)
     skipped = np.zeros(len(heads), bool)
@@ -155,19 +162,22 @@ def inspect(path: str | Path) -> Measurement:
         skipped |= found
         if found.any():
             counts[name] = int(found.sum())
+    several: tuple[str, ...] = ()
+    if len(file.names) > 1:
+        several = (f"several datasets ({', '.join(file.names)}): {file.name!r} was read",)
     both = _is_set(flags, constants.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
     calibration = (both | _is_set(flags, constants.ACQ_IS_PARALLEL_CALIBRATION)) & ~noise & ~skipped
     return Measurement(
-        path=path,
-        dataset=opened.name,
-        xml=xml,
+        path=file.path,
+        dataset=file.name,
+        xml=file.xml,
         header=parsed,
         heads=heads,
         noise=noise,
         calibration=calibration,
         imaging=(both | ~calibration) & ~noise & ~skipped,
         skipped=counts,
-        notes=(*opened.notes, *parsed.notes),
+        notes=(*several, *parsed.notes),
     )
 
 
@@ -229,27 +239,56 @@ def lay_out(measurement: Measurement, encoding: int) -> Grid:
     return grid
 
 
-def _images(measurement: Measurement, plans: dict[int, Grid], images: dict[Index, Rows]) -> Iterator[KSpace]:
-    with _Opened(measurement.path) as opened:
-        noise = _noise(measurement, opened)
+def _images(
+    file: Hdf5Process, measurement: Measurement, plans: dict[int, Grid], images: dict[Index, Rows]
+) -> Iterator[KSpace]:
+    try:
+        noise = _noise(measurement, file)
         for index, rows in images.items():
-            yield _image(measurement, opened, plans[index.encoding], index, rows, noise)
+            yield _image(measurement, file, plans[index.encoding], index, rows, noise)
+    finally:
+        file.close()
+
+
+def _lines(file: Hdf5Process, rows: Rows) -> Iterator[tuple[int, NDArray[np.complex64]]]:
+    """Yield each of the rows and its samples (coil, sample), read in blocks."""
+    heads = file.heads
+    payload = 8 * heads["active_channels"][rows].astype(np.int64) * heads["number_of_samples"][rows]
+    blocks = np.cumsum(payload) // BLOCK
+    for block in np.split(rows, np.flatnonzero(np.diff(blocks)) + 1):
+        for row, numbers in zip(block, file.samples(block), strict=True):
+            yield int(row), _line(file, int(row), numbers)
+
+
+def _line(file: Hdf5Process, row: int, numbers: NDArray[np.float32]) -> NDArray[np.complex64]:
+    heads = file.heads
+    channels, length = int(heads["active_channels"][row]), int(heads["number_of_samples"][row])
+    if numbers.size != 2 * channels * length:
+        raise InputError(
+            f"{file.path}: {_name(heads, row)} holds {numbers.size} numbers where its header says "
+            f"{channels} channels of {length} complex samples: the file is damaged or truncated"
+        )
+    if not np.isfinite(numbers).all():
+        raise InputError(
+            f"{file.path}: {_name(heads, row)} holds samples that are NaN or infinite: the file is damaged"
+        )
+    return numbers.view(np.complex64).reshape(channels, length)
 
 
 def _image(
     measurement: Measurement,
-    opened: "_Opened",
+    file: Hdf5Process,
     grid: Grid,
     index: Index,
     rows: Rows,
     noise: tuple[NDArray[np.complex128], float] | None,
 ) -> KSpace:
     described = measurement.header.encodings[index.encoding]
-    data, counts = _accumulate(measurement, opened, grid, rows)
+    data, counts = _accumulate(measurement, file, grid, rows)
     calib_rows, calib_notes = _calibration_rows(measurement, index)
     calib = calib_counts = None
     if calib_rows.size:
-        calib, calib_counts = _accumulate(measurement, opened, grid, calib_rows)
+        calib, calib_counts = _accumulate(measurement, file, grid, calib_rows)
     distance = abs(grid.y[rows] - grid.shape[1] // 2) + abs(grid.z[rows] - grid.shape[0] // 2)
     head = measurement.heads[rows[np.argmin(distance)]]
     recon_shape, fov, space_notes = _recon_space(described, grid.shape)
@@ -271,7 +310,7 @@ def _image(
 
 
 def _accumulate(
-    measurement: Measurement, opened: "_Opened", grid: Grid, rows: Rows
+    measurement: Measurement, file: Hdf5Process, grid: Grid, rows: Rows
 ) -> tuple[NDArray[np.complex64], NDArray[np.uint16]]:
     """Average lines on the grid: (coil, z, y, x) samples and how many went into each, (z, y, x)."""
     heads = measurement.heads
@@ -284,7 +323,7 @@ def _accumulate(
         raise InputError(
             f"{measurement.path}: {shown} samples (coil, z, y, x) do not fit into memory"
         ) from error
-    for row, line in opened.lines(heads, rows):
+    for row, line in _lines(file, rows):
         first, last = heads["discard_pre"][row], line.shape[1] - heads["discard_post"][row]
         kept = line[:, first:last]
         place = grid.z[row], grid.y[row], slice(grid.start[row], grid.stop[row])
@@ -384,14 +423,14 @@ def _stamp(head: np.void) -> Stamp:
     )
 
 
-def _noise(measurement: Measurement, opened: "_Opened") -> tuple[NDArray[np.complex128], float] | None:
+def _noise(measurement: Measurement, file: Hdf5Process) -> tuple[NDArray[np.complex128], float] | None:
     """Covariance of the noise scans, (coil, coil), and their dwell time in µs (0: not given)."""
     rows = np.flatnonzero(measurement.noise)
     if not rows.size:
         return None
     coils = int(measurement.heads["active_channels"][rows[0]])
     total, samples = np.zeros((coils, coils), np.complex128), 0
-    for _, line in opened.lines(measurement.heads, rows):
+    for _, line in _lines(file, rows):
         total += line.astype(np.complex128) @ line.conj().T
         samples += line.shape[1]
     dwell = np.unique(measurement.heads["sample_time_us"][rows])
@@ -526,117 +565,3 @@ def _is_set(flags: NDArray[np.uint64], bit: int) -> NDArray[np.bool_]:
 
 def _name(heads: Heads, row: int | np.intp) -> str:
     return f"acquisition {int(row)} (scan counter {int(heads['scan_counter'][row])})"
-
-
-class _Opened:
-    """An open ISMRMRD file: HDF5's many kinds of failure end here, in `InputError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = ""
-        self.notes: list[str] = []
-
-    def __enter__(self) -> "_Opened":
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such file")
-        if not h5py.is_hdf5(self.path):
-            raise InputError(f"{self.path}: not an HDF5 file, so not ISMRMRD (or cut off at its start)")
-        try:
-            self._file = ismrmrd.File(self.path, "r")
-        except Exception as error:
-            raise self._damaged(error) from error
-        try:
-            self._find()
-        except BaseException:
-            self._file.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def heads(self) -> Heads:
-        """Return the headers of all acquisitions."""
-        try:
-            heads = self._rows.fields("head")[:].ravel()
-        except Exception as error:
-            raise self._damaged(error) from error
-        if not heads.size:
-            raise InputError(f"{self.path}: the dataset {self.name!r} has no acquisitions")
-        expected = ismrmrd.hdf5.acquisition_header_dtype
-        missing = set(expected.names) - set(heads.dtype.names or ())
-        if missing:
-            raise InputError(
-                f"{self.path}: acquisition headers lack {', '.join(sorted(missing))}: not ISMRMRD 1.x"
-            )
-        return heads
-
-    def xml(self) -> str:
-        """Return the ISMRMRD header."""
-        try:
-            text = self._file[self.name]._contents["xml"][()]
-            text = text.ravel()[0] if isinstance(text, np.ndarray) else text
-            return text.decode("utf-8") if isinstance(text, bytes) else str(text)
-        except KeyError as error:
-            raise InputError(f"{self.path}: the dataset {self.name!r} has no ISMRMRD header (xml)") from error
-        except Exception as error:
-            raise self._damaged(error) from error
-
-    def lines(self, heads: Heads, rows: Rows) -> Iterator[tuple[int, NDArray[np.complex64]]]:
-        """Yield each of the rows and its samples (coil, sample), read in bulk."""
-        payload = 8 * heads["active_channels"][rows].astype(np.int64) * heads["number_of_samples"][rows]
-        blocks = np.cumsum(payload) // BLOCK
-        for block in np.split(rows, np.flatnonzero(np.diff(blocks)) + 1):
-            for row, samples in zip(block, self._read(block), strict=True):
-                yield int(row), self._line(heads, int(row), samples)
-
-    def _read(self, rows: Rows) -> list[Any]:
-        """Return the samples of rows in increasing order."""
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        dense = last - first <= 4 * rows.size
-        try:
-            if dense:
-                found = self._rows.fields("data")[first:last].ravel()[rows - first]
-            else:
-                found = self._rows.fields("data")[rows].ravel()
-        except Exception as error:
-            raise self._damaged(error) from error
-        return list(found)
-
-    def _line(self, heads: Heads, row: int, samples: Any) -> NDArray[np.complex64]:
-        channels, length = int(heads["active_channels"][row]), int(heads["number_of_samples"][row])
-        values = np.ascontiguousarray(samples)
-        if values.dtype != np.float32 or values.size != 2 * channels * length:
-            raise InputError(
-                f"{self.path}: {_name(heads, row)} holds {values.size} numbers where its header says "
-                f"{channels} channels of {length} complex samples: the file is damaged or truncated"
-            )
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"{self.path}: {_name(heads, row)} holds samples that are NaN or infinite: file damaged"
-            )
-        return values.view(np.complex64).reshape(channels, length)
-
-    def _find(self) -> None:
-        try:
-            found = sorted(n for n in self._file.find_data() if self._file[n].has_acquisitions())
-            groups = sorted(repr(name)[1:-1] for name in self._file.keys())
-        except Exception as error:
-            raise self._damaged(error) from error
-        if not found:
-            shown = ", ".join(groups[:6]) or "nothing"
-            raise InputError(f"{self.path}: an HDF5 file without an ISMRMRD raw dataset (it holds {shown})")
-        self.name = "dataset" if "dataset" in found else found[0]
-        if len(found) > 1:
-            self.notes.append(f"several datasets ({', '.join(found)}): {self.name!r} was read")
-        try:
-            self._rows = self._file[self.name].acquisitions.data
-            names = set(self._rows.dtype.names or ())
-        except Exception as error:
-            raise self._damaged(error) from error
-        if not {"head", "data"} <= names:
-            raise InputError(f"{self.path}: the dataset {self.name!r} holds no ISMRMRD acquisitions")
-
-    def _damaged(self, error: Exception) -> InputError:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return InputError(f"{self.path}: damaged or truncated HDF5 file ({reason:.160})")

@@ -1,5 +1,8 @@
 import contextlib
+import gc
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from mrd_files import header_xml, limit_xml, line, lines, random_kspace, write
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index, KSpace
-from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.readers import hdf5, open_kspace
+from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import header, inspect, read
 
 NY, NX = 6, 8
@@ -21,7 +25,7 @@ XML = header_xml((NX, NY, 1))
 KSPACE = random_kspace(2, NY, NX)
 quick = settings(
     deadline=None,
-    max_examples=25,
+    max_examples=20,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -365,7 +369,7 @@ class TestBadInput:
         with h5py.File(path, "w") as file:
             file["dataset/data"] = np.zeros(3)
             file["dataset/xml"] = "<a/>"
-        assert "no ISMRMRD acquisitions" in refused(path)
+        assert "without ISMRMRD raw data" in refused(path)
 
     def test_no_acquisitions(self, path):
         with h5py.File(path, "w") as file:
@@ -514,6 +518,46 @@ class TestGeneratedPhantom:
         assert images[0].noise_covariance.shape == (3, 3)
 
 
+class TestProcess:
+    """The HDF5 library works in a process of its own: its crashes and hangs end in an `InputError`."""
+
+    def test_crash(self, path):
+        file = Hdf5Process(write(path, XML, lines(KSPACE)))
+        file._process.kill()
+        with pytest.raises(InputError, match="crashed or hung"):
+            file.samples(np.arange(2))
+
+    def test_hang(self, path, monkeypatch):
+        file = Hdf5Process(write(path, XML, lines(KSPACE)))
+        monkeypatch.setattr(hdf5, "PATIENCE", 0.05)
+        os.kill(file._process.pid, signal.SIGSTOP)
+        with pytest.raises(InputError, match="crashed or hung"):
+            file.samples(np.arange(2))
+
+    def test_file_is_free_after_the_last_image(self, path):
+        list(open_kspace(write(path, XML, lines(KSPACE))))
+        h5py.File(path, "w").close()
+
+    def test_two_files_at_once(self, path):
+        first = open_kspace(write(path, XML, lines(KSPACE)))
+        second = open_kspace(write(path.with_name("2.h5"), XML, lines(2 * KSPACE)))
+        np.testing.assert_array_equal(next(second).data, 2 * next(first).data)
+
+    def test_file_is_free_after_an_unfinished_stream(self, path):
+        stream = open_kspace(write(path, XML, lines(KSPACE) + lines(KSPACE, slice=1)))
+        next(stream)
+        del stream
+        gc.collect()
+        h5py.File(path, "w").close()
+
+    def test_process_ends_with_an_unread_stream(self, path):
+        stream = open_kspace(write(path, XML, lines(KSPACE)))
+        process = stream._file._process
+        del stream
+        gc.collect()
+        assert process.poll() is not None
+
+
 class TestDamagedFiles:
     """Whatever bytes change: an `InputError` or a result, never a traceback of HDF5 or NumPy."""
 
@@ -523,7 +567,7 @@ class TestDamagedFiles:
         noise = line(random_kspace(2, 30), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
         return write(path, XML, [noise, *lines(KSPACE)]).read_bytes()
 
-    @settings(quick, max_examples=60)
+    @settings(quick, max_examples=40)
     @given(data=st.data())
     def test_flipped_bytes(self, tmp_path_factory, whole, data):
         damaged = bytearray(whole)

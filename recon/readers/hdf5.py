@@ -1,0 +1,169 @@
+"""ISMRMRD's HDF5 files, opened in a process of their own.
+
+A damaged file can crash the HDF5 library or send it round in circles (seen on some of a thousand files with a
+few bytes changed); here that ends in an `InputError` instead of the end of a batch or a server.
+"""
+
+import atexit
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import IO, Any, cast
+
+import h5py
+import ismrmrd
+import numpy as np
+from numpy.lib.recfunctions import require_fields
+from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError
+from mri_qpan.recon.readers import hdf5_worker
+
+PATIENCE = 120.0  # seconds to wait for one answer: the headers, or a block of samples
+
+_idle: list[
+    tuple[int, subprocess.Popen[bytes]]
+] = []  # with the process id of their parent: forks share this list
+
+
+class Hdf5Process:
+    """An open ISMRMRD file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    name, names
+        The dataset that is read, and all of its kind in the file.
+    xml
+        The ISMRMRD header.
+    heads
+        Header of every acquisition, a structured array of ISMRMRD's fields.
+
+    Raises
+    ------
+    InputError
+        Whenever the file turns out not to be ISMRMRD, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        try:
+            known = h5py.is_hdf5(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened ({error})") from error
+        if not known:
+            raise InputError(f"{path}: not an HDF5 file, so not ISMRMRD (or cut off at its start)")
+        self._process = _start()
+        self._kill = weakref.finalize(self, _stop, self._process)
+        description, heads = self._ask({"open": str(path.resolve())}, 1)
+        self.name, self.names, self.xml = (description[key] for key in ("name", "names", "xml"))
+        self.heads = self._canonical(heads[0])
+
+    def samples(self, rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
+        """Return the numbers of acquisitions, whose indices increase, read in bulk."""
+        _, (lengths, numbers) = self._ask({"rows": rows.tolist()}, 2)
+        return np.split(numbers, np.cumsum(lengths)[:-1])
+
+    def close(self) -> None:
+        """Close the file; its process waits for the next one."""
+        if not self._kill.alive:
+            return
+        with contextlib.suppress(InputError):
+            self._ask({"close": True}, 0)
+        if self._kill.detach() is not None:
+            _idle.append((os.getpid(), self._process))
+
+    def _ask(self, request: dict[str, object], arrays: int) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Send one request and wait for its answer."""
+        try:
+            cast(IO[bytes], self._process.stdin).write(json.dumps(request).encode() + b"\n")
+            cast(IO[bytes], self._process.stdin).flush()
+        except OSError as error:
+            raise self._gone() from error
+        stream = cast(IO[bytes], self._process.stdout)
+        watch = threading.Timer(PATIENCE, self._process.kill)
+        watch.start()
+        try:
+            line = stream.readline()
+            if not line.endswith(b"\n"):
+                raise self._gone()
+            message = json.loads(line)
+            parts = [stream.read(length) for length in message["arrays"]]
+            if any(len(part) < length for part, length in zip(parts, message["arrays"], strict=True)):
+                raise self._gone()
+        finally:
+            watch.cancel()
+        if "error" in message:
+            self._kill()
+            raise InputError(f"{self.path}: {message['error']}")
+        found = [np.lib.format.read_array(io.BytesIO(part), allow_pickle=False) for part in parts]
+        if len(found) != arrays:
+            raise self._gone()
+        return message, found
+
+    def _gone(self) -> InputError:
+        self._kill()
+        return InputError(f"{self.path}: damaged HDF5 file (the HDF5 library crashed or hung on it)")
+
+    def _canonical(self, heads: NDArray[Any]) -> NDArray[np.void]:
+        """Return the headers with exactly ISMRMRD's fields, whatever their order and padding in the file."""
+        expected = ismrmrd.hdf5.acquisition_header_dtype
+        missing = _missing(expected, heads.dtype)
+        if missing:
+            raise InputError(f"{self.path}: the acquisition headers lack {missing}: not ISMRMRD 1.x")
+        try:
+            with np.errstate(invalid="ignore", over="ignore"):
+                return require_fields(heads, expected)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.path}: the acquisition headers are not ISMRMRD 1.x ({error})") from error
+
+
+def _missing(expected: np.dtype[Any], found: np.dtype[Any]) -> str:
+    """Return the first field of `expected` that `found` lacks, or ''."""
+    for name in expected.names or ():
+        if name not in (found.names or ()):
+            return name
+        inner = _missing(expected[name], found[name])
+        if inner:
+            return f"{name}.{inner}"
+    return ""
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """Return a process that waits for a file: an idle one of this process's own, or a new one."""
+    while _idle:
+        owner, process = _idle.pop()
+        if owner == os.getpid() and process.poll() is None:
+            return process
+    return subprocess.Popen(
+        [sys.executable, "-P", str(hdf5_worker.__file__)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # a request that the process did not live to read
+                stream.close()
+    process.wait()
+
+
+@atexit.register
+def _stop_idle() -> None:
+    while _idle:
+        owner, process = _idle.pop()
+        if owner == os.getpid():
+            _stop(process)

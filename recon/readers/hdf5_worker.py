@@ -1,0 +1,108 @@
+"""The process that opens ISMRMRD files: run as a script by `hdf5.Hdf5Process`, imports h5py and NumPy alone.
+
+Requests are lines of JSON: {"open": path} is answered with what the file holds, {"rows": [...]}, in
+increasing order, with the samples of those acquisitions, {"close": true} when the file is closed. Answers are
+one line of JSON, then the arrays it announces as .npy. A request that fails is answered with {"error": ...},
+and the process ends: HDF5 may be in disorder.
+"""
+
+import io
+import json
+import sys
+from typing import Any, BinaryIO, cast
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+
+class UnusableError(Exception):
+    """The file cannot be used; the message says why."""
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are none, or until one fails."""
+    file = rows = cast(Any, None)  # until the first request, which opens a file
+    try:
+        for line in requests:
+            request = json.loads(line)
+            if "open" in request:
+                file = h5py.File(request["open"], "r")
+                names = find(file)
+                name = "dataset" if "dataset" in names else names[0]
+                rows = file[name]["data"]
+                heads = read_heads(rows, name)
+                send(answers, {"names": names, "name": name, "xml": header(file[name])}, heads)
+            elif "close" in request:
+                file.close()
+                send(answers, {})
+            else:
+                send(answers, {}, *samples(rows, np.array(request["rows"], np.intp)))
+    except UnusableError as error:
+        send(answers, {"error": str(error)})
+    except Exception as error:  # HDF5 and h5py fail in many ways on a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        send(answers, {"error": f"damaged or truncated HDF5 file ({reason:.160})"})
+
+
+def find(file: h5py.File) -> list[str]:
+    """Return the names of the groups that hold acquisitions."""
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        fields = set(item.dtype.names or ()) if isinstance(item, h5py.Dataset) else set()
+        if {"head", "data"} <= fields and name.rpartition("/")[2] == "data":
+            found.append(name.rpartition("/")[0] or "/")
+
+    file.visititems(visit)
+    if not found:
+        shown = ", ".join(sorted(repr(name)[1:-1] for name in file)[:6]) or "nothing"
+        raise UnusableError(f"an HDF5 file without ISMRMRD raw data (it holds {shown})")
+    return sorted(found)
+
+
+def read_heads(rows: h5py.Dataset, name: str) -> NDArray[np.void]:
+    """Return the headers of all acquisitions."""
+    if rows.size == 0:
+        raise UnusableError(f"the dataset {name!r} has no acquisitions")
+    return rows.fields("head")[:].ravel()
+
+
+def header(group: h5py.Group) -> str:
+    """Return the ISMRMRD header (XML)."""
+    if "xml" not in group:
+        raise UnusableError(f"the dataset {group.name.strip('/')!r} has no ISMRMRD header (xml)")
+    text = group["xml"][()]
+    text = text.ravel()[0] if isinstance(text, np.ndarray) else text
+    return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+
+
+def samples(rows: h5py.Dataset, wanted: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return how many numbers each wanted acquisition holds, and all of them in one array, read in bulk."""
+    first, last = int(wanted[0]), int(wanted[-1]) + 1
+    if last - first <= 4 * wanted.size:
+        found = rows.fields("data")[first:last].ravel()[wanted - first]
+    else:
+        found = rows.fields("data")[wanted].ravel()
+    for row, values in zip(wanted, found, strict=True):
+        if values.dtype != np.float32:
+            raise UnusableError(f"acquisition {row} holds {values.dtype} numbers, not ISMRMRD's float32")
+    return np.array([values.size for values in found], np.int64), np.concatenate(found)
+
+
+def send(answers: BinaryIO, message: dict[str, object], *arrays: NDArray[Any]) -> None:
+    """Write one frame."""
+    encoded = []
+    for array in arrays:
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, array, allow_pickle=False)
+        encoded.append(buffer.getbuffer())
+    line = json.dumps(message | {"arrays": [len(part) for part in encoded]})
+    answers.write(line.encode() + b"\n")
+    for part in encoded:
+        answers.write(part)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)
