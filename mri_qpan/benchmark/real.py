@@ -64,18 +64,24 @@ def compare(
     threads
         PyTorch's threads; set for the whole process.
     tuned
-        Parameters to take instead of tuning, where the case and the method's fixed parameters are the same.
+        Parameters to take instead of tuning, where the case and the method's fixed parameters are the same;
+        of the same slice under another mask, the weight is the first guess.
     progress
         Told in words what is done next; called len(cases) * len(methods) * (1 + rounds) times.
     """
     torch.set_num_threads(threads)
-    guesses: dict[str, float] = {}
+    known = tuned or {}
+    guesses: dict[str, float | None] = {}
     compared = []
     for case in cases:
         outcomes, images = [], {}
         for method in methods:
             progress(f"{case.name}, {case.mask_spec}: {method.name}")
-            parameters = _known(method, case, tuned or {}) or _tune(method, case, evaluations, guesses)
+            parameters = _known(method, case, known)
+            if parameters is None:
+                guess = _guess(method, case, known) or guesses.get(method.name)
+                parameters = _tune(method, case, evaluations, guess)
+                guesses[method.name] = parameters.get("lamda")
             images[method.name] = method.run(case, parameters).image
             outcomes.append(Outcome(method.name, dict(parameters), score(case, images[method.name])))
         compared.append(Compared(case, outcomes, images))
@@ -99,11 +105,20 @@ def _known(method: Method, case: Case, tuned: Tuned) -> Parameters | None:
     return found
 
 
-def _tune(method: Method, case: Case, evaluations: int, guesses: dict[str, float]) -> Parameters:
+def _guess(method: Method, case: Case, tuned: Tuned) -> float | None:
+    """Return a weight found before for this slice under another mask."""
+    slice_ = case.key.rpartition(":")[0]
+    for (key, name), parameters in tuned.items():
+        if name == method.name and key.rpartition(":")[0] == slice_ and "lamda" in parameters:
+            return float(parameters["lamda"])
+    return None
+
+
+def _tune(method: Method, case: Case, evaluations: int, guess: float | None) -> Parameters:
     """Return the best parameters for this case.
 
-    The weight is sought with the first of the method's choices, from the last case's on; the other choices
-    are tried at that weight, and the weight is sought again where one of them is better.
+    The weight is sought with the first of the method's choices; the others are tried at that weight, and the
+    weight is sought again where one of them is better.
     """
     if method.start is None:
         return method.fixed
@@ -113,12 +128,11 @@ def _tune(method: Method, case: Case, evaluations: int, guesses: dict[str, float
         return metrics.psnr(case.reference, image)
 
     choice = method.choices[0]
-    lamda = tune(partial(psnr, choice), guesses.get(method.name, method.start), evaluations)
+    lamda = tune(partial(psnr, choice), guess or method.start, evaluations)
     if len(method.choices) > 1:
         best = max(method.choices, key=lambda other: psnr(other, lamda))
         if best is not choice:
             choice, lamda = best, tune(partial(psnr, best), lamda, evaluations)
-    guesses[method.name] = lamda
     return {**method.fixed, **choice, "lamda": float(f"{lamda:.6g}")}
 
 

@@ -144,16 +144,22 @@ class TestCompare:
         (entry,) = compare([make_case()], [method], rounds=0, evaluations=6, threads=1)
         assert entry.outcomes[0].parameters["kind"] == 2
 
-    def test_takes_parameters_found_before_only_if_they_fit(self) -> None:
-        case, method = make_case(), best_method("tuned", 0.03)
+    @pytest.mark.parametrize(
+        ("spec", "iterations", "expected"),
+        [("random2d:0.4", 3, 0.5), ("random2d:0.4", 4, 0.03), ("lines:0.5", 3, 0.03)],
+        ids=["the same", "other iterations", "another mask"],
+    )
+    def test_takes_parameters_found_before_only_if_they_fit(self, spec, iterations, expected) -> None:
+        known = {(make_case(spec=spec).key, "tuned"): {"iterations": iterations, "lamda": 0.5}}
+        method = best_method("tuned", 0.03)
+        (entry,) = compare([make_case()], [method], rounds=0, evaluations=8, threads=1, tuned=known)
+        assert entry.outcomes[0].parameters["lamda"] == pytest.approx(expected, rel=0.1)
 
-        def outcome(found):
-            known = {(case.key, "tuned"): found}
-            (entry,) = compare([case], [method], rounds=0, evaluations=1, threads=1, tuned=known)
-            return entry.outcomes[0].parameters["lamda"]
-
-        assert outcome({"iterations": 3, "lamda": 0.5}) == 0.5
-        assert outcome({"iterations": 4, "lamda": 0.5}) == method.start
+    def test_starts_at_a_weight_found_under_another_mask(self) -> None:
+        known = {(make_case(spec="lines:0.5").key, "tuned"): {"iterations": 3, "lamda": 0.5}}
+        method = best_method("tuned", 0.03)
+        (entry,) = compare([make_case()], [method], rounds=0, evaluations=1, threads=1, tuned=known)
+        assert entry.outcomes[0].parameters["lamda"] == 0.5
 
 
 @pytest.fixture
