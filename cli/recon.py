@@ -92,7 +92,9 @@ def recon(
     with _stop_on_sigterm() as stop:
         for number, path in enumerate(files):
             if stop.is_set():
-                typer.echo(f"mri-qpan: stopped before {path}; files not done: {len(files) - number}", err=True)
+                typer.echo(
+                    f"mri-qpan: stopped before {path}; files not done: {len(files) - number}", err=True
+                )
                 raise typer.Exit(TERMINATED)
             failure = _one_file(path, folder, job, stop)
             if failure is not None:
