@@ -43,6 +43,8 @@ class NetworkConfig:
         Start values of MCP's and SCAD's shapes.
     step
         Start value of rho.
+    start
+        Steps of CG-SENSE that make the first image; 0 starts from A^H y.
     """
 
     layer: str = "pan+"
@@ -56,6 +58,7 @@ class NetworkConfig:
     gamma: float = 2.0
     a: float = 3.7
     step: float = 1.0
+    start: int = 0
 
     def __post_init__(self) -> None:
         """Reject what no network can be built from.
@@ -79,6 +82,7 @@ class NetworkConfig:
             "gamma": self.gamma > 1,
             "a": self.a > 2,
             "step": self.step > 0,
+            "start": _whole(self.start, 0, 100),
         }
         for name, good in checks.items():
             if not good:

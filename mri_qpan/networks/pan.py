@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mri_qpan.encoding import Normal
 from mri_qpan.networks.config import NetworkConfig
 from mri_qpan.networks.convolution import Convolution
+from mri_qpan.networks.start import conjugate_gradient
 from mri_qpan.penalties import proximal_average
 from mri_qpan.scaling import robust_scale
 
@@ -205,7 +206,7 @@ class ProximalNetwork(nn.Module):
             raise ValueError(f"this network takes {kind} images, got {adjoint.dtype}")
         scale = robust_scale(adjoint) if complex_valued else adjoint.new_ones(())
         target = adjoint / scale
-        x = target
+        x = conjugate_gradient(target, normal, self.config.start)
         total = scale.new_zeros(())
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)

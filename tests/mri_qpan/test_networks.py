@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from mri_qpan.encoding import Encoding, RealEncoding, from_linop
 from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, named_config
 from mri_qpan.networks.convolution import Convolution
+from mri_qpan.networks.start import DAMPING, conjugate_gradient
 from mri_qpan.penalties import proximal_average
 
 SMALL = {"layers": 2, "filters": 4}
@@ -117,8 +119,37 @@ def test_volumes_are_worked_slice_by_slice():
     assert volume.shape == (1, 3, 8, 6)
 
 
+def test_one_coil_starts_from_the_zero_filled_image():
+    encoding = Encoding(torch.rand(2, 12, 10) < 0.5)
+    adjoint = encoding.adjoint(torch.randn(2, 1, 12, 10, dtype=torch.complex64))
+    assert torch.allclose(conjugate_gradient(adjoint, encoding.normal, 5), adjoint, rtol=2e-3, atol=1e-3)
+
+
+def test_conjugate_gradients_solve_what_sigpy_solves():
+    import sigpy as sp
+
+    torch.manual_seed(3)
+    mask = torch.rand(2, 12, 10) < 0.6
+    mps = torch.randn(2, 4, 12, 10, dtype=torch.complex64)
+    encoding = Encoding(mask, mps / mps.abs().square().sum(1, keepdim=True).sqrt())
+    kspace = torch.randn(2, 4, 12, 10, dtype=torch.complex64)
+    kspace[1] = 0  # an entry that is solved from the start must not turn into NaN
+    adjoint = encoding.adjoint(kspace)
+    image = conjugate_gradient(adjoint, encoding.normal, 60)
+    x = np.zeros((12, 10), np.complex64)
+
+    def system(x):
+        pair = torch.from_numpy(x).expand(2, -1, -1)
+        return (encoding.normal(pair)[0] + DAMPING * torch.from_numpy(x)).numpy()
+
+    solver = sp.alg.ConjugateGradient(system, adjoint[0].numpy(), x, max_iter=60, tol=0)
+    while not solver.done():
+        solver.update()
+    assert torch.allclose(image[0], torch.from_numpy(x), atol=2e-3)
+    assert float(image[1].abs().max()) == 0
+
+
 def test_any_sigpy_linop_feeds_a_network():
-    import numpy as np
     import sigpy as sp
 
     shape = (12, 10)
