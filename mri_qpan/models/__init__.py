@@ -45,7 +45,7 @@ def model_path(name: str) -> Path:
     raise ModelError(f"no model called {name!r}: {hint}")
 
 
-def load_model(name: str, device: torch.device | str = "cpu") -> Model:
+def load_model(name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
     """Load a shipped model by name, or a model file by path, for inference.
 
     Parameters
@@ -54,6 +54,9 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         A name of `list_models` or the path of a .safetensors file.
     device
         Where to run it.
+    dtype
+        Type of features and weights in the convolutions; None: bfloat16 where the machine is fast at it, else
+        float32.
 
     Raises
     ------
@@ -62,4 +65,4 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
     """
     from mri_qpan.models import store
 
-    return store.load(model_path(name), device)
+    return store.load(model_path(name), device, dtype)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mri_qpan import quantize
+from mri_qpan.engines import inplace
 from mri_qpan.errors import ModelError
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.networks.convolution import Convolution
@@ -87,8 +88,10 @@ def read_header(path: Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> Model:
-    """Build the network stored at `path`, ready for inference.
+def load(path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
+    """Build the network stored at `path`, ready for inference on `device`.
+
+    Features and convolutions are of `dtype`; None takes the fastest type that shows no loss there.
 
     Raises
     ------
@@ -105,7 +108,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
         raise ModelError(
             f"{path}: the weights do not match their digest; the file is damaged, fetch it again"
         )
-    model = Model(config)
+    model = Model(config, dtype or inplace.fast_dtype(device))
     _from_tensors(path, model, tensors)
     model.name = header["name"]
     model.card = header["card"]

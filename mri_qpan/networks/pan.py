@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mri_qpan.encoding import Normal
+from mri_qpan.engines import inplace
 from mri_qpan.networks.config import NetworkConfig
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.networks.start import conjugate_gradient
@@ -148,15 +149,18 @@ class ProximalNetwork(nn.Module):
         self.dtype = dtype
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self._proximal_step = proximal_step
+        self._compiled = False
 
     def compile_step(self) -> None:
         """Run the proximal step through `torch.compile` from now on (needs a C++ compiler on a CPU)."""
         # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
         self._proximal_step = torch.compile(proximal_step, dynamic=False)
+        self._compiled = True
 
     def share_step(self, other: ProximalNetwork) -> None:
         """Use the compiled proximal step of `other`, a network of the same configuration."""
         self._proximal_step = other._proximal_step
+        self._compiled = other._compiled
 
     def forward(self, adjoint: Tensor, normal: Normal) -> Tensor:
         """Reconstruct.
@@ -211,14 +215,12 @@ class ProximalNetwork(nn.Module):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             r = x - layer.step() * (normal(x) - target)
-            image, term = self._proximal_step(
-                self._to_channels(r),
-                layer.weights(),
-                *layer.thresholds(),
-                self.config.penalties,
-                self.dtype,
-                index in constrained,
-            )
+            parameters = (layer.weights(), *layer.thresholds(), self.config.penalties, self.dtype)
+            channels = self._to_channels(r)
+            if self._compiled or torch.is_grad_enabled() or index in constrained:
+                image, term = self._proximal_step(channels, *parameters, index in constrained)
+            else:
+                image, term = inplace.proximal_step(channels, *parameters), None
             x = self._from_channels(image, r.shape)
             if term is not None:
                 total = total + term

@@ -1,0 +1,55 @@
+"""Every engine against the plain proximal step, in every type it offers."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mri_qpan.encoding import Encoding
+from mri_qpan.engines import inplace
+from mri_qpan.networks import SYSTEMS, ProximalNetwork, named_config
+from mri_qpan.penalties import PENALTIES, proximal_average
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 4),
+    lam=st.tuples(*[st.floats(0.01, 1)] * 3),
+    gamma=st.floats(1.05, 5),
+    a=st.floats(2.05, 5),
+    which=st.sets(st.sampled_from(PENALTIES), min_size=1),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_average_in_place_is_the_average(shape, lam, gamma, a, which, channels_last, seed):
+    penalties = tuple(name for name in PENALTIES if name in which)
+    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    expected = proximal_average(x, lam[: len(penalties)], gamma, a, penalties)
+    inplace.proximal_average_(x, lam[: len(penalties)], gamma, a, penalties)
+    assert torch.allclose(x, expected, atol=1e-12)
+
+
+def test_pieces_join_without_a_seam(monkeypatch):
+    x = torch.randn(2, 3, 7, 5)
+    expected = proximal_average(x, (0.1, 0.2, 0.3), 2.0, 3.0)
+    monkeypatch.setattr(inplace, "PIECE", 16)
+    inplace.proximal_average_(x, (0.1, 0.2, 0.3), 2.0, 3.0, PENALTIES)
+    assert torch.allclose(x, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_inference_equals_the_plain_module(system, dtype, bound):
+    torch.manual_seed(0)
+    config = named_config(system, layers=3, filters=8, bits=2)
+    network = ProximalNetwork(config, dtype)
+    exact = ProximalNetwork(config)
+    exact.load_state_dict(network.state_dict())
+    encoding = Encoding(torch.rand(2, 17, 12) < 0.5)
+    adjoint = encoding.adjoint(torch.randn(2, 1, 17, 12, dtype=torch.complex64))
+    plain = exact(adjoint, encoding.normal).detach()
+    with torch.inference_mode():
+        fast = network(adjoint, encoding.normal)
+    assert float((fast - plain).norm() / plain.norm()) < bound
