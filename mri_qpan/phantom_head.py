@@ -329,9 +329,9 @@ def _lesions(z: float) -> list[Shape]:
 
 
 def _bars() -> list[Shape]:
-    """Return three groups of four dark bars on the right, their pitch 4, 2.8 and 2 mm."""
+    """Return three groups of four dark bars on the right, their pitch along y 3.4, 2.6 and 2 mm."""
     return [
-        Ellipse(-0.35, (-32 + (i - 1.5) * pitch, y), (pitch / 4, 3.6))
-        for pitch, y in ((4.0, 12), (2.8, 22), (2.0, 32))
+        Ellipse(-0.35, (-32, y + (i - 1.5) * pitch), (3.6, pitch / 4))
+        for pitch, y in ((3.4, 11), (2.6, 24), (2.0, 35))
         for i in range(4)
     ]

@@ -122,7 +122,7 @@ def _save(path: Path, rows: list[list[Tile]], series: ImageSeries) -> None:
     info = PngInfo()
     info.add_text("Software", f"mri-qpan {series.provenance['version']}")
     info.add_text("Comment", json.dumps(series.provenance))
-    _sheet(rows, _title(series)).save(path, format="PNG", pnginfo=info)
+    sheet(rows, _title(series)).save(path, format="PNG", pnginfo=info)
 
 
 def _title(series: ImageSeries) -> list[str]:
@@ -132,7 +132,8 @@ def _title(series: ImageSeries) -> list[str]:
     return [name, str(origin["method"]), f"{ratio:.1%} of k-space", f"mask {origin['mask_hash']}"]
 
 
-def _sheet(rows: list[list[Tile]], title: list[str]) -> Picture.Image:
+def sheet(rows: list[list[Tile]], title: list[str]) -> Picture.Image:
+    """Return a page of labelled pictures, `title` in parts above them that wrap where they must."""
     columns = max(len(row) for row in rows)
     side = min(LARGEST_TILE, PAGE_WIDTH // columns - MARGIN)
     tiles = [tile for row in rows for tile in row]
