@@ -1,7 +1,196 @@
-"""`mri-qpan info`."""
+"""`mri-qpan info`: what is in a k-space file, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mri_qpan.recon.describe import Axis, Sampling
+    from mri_qpan.recon.kspace import Index
+    from mri_qpan.recon.readers.mrd_plan import Measurement, Plan
+
+Row = tuple[str, str]
+COUNTERS = ("encoding", "repetition", "contrast", "phase", "set", "slice")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
+    app.command("info")(info)
+
+
+def info(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Raw k-space files (ISMRMRD).")],
+) -> None:
+    """Say what is in a k-space file: matrix, coils, images, sampling, calibration, noise scan, oddities."""
+    from mri_qpan.recon.readers.ismrmrd import inspect
+
+    for number, file in enumerate(files):
+        rows = list(_rows(inspect(file)))
+        width = max(len(name) for name, _ in rows) + 2
+        typer.echo("\n" * bool(number) + str(file))
+        for name, words in rows:
+            typer.echo(f"  {name:<{width}}{words}")
+
+
+def _rows(measurement: Measurement) -> Iterator[Row]:
+    from mri_qpan.errors import InputError
+    from mri_qpan.recon.readers.mrd_plan import plan
+
+    yield "format", f"ISMRMRD raw data, dataset {measurement.dataset!r}"
+    yield from _scanner(measurement)
+    yield from _acquisitions(measurement)
+    yield from _spaces(measurement)
+    try:
+        planned = plan(measurement)
+    except InputError as error:
+        yield from (("note", note) for note in measurement.notes)
+        yield "problem", str(error).removeprefix(f"{measurement.path}: ")
+        return
+    yield from _images(planned)
+    yield from _sampling(planned)
+    yield from _noise(measurement)
+    notes = dict.fromkeys(note for index in planned.images for note in planned.notes(index))
+    yield from (("note", note) for note in notes)
+
+
+def _scanner(measurement: Measurement) -> Iterator[Row]:
+    header = measurement.header
+    strength = f"{header.field_strength:g} T" if header.field_strength else None
+    words = [word for word in (header.vendor, header.model, strength) if word and word != "unknown"]
+    if words:
+        yield "scanner", ", ".join(words)
+    if header.protocol:
+        yield "protocol", header.protocol
+
+
+def _acquisitions(measurement: Measurement) -> Iterator[Row]:
+    calibration, imaging = measurement.calibration, measurement.imaging
+    counts = {
+        "imaging": int((imaging & ~calibration).sum()),
+        "imaging and calibration": int((imaging & calibration).sum()),
+        "calibration": int((calibration & ~imaging).sum()),
+        "noise": int(measurement.noise.sum()),
+    }
+    words = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    skipped = ", ".join(f"{count} {kind}" for kind, count in measurement.skipped.items())
+    heads = measurement.heads
+    yield "acquisitions", f"{len(heads)}: {words}" + (f"; left out: {skipped}" if skipped else "")
+    yield "channels", _span(heads["active_channels"])
+    used = heads[imaging] if imaging.any() else heads
+    readout = f"{_span(used['number_of_samples'])} samples, echo at {_span(used['center_sample'])}"
+    dwell = used["sample_time_us"]
+    yield "readout", readout + (f", {_span(dwell)} µs a sample" if dwell.any() else ", dwell time not given")
+    discarded = [_span(used[name]) for name in ("discard_pre", "discard_post")]
+    if discarded != ["0", "0"]:
+        yield "discarded", f"{discarded[0]} samples before, {discarded[1]} after"
+    reverse = int(measurement.reverse[imaging].sum())
+    if reverse:
+        yield "reversed", f"{reverse} lines"
+
+
+def _spaces(measurement: Measurement) -> Iterator[Row]:
+    encodings = measurement.header.encodings
+    for number, encoding in enumerate(encodings):
+        of = "" if len(encodings) == 1 else f" {number}"
+        yield f"trajectory{of}", encoding.trajectory
+        for name, space in (("encoded", encoding.encoded), ("to deliver", encoding.recon)):
+            fov = "field of view not given" if space.fov is None else _times(space.fov) + " mm"
+            yield f"{name}{of}", f"{_times(space.matrix)} (x, y, z), {fov}"
+        factors = [e / r for e, r in zip(encoding.encoded.matrix, encoding.recon.matrix, strict=True)]
+        over = [f"{f:g}-fold along {axis}" for f, axis in zip(factors, "xyz", strict=True) if f > 1]
+        if over:
+            yield f"oversampling{of}", ", ".join(over)
+        if encoding.acceleration and max(encoding.acceleration) > 1:
+            mode = f", calibration {encoding.calibration_mode}" if encoding.calibration_mode else ""
+            yield f"protocol says{of}", f"acceleration {_times(encoding.acceleration)} (y, z){mode}"
+
+
+def _images(planned: Plan) -> Iterator[Row]:
+    indices = list(planned.images)
+    counts = {name: len({getattr(index, name) for index in indices}) for name in COUNTERS}
+    words = " x ".join(f"{count} {name}s" for name, count in counts.items() if count > 1)
+    yield "images", f"{len(indices)}" + (f" ({words})" if words else "")
+
+
+def _sampling(planned: Plan) -> Iterator[Row]:
+    from mri_qpan.recon.describe import describe_sampling
+
+    first, rows = next(iter(planned.images.items()))
+    counts = planned.counts(first, rows)
+    found = describe_sampling(counts > 0)
+    of = " (first image)" if len(planned.images) > 1 else ""
+    yield "sampling", f"{found.ratio:.1%} of the matrix: {_phase(found)}{of}"
+    yield from _extent("partial Fourier", found.y, "y")
+    if found.z.size > 1:
+        yield from _extent("partial Fourier", found.z, "z")
+    yield from _extent("asymmetric echo", found.x, "x")
+    if counts.max() > 1:
+        yield "averages", f"up to {counts.max()} a sample"
+    yield "calibration", _calibration(planned, first, counts > 0)
+
+
+def _phase(found: Sampling) -> str:
+    words = [_lines(found.y, "lines")]
+    if found.z.size > 1:
+        words.append(_lines(found.z, "partitions"))
+    return "; ".join(words)
+
+
+def _lines(axis: Axis, name: str) -> str:
+    if axis.acquired == axis.size:
+        return f"all {axis.size} {name}"
+    spacing = f"every {_ordinal(axis.spacing)}" if axis.spacing else "irregular"
+    centre = f", {axis.centre} complete at the centre" if axis.centre > 1 else ""
+    return f"{axis.acquired} of {axis.size} {name}, {spacing}{centre}"
+
+
+def _extent(kind: str, axis: Axis, name: str) -> Iterator[Row]:
+    if axis.partial < 1:
+        end = "low" if axis.missing[0] > axis.missing[1] else "high"
+        yield kind, f"{axis.partial:.0%} along {name} (the {end} end was not acquired)"
+    if axis.resolution < 1:
+        yield "zero filling", f"{axis.resolution:.0%} of the resolution along {name} was acquired"
+
+
+def _calibration(planned: Plan, index: Index, mask: NDArray[np.bool_]) -> str:
+    from mri_qpan.recon.coils import calibration_region
+
+    rows = planned.calibration_rows(index)
+    block = calibration_region(planned.counts(index, rows) > 0 if rows.size else mask)
+    where = f"{rows.size} lines of its own" if rows.size else "inside the image"
+    if block is None:
+        return "none: the k-space centre was not acquired"
+    sizes = _times([part.stop - part.start for part in block[1:]])
+    return f"{where}; complete block for coil maps: {sizes} (y, x)"
+
+
+def _noise(measurement: Measurement) -> Iterator[Row]:
+    noise = measurement.heads[measurement.noise]
+    if not noise.size:
+        yield "noise scan", "none"
+        return
+    bandwidth = measurement.header.relative_noise_bandwidth
+    readouts = "1 readout" if noise.size == 1 else f"{noise.size} readouts"
+    words = f"{readouts} of {_span(noise['number_of_samples'])} samples"
+    words += f", {_span(noise['sample_time_us'])} µs a sample"
+    yield "noise scan", words + (f", relative bandwidth {bandwidth:g}" if bandwidth else "")
+
+
+def _span(values: NDArray[Any]) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _times(values: Iterable[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def _ordinal(number: int) -> str:
+    return {1: "1st", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+import pytest
+from mrd_files import header_xml, line, lines, random_kspace, write
+from typer.testing import CliRunner
+
+from mri_qpan.cli.main import app
+from mri_qpan.errors import InputError
+
+KSPACE = random_kspace(4, 24, 32)
+
+
+def info(*files: Path) -> dict[str, str]:
+    """The rows of the last file, those of one name joined."""
+    result = CliRunner().invoke(app, ["info", *map(str, files)], catch_exceptions=False)
+    assert result.exit_code == 0
+    rows: dict[str, str] = {}
+    for row in result.output.strip().split("\n\n")[-1].splitlines()[1:]:
+        name, _, words = row.strip().partition("  ")
+        rows[name] = "; ".join(filter(None, [rows.get(name), words.strip()]))
+    return rows
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "scan.h5"
+
+
+class TestInfo:
+    def test_plain_slice(self, path):
+        rows = info(write(path, header_xml((32, 24, 1)), lines(KSPACE)))
+        assert rows["format"] == "ISMRMRD raw data, dataset 'dataset'"
+        assert rows["channels"] == "4"
+        assert rows["images"] == "1"
+        assert rows["encoded"] == "32 x 24 x 1 (x, y, z), 32 x 24 x 1 mm"
+        assert rows["sampling"] == "100.0% of the matrix: all 24 lines"
+        assert rows["noise scan"] == "none"
+        assert "no noise scan" in rows["note"]
+        assert "oversampling" not in rows
+
+    def test_everything_at_once(self, path):
+        noise = line(random_kspace(4, 64), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT], dwell=5)
+        navigator = line(KSPACE[:, 0], flags=[ismrmrd.ACQ_IS_NAVIGATION_DATA])
+        calib = lines(KSPACE, rows=range(8, 16), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+        imaging = [
+            acquisition
+            for part in range(2)
+            for acquisition in lines(
+                KSPACE[:, :, ::-1], rows=range(0, 24, 2), slice=part, flags=[ismrmrd.ACQ_IS_REVERSE]
+            )
+        ]
+        system = "<systemVendor>ACME</systemVendor><systemFieldStrength_T>1.5</systemFieldStrength_T>"
+        xml = header_xml((32, 24, 1), (16, 24, 1), system=system)
+        rows = info(write(path, xml, [noise, navigator, *calib, *imaging]))
+        assert rows["scanner"] == "ACME, 1.5 T"
+        assert rows["acquisitions"] == "34: 24 imaging, 8 calibration, 1 noise; left out: 1 navigator"
+        assert rows["images"] == "2 (2 slices)"
+        assert rows["oversampling"] == "2-fold along x"
+        assert rows["reversed"] == "24 lines"
+        assert rows["sampling"] == "50.0% of the matrix: 12 of 24 lines, every 2nd (first image)"
+        assert rows["calibration"] == "8 lines of its own; complete block for coil maps: 8 x 32 (y, x)"
+        assert rows["noise scan"] == "1 readout of 64 samples, 5 µs a sample"
+
+    def test_partial_fourier_and_asymmetric_echo(self, path):
+        rows = info(write(path, header_xml((32, 24, 1)), lines(KSPACE[:, :, 8:], rows=range(18), center=8)))
+        assert rows["partial Fourier"] == "75% along y (the high end was not acquired)"
+        assert rows["asymmetric echo"] == "75% along x (the low end was not acquired)"
+
+    def test_discarded_and_averages(self, path):
+        acquisitions = lines(KSPACE, pre=1, post=2) + lines(KSPACE, pre=1, post=2, average=1)
+        rows = info(write(path, header_xml((32, 24, 1)), acquisitions))
+        assert rows["discarded"] == "1 samples before, 2 after"
+        assert rows["averages"] == "up to 2 a sample"
+
+    def test_slab(self, path):
+        volume = np.stack([KSPACE] * 8, axis=1)
+        rows = info(write(path, header_xml((32, 24, 8)), lines(volume)))
+        assert rows["sampling"] == "100.0% of the matrix: all 24 lines; all 8 partitions"
+
+    def test_what_cannot_be_reconstructed_is_described(self, path):
+        rows = info(write(path, header_xml((32, 24, 1), trajectory="spiral"), lines(KSPACE)))
+        assert rows["trajectory"] == "spiral"
+        assert rows["problem"].startswith("the trajectory is 'spiral'")
+
+    def test_several_files(self, path):
+        write(path, header_xml((32, 24, 1)), lines(KSPACE))
+        assert info(path, path)["images"] == "1"
+
+    def test_not_a_file(self, path):
+        with pytest.raises(InputError, match="no such file"):
+            CliRunner().invoke(app, ["info", str(path)], catch_exceptions=False)
+
+    def test_real_file(self, shared_data):
+        rows = info(shared_data / "kspace/head_8ch_256_R3_acs24.h5")
+        assert (
+            rows["sampling"] == "39.8% of the matrix: 102 of 256 lines, every 3rd, 24 complete at the centre"
+        )
+
+    def test_radial(self, shared_data):
+        assert "radial" in info(shared_data / "kspace/radial_phantom_16ch_69spokes_traj.h5")["problem"]
