@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mri_qpan.benchmark.case import Case
+from mri_qpan.benchmark.case import Case, magnitude
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import KSpace
@@ -75,9 +75,9 @@ def _measured_cases(path: Path, specs: Sequence[str]) -> Iterator[Case]:
 def _measured_case(full: KSpace, group: str, name: str, source: str, spec: str) -> Case:
     mask = _mask(spec, full.mask.shape[1:])
     kept = replace(full, data=full.data * mask, mask=mask[None], calib=None, calib_mask=None)
-    mps = prepare(kept).mps[:, 0]
-    reference = np.abs((mps.conj() * ifft_numpy(full.data[:, 0], (-2, -1))).sum(0))
-    return Case(group, name, source, spec, kept.data[:, 0], mask, mps, reference)
+    mps = prepare(kept, sets=None).mps[..., 0, :, :]
+    combined = (mps.conj() * ifft_numpy(full.data[:, 0], (-2, -1))).sum(-3)
+    return Case(group, name, source, spec, kept.data[:, 0], mask, mps, magnitude(combined, mps))
 
 
 def _image_cases(path: Path, group: str, name: str, specs: Sequence[str]) -> Iterator[Case]:

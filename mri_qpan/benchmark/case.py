@@ -30,7 +30,8 @@ class Case:
     mask
         True where a sample was acquired, (y, x).
     mps
-        Coil sensitivities (coil, y, x), estimated from `kspace` alone; every method gets these.
+        Coil sensitivities (coil, y, x), or (set, coil, y, x) where the object folds over, estimated from
+        `kspace` alone; every method gets these.
     reference
         Magnitude (y, x) of the fully sampled image, combined with `mps`.
     """
@@ -53,6 +54,27 @@ class Case:
     def ratio(self) -> float:
         """Fraction of the samples acquired."""
         return ratio_of(self.mask)
+
+    @property
+    def sets(self) -> int:
+        """Number of sets of maps."""
+        return self.mps.shape[0] if self.mps.ndim == 4 else 1
+
+
+def magnitude(image: NDArray[Any], mps: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the magnitude (y, x) of a complex image: the root sum of squares over sets of maps.
+
+    It is zero where no coil sees anything, since no sample says what the image is there.
+
+    Parameters
+    ----------
+    image
+        ([set,] y, x) complex; leading axes of size 1 do not matter.
+    mps
+        ([set,] coil, y, x).
+    """
+    seen = (mps != 0).any(axis=-3)
+    return np.linalg.norm(np.reshape(image * seen, (-1, *seen.shape[-2:])), axis=0).astype(np.float32)
 
 
 @dataclass

@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sigpy import linop, prox
+from sigpy.app import LinearLeastSquares
 from sigpy.mri import app
+from torch import Tensor
 
 from mri_qpan import bart
-from mri_qpan.benchmark.case import Case
-from mri_qpan.encoding import Encoding, Reconstructor
+from mri_qpan.benchmark.case import Case, magnitude
+from mri_qpan.encoding import Encoding, Normal, Reconstructor
 from mri_qpan.errors import ReconError
+from mri_qpan.linop import sense
 from mri_qpan.scaling import robust_scale
 from mri_qpan.solvers import PAISA, TotalVariation
 
@@ -93,12 +97,18 @@ def network(name: str, reconstructor: Reconstructor, **stated: Any) -> Method:
 
 def _zero_filled(case: Case, parameters: Parameters) -> Shot:
     encoding, samples = _encoding(case)
-    return Shot(encoding.adjoint(samples)[0].abs().numpy())
+    return Shot(magnitude(encoding.adjoint(samples)[0].numpy(), case.mps))
 
 
 def _ours(solver: Callable[..., Reconstructor]) -> Callable[[Case, Parameters], Shot]:
     def run(case: Case, parameters: Parameters) -> Shot:
-        return Shot(_reconstruct(case, solver(**parameters)))
+        def one_by_one(adjoint: Tensor, normal: Normal) -> Tensor:
+            """Let sets of maps stand where a solver takes a batch."""
+            if case.sets == 1:
+                return solver(**parameters)(adjoint, normal)
+            return solver(**parameters)(adjoint[0], lambda image: normal(image[None])[0])
+
+        return Shot(_reconstruct(case, one_by_one))
 
     return run
 
@@ -108,10 +118,10 @@ def _reconstruct(case: Case, method: Reconstructor) -> NDArray[np.float32]:
     encoding, samples = _encoding(case)
     adjoint = encoding.adjoint(samples)
     scale = robust_scale(adjoint)
-    return (scale * method(adjoint / scale, encoding.normal))[0].abs().float().numpy()
+    return magnitude((scale * method(adjoint / scale, encoding.normal))[0].numpy(), case.mps)
 
 
-def _encoding(case: Case) -> tuple[Encoding, torch.Tensor]:
+def _encoding(case: Case) -> tuple[Encoding, Tensor]:
     mask, mps, kspace = (torch.from_numpy(a)[None] for a in (case.mask, case.mps, case.kspace))
     return Encoding(mask, mps), kspace
 
@@ -119,20 +129,40 @@ def _encoding(case: Case) -> tuple[Encoding, torch.Tensor]:
 def _sigpy(kind: Callable[..., Any]) -> Callable[[Case, Parameters], Shot]:
     def run(case: Case, parameters: Parameters) -> Shot:
         encoding, samples = _encoding(case)
-        scale = robust_scale(encoding.adjoint(samples)).item()
+        scale = np.float32(robust_scale(encoding.adjoint(samples)).item())
+        build = kind if case.sets == 1 else _with_sets(kind)
         # SigPy's soft threshold divides 0 by 0 on its way to the right answer.
         with np.errstate(invalid="ignore"):
-            image = kind(
-                case.kspace / np.float32(scale),
+            image = build(
+                case.kspace / scale,
                 case.mps,
                 parameters["lamda"],
                 weights=case.mask.astype(np.float32),
                 max_iter=parameters["iterations"],
                 show_pbar=False,
             ).run()
-        return Shot(np.abs(image * np.float32(scale)))
+        return Shot(magnitude(scale * image, case.mps))
 
     return run
+
+
+def _with_sets(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the problem and solver of a SigPy app for several sets of maps, which no app knows."""
+
+    def build(
+        kspace: NDArray[Any], mps: NDArray[Any], lamda: float, weights: NDArray[Any], **options: Any
+    ) -> LinearLeastSquares:
+        A = sense(weights > 0, mps)
+        if kind is app.SenseRecon:
+            return LinearLeastSquares(A, kspace, lamda=lamda, **options)
+        if kind is app.L1WaveletRecon:
+            W = linop.Wavelet(A.ishape, axes=(-2, -1))
+            proxg = prox.UnitaryTransform(prox.L1Reg(W.oshape, lamda), W)
+            return LinearLeastSquares(A, kspace, proxg=proxg, **options)
+        G = linop.FiniteDifference(A.ishape, axes=(-2, -1))
+        return LinearLeastSquares(A, kspace, proxg=prox.L1Reg(G.oshape, lamda), G=G, **options)
+
+    return build
 
 
 def _bart_methods(threads: int) -> list[Method]:
@@ -166,11 +196,11 @@ def _pics(case: Case, options: list[str], iterations: int, threads: int) -> Shot
     with tempfile.TemporaryDirectory(prefix="mri-qpan-") as name:
         folder = Path(name)
         bart.write_cfl(folder / "kspace", case.kspace[:, None])
-        bart.write_cfl(folder / "mps", case.mps[:, None])
+        bart.write_cfl(folder / "mps", case.mps[..., None, :, :])
         bart.write_cfl(folder / "mask", case.mask)
         files = ["-p", "mask", "kspace", "mps", "image"]
         printed = bart.run(["pics", "-d4", "-S", "-i", str(iterations), *options, *files], folder, threads)
-        image = np.abs(bart.read_cfl(folder / "image")).reshape(case.mask.shape)
+        image = magnitude(np.squeeze(bart.read_cfl(folder / "image")), case.mps)
     found = re.search(r"Total Time: ([0-9.]+)", printed)
     if found is None:
         raise ReconError("bart pics did not say how long it took (no 'Total Time'): another version of BART?")

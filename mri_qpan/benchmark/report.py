@@ -154,7 +154,8 @@ def _case(entry: Compared) -> dict[str, Any]:
         "mask_hash": mask_hash(case.mask),
         "ratio": case.ratio,
         "matrix": list(case.mask.shape),
-        "coils": case.mps.shape[0],
+        "coils": case.mps.shape[-3],
+        "map_sets": case.sets,
         "outcomes": [
             {
                 "method": outcome.method,
@@ -223,12 +224,13 @@ def _machine(results: Mapping[str, Any]) -> str:
 
 
 def _inputs(results: Mapping[str, Any]) -> str:
-    lines = ["| input | SHA-256 | matrix | coils | mask | hash | ratio |", "|---|---|---|---|---|---|---|"]
+    head = "| input | SHA-256 | matrix | coils | sets of maps | mask | hash | ratio |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
     for case in results["cases"]:
         matrix = " x ".join(str(n) for n in case["matrix"])
         lines.append(
-            f"| {case['name']} | {case['sha256']} | {matrix} | {case['coils']} | {case['mask']} "
-            f"| {case['mask_hash']} | {case['ratio']:.2%} |"
+            f"| {case['name']} | {case['sha256']} | {matrix} | {case['coils']} | {case['map_sets']} "
+            f"| {case['mask']} | {case['mask_hash']} | {case['ratio']:.2%} |"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import sigpy.mri
 
 from mri_qpan import bart, metrics
 from mri_qpan.benchmark import machine, peers, report
-from mri_qpan.benchmark.case import Case
+from mri_qpan.benchmark.case import Case, magnitude
 from mri_qpan.benchmark.figures import comparison
 from mri_qpan.benchmark.peers import Method, Shot
 from mri_qpan.benchmark.real import compare
@@ -31,6 +31,11 @@ def make_case(group: str = "head", spec: str = "random2d:0.4", seed: int = 0, sc
     mask = make_mask(kind, image.shape, float(ratio), calib=12)
     kspace = ((full + 0.02 * scale * noise) * mask).astype(np.complex64)
     return Case(group, group, "0123456789ab", spec, kspace, mask, mps, image)
+
+
+def with_empty_set(case: Case) -> Case:
+    """The same case with a second set of maps that sees nothing."""
+    return replace(case, mps=np.stack([case.mps, np.zeros_like(case.mps)]))
 
 
 def best_method(name: str, optimum: float, classical: bool = True) -> Method:
@@ -80,6 +85,28 @@ def test_every_peer_improves_on_zero_filling_in_the_inputs_units(method: Method)
     zero_filled = peers.classical(threads=1)[0].run(case, {}).image
     gain = metrics.psnr(case.reference, image) - metrics.psnr(case.reference, zero_filled)
     assert gain >= (0 if method.name == "zero-filled" else 1)
+
+
+@pytest.mark.parametrize("method", peers.classical(threads=1), ids=lambda m: m.name)
+def test_an_empty_second_set_of_maps_changes_nothing(method: Method) -> None:
+    case = make_case()
+    parameters = {**method.fixed, **method.choices[0], "lamda": method.start or 1, "iterations": 25}
+    if method.start is None:
+        parameters = {}
+    one = method.run(case, parameters).image
+    two = method.run(with_empty_set(case), parameters).image
+    assert one.shape == two.shape
+    assert np.linalg.norm(two - one) < 0.02 * np.linalg.norm(one)
+
+
+def test_magnitude_is_that_of_all_sets_where_coils_see() -> None:
+    mps = np.ones((2, 3, 4, 5), np.complex64)
+    mps[:, :, 0] = 0
+    image = np.stack([np.full((4, 5), 3j), np.full((4, 5), 4)])
+    found = magnitude(image, mps)
+    assert (found[0] == 0).all()
+    np.testing.assert_allclose(found[1:], 5)
+    assert magnitude(image[:1], mps[0]).shape == (4, 5)
 
 
 def test_peers_do_not_depend_on_units() -> None:
