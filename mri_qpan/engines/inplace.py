@@ -73,7 +73,8 @@ def proximal_average_(
     lam, gamma, a, penalties
         As there.
     """
-    order = sorted(range(features.ndim), key=lambda d: -features.stride(d))
+    strides = features.stride()
+    order = sorted(range(features.ndim), key=lambda d: -strides[d])
     flat = features.permute(order).view(-1)
     size = flat.numel() if flat.is_cuda else min(PIECE, flat.numel())
     buffers = torch.empty(3, size, dtype=flat.dtype, device=flat.device)

@@ -183,12 +183,12 @@ class ProximalNetwork(nn.Module):
         ValueError
             If `adjoint` is complex for a real-valued network or the other way round.
         """
-        return self._unfold(adjoint, normal, frozenset())[0]
+        return self._unfold(adjoint, normal, frozenset())[0][-1]
 
-    def forward_with_constraint(
+    def forward_for_training(
         self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Reconstruct and return also the sum of the loss's constraint terms (Eq. 9) of some layers."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return every layer's image, and the sum of the loss's constraint terms (Eq. 9) of some layers."""
         return self._unfold(adjoint, normal, constrained)
 
     def refit(self) -> None:
@@ -203,7 +203,9 @@ class ProximalNetwork(nn.Module):
             if isinstance(module, Convolution):
                 module.follow()
 
-    def _unfold(self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]) -> tuple[Tensor, Tensor]:
+    def _unfold(
+        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
+    ) -> tuple[list[Tensor], Tensor]:
         complex_valued = self.config.channels == 2
         if adjoint.is_complex() != complex_valued:
             kind = "complex" if complex_valued else "real"
@@ -211,6 +213,7 @@ class ProximalNetwork(nn.Module):
         scale = robust_scale(adjoint) if complex_valued else adjoint.new_ones(())
         target = adjoint / scale
         x = conjugate_gradient(target, normal, self.config.start)
+        images: list[Tensor] = []
         total = scale.new_zeros(())
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
@@ -222,9 +225,11 @@ class ProximalNetwork(nn.Module):
             else:
                 image, term = inplace.proximal_step(channels, *parameters), None
             x = self._from_channels(image, r.shape)
+            # Without gradients only the last image is asked for; the others would hold memory.
+            images = [*images, x * scale] if torch.is_grad_enabled() else [x]
             if term is not None:
                 total = total + term
-        return x * scale, total
+        return images if torch.is_grad_enabled() else [images[-1] * scale], total
 
     def _to_channels(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, *x.shape[-2:])

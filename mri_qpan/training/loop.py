@@ -291,7 +291,7 @@ class _Run:
 
 
 def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:
-    """Eq. 9 at unit scale, each image weighted by how hard it is.
+    """Eq. 9 at unit scale, each image weighted by how hard it is, earlier layers supervised a little.
 
     The weight is one over the zero-filled image's error, so that a 15 % mask does not drown a 50 % one.
     """
@@ -299,10 +299,13 @@ def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], rec
     adjoint = encoding.adjoint(case.kspace)
     scale = robust_scale(adjoint)
     adjoint, target = adjoint / scale, case.target / scale
-    image, constraint = network.forward_with_constraint(adjoint, encoding.normal, constrained)
+    images, constraint = network.forward_for_training(adjoint, encoding.normal, constrained)
     zero_filled = _mean_square(adjoint - target)
     weight = (TYPICAL_ERROR / zero_filled.clamp_min(1e-9)).clamp(0.1, 10.0)
-    error = (weight * _mean_square(image - target)).mean()
+    errors = [(weight * _mean_square(image - target)).mean() for image in reversed(images)]
+    error = sum(
+        (recipe.supervision**index * e for index, e in enumerate(errors)), torch.zeros_like(constraint)
+    )
     return error + recipe.constraint * recipe.network.layers / max(1, len(constrained)) * constraint
 
 

@@ -38,6 +38,10 @@ class Recipe:
         Pixels a batch.
     ratios
         Lowest and highest sampling ratio.
+    supervision
+        Weight of the last layer but one in the loss's first term, squared for the one before, and so on. Eq. 9
+        has 0, but then early layers leave the data, and with several coils a gradient step a layer does
+        not bring them back.
     constraint
         Weight of the loss's second term (Eq. 9).
     constrained
@@ -57,6 +61,7 @@ class Recipe:
     sizes: tuple[tuple[int, int], ...]
     pixels: int
     ratios: tuple[float, float]
+    supervision: float
     constraint: float
     constrained: int
     seed: int

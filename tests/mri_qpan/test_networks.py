@@ -30,7 +30,9 @@ def problem(channels=2, batch=1, shape=(12, 10), coils=2):
 def test_every_system_runs_and_trains(system, channels, bits):
     network = ProximalNetwork(named_config(system, **SMALL, channels=channels, bits=bits))
     adjoint, normal = problem(channels, batch=2)
-    image, constraint = network.forward_with_constraint(adjoint, normal, frozenset({0, 1}))
+    images, constraint = network.forward_for_training(adjoint, normal, frozenset({0, 1}))
+    assert len(images) == 2
+    image = images[-1]
     assert image.shape == adjoint.shape
     assert image.dtype == adjoint.dtype
     assert float(constraint.detach()) > 0

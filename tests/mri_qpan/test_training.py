@@ -29,6 +29,7 @@ warm_up = 5
 sizes = [[24, 20], [20, 24]]
 pixels = 960
 ratios = [0.3, 0.6]
+supervision = 0.5
 constraint = 0.01
 constrained = 1
 seed = 1
