@@ -22,7 +22,7 @@ THRESHOLD = 0.02  # of the largest singular value: kernels below are noise
 CROP = 0.95  # eigenvalue above which a pixel lies inside the object
 WIDEST_CALIBRATION = 32
 NARROWEST_CALIBRATION = 8  # lines; fewer make too few equations for the kernels
-ITERATIONS = 10  # of the power method; what is not settled by then has two equal eigenvalues
+ITERATIONS = 5  # of the power method, four steps each; what is not settled then has two equal eigenvalues
 COARSE = 48
 CHUNK = 2**25  # bytes of Gram matrices held at a time
 
@@ -284,11 +284,12 @@ def _eigenvectors(gram: Tensor, start: Tensor, sets: int) -> tuple[Tensor, Tenso
         values, vectors = torch.linalg.eigh(gram)
         return vectors[..., -sets:].flip(-1), values[..., -sets:].flip(-1)
     vectors = torch.nn.functional.normalize(start + 1e-6 * start.abs().max(), dim=-1)[..., None]
+    squared = gram @ gram
+    fourth = squared @ squared
     for _ in range(ITERATIONS):
-        product = gram @ vectors
-        values = torch.linalg.vector_norm(product, dim=1)
-        vectors = product / values.clamp(min=1e-12)[:, None, :]
-    return vectors, values
+        vectors = torch.nn.functional.normalize(fourth @ vectors, dim=1)
+    product = gram @ vectors
+    return torch.nn.functional.normalize(product, dim=1), torch.linalg.vector_norm(product, dim=1)
 
 
 def _strongest_combination(calib: Complex) -> Tensor:

@@ -13,7 +13,8 @@ from mri_qpan.recon.kspace import KSpace
 
 Complex = NDArray[np.complex64]
 Entry = TypeVar("Entry", bound=np.generic)
-FOLDED = 0.01  # share of the object with a second eigenvalue near 1 that calls for a second set of maps
+SINGULAR = 1e-5  # of the mean noise power: a combination of channels with less noise is a fault
+FOLDED = 0.02  # share of the object with a second eigenvalue near 1 that calls for a second set of maps
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def whitening_matrix(covariance: NDArray[np.complex64]) -> NDArray[np.complex64]
     """
     wide = covariance.astype(np.complex128)
     power = np.trace(wide).real / len(wide)
+    if np.linalg.eigvalsh(wide)[0] < SINGULAR * power:
+        raise np.linalg.LinAlgError("the noise covariance is singular")
     factor = np.linalg.cholesky(wide)
     return (np.sqrt(power) * np.linalg.inv(factor)).astype(np.complex64)
 

@@ -1,0 +1,201 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import sigpy
+import sigpy.mri
+from mrd_files import random_kspace
+from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError
+from mri_qpan.fourier import fft_numpy, ifft_numpy
+from mri_qpan.recon.kspace import Geometry, KSpace
+from mri_qpan.recon.prepare import condition, prepare, whitening_matrix
+
+NY, NX, COILS = 48, 40, 4
+
+
+def phantom(width: int = NX) -> NDArray[np.complex64]:
+    """Coil images (coil, 1, y, x)."""
+    shape = (NY, width)
+    return (sigpy.mri.birdcage_maps((COILS, *shape)) * sigpy.shepp_logan(shape))[:, None].astype(np.complex64)
+
+
+def kspace_of(images: NDArray[np.complex64], width: int | None = None) -> KSpace:
+    shape = images.shape[1:]
+    recon_shape = shape if width is None else (*shape[:2], width)
+    return KSpace(
+        data=fft_numpy(images, (2, 3)),
+        mask=np.ones(shape, bool),
+        recon_shape=recon_shape,
+        geometry=Geometry((recon_shape[2], recon_shape[1], 1)),
+    )
+
+
+def undersampled(kspace: KSpace, lines: NDArray[np.bool_]) -> KSpace:
+    mask = kspace.mask & lines[:, None]
+    return replace(kspace, data=kspace.data * mask, mask=mask)
+
+
+def correlated_noise(samples: int = 20000) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
+    """Noise (coil, samples) and its covariance."""
+    mixing = np.eye(COILS) + 0.4 * random_kspace(COILS, COILS, seed=1)
+    noise = (mixing @ random_kspace(COILS, samples, seed=2)).astype(np.complex64)
+    return noise, noise @ noise.conj().T / samples
+
+
+class TestWhitening:
+    def test_channels_become_white_at_the_same_power(self):
+        noise, covariance = correlated_noise()
+        white = whitening_matrix(covariance) @ noise
+        power = np.trace(covariance).real / COILS
+        np.testing.assert_allclose(white @ white.conj().T / noise.shape[1], power * np.eye(COILS), atol=1e-3)
+
+    def test_samples_and_calibration_are_whitened(self):
+        _, covariance = correlated_noise()
+        kspace = kspace_of(phantom())
+        kspace = replace(kspace, noise_covariance=covariance, calib=2 * kspace.data, calib_mask=kspace.mask)
+        found, whitener = condition(kspace)
+        np.testing.assert_allclose(found.data, np.tensordot(whitener, kspace.data, axes=1), atol=1e-4)
+        np.testing.assert_allclose(found.calib, 2 * found.data, atol=1e-4)
+        assert any("whitened" in note for note in found.notes)
+
+    def test_is_done_once(self):
+        _, covariance = correlated_noise()
+        once, _ = condition(replace(kspace_of(phantom()), noise_covariance=covariance))
+        twice, whitener = condition(once)
+        assert whitener is None
+        np.testing.assert_array_equal(once.data, twice.data)
+
+    @pytest.mark.parametrize("fault", ["dead channel", "too short"])
+    def test_singular_covariance_is_said(self, fault):
+        _, covariance = correlated_noise()
+        if fault == "dead channel":
+            covariance[1] = covariance[:, 1] = 0
+        else:
+            one = random_kspace(COILS, 2)
+            covariance = one @ one.conj().T
+        found, whitener = condition(replace(kspace_of(phantom()), noise_covariance=covariance))
+        assert whitener is None
+        assert any("not whitened" in note for note in found.notes)
+
+
+class TestReadoutOversampling:
+    def test_crop_is_exact(self):
+        images = phantom(2 * NX)
+        found, _ = condition(kspace_of(images, NX))
+        assert found.data.shape == (COILS, 1, NY, NX)
+        expected = images[..., NX // 2 : NX // 2 + NX]
+        np.testing.assert_allclose(ifft_numpy(found.data, (2, 3)), expected, atol=1e-5)
+
+    @pytest.mark.parametrize(("wide", "narrow"), [(41, 20), (40, 21), (41, 21)])
+    def test_keeps_the_centre(self, wide, narrow):
+        images = np.zeros((1, 1, 8, wide), np.complex64)
+        images[0, 0, 4, wide // 2] = 1
+        found, _ = condition(kspace_of(images, narrow))
+        cropped = abs(ifft_numpy(found.data, (2, 3)))[0, 0, 4]
+        assert cropped.argmax() == narrow // 2
+
+    def test_undersampled_lines(self):
+        lines = np.arange(NY) % 2 == 0
+        found, _ = condition(undersampled(kspace_of(phantom(2 * NX), NX), lines))
+        assert found.mask.shape == (1, NY, NX)
+        assert not found.data[:, ~found.mask].any()
+        assert found.mask[0].all(axis=1).tolist() == lines.tolist()
+
+    def test_asymmetric_echo_is_kept(self):
+        kspace = kspace_of(phantom(2 * NX), NX)
+        mask = kspace.mask.copy()
+        mask[..., :10] = False
+        found = prepare(replace(kspace, mask=mask, data=kspace.data * mask))
+        assert found.data.shape == (COILS, 1, NY, 2 * NX)
+        assert found.recon_shape == (1, NY, NX)
+
+    def test_calibration_is_cropped_too(self):
+        kspace = kspace_of(phantom(2 * NX), NX)
+        found, _ = condition(replace(kspace, calib=3 * kspace.data, calib_mask=kspace.mask))
+        np.testing.assert_allclose(found.calib, 3 * found.data, atol=1e-4)
+        assert found.calib_mask.shape == (1, NY, NX)
+
+
+class TestMaps:
+    def test_estimated(self):
+        images = phantom()
+        lines = (np.arange(NY) % 3 == 0) | (abs(np.arange(NY) - NY // 2) < 10)
+        found = prepare(undersampled(kspace_of(images), lines))
+        combined = (found.mps.conj() * images).sum(axis=0)
+        assert np.linalg.norm(found.mps * combined - images) < 0.03 * np.linalg.norm(images)
+        assert any("ESPIRiT" in note for note in found.notes)
+
+    def test_separate_calibration_is_used(self):
+        images = phantom()
+        kspace = kspace_of(images)
+        calib_mask = np.zeros_like(kspace.mask)
+        calib_mask[:, 14:34] = True
+        apart = undersampled(
+            replace(kspace, calib=kspace.data * calib_mask, calib_mask=calib_mask), np.arange(NY) % 3 == 0
+        )
+        found = prepare(apart)
+        assert any("20 x 32" in note for note in found.notes)
+
+    def test_one_channel(self):
+        found = prepare(kspace_of(phantom()[:1]))
+        np.testing.assert_array_equal(found.mps, np.ones((1, 1, NY, NX)))
+
+    def test_no_calibration_region_is_said(self):
+        found = prepare(undersampled(kspace_of(phantom()), np.arange(NY) % 2 == 0))
+        assert any("no calibration region" in note for note in found.notes)
+        assert np.isfinite(found.mps).all()
+
+    def test_slab(self):
+        shape = (16, 24, 20)
+        images = sigpy.mri.birdcage_maps((COILS, *shape)) * sigpy.shepp_logan(shape)
+        data = fft_numpy(images.astype(np.complex64), (1, 2, 3))
+        kspace = KSpace(data, np.ones(shape, bool), shape, Geometry((20, 24, 16)))
+        found = prepare(kspace)
+        combined = (found.mps.conj() * images).sum(axis=0)
+        assert np.linalg.norm(found.mps * combined - images) < 0.1 * np.linalg.norm(images)
+
+    def test_notes_begin_with_the_readers(self):
+        assert prepare(replace(kspace_of(phantom()), notes=("assumed",))).notes[0] == "assumed"
+
+
+class TestGivenMaps:
+    def test_are_normalised(self):
+        maps = sigpy.mri.birdcage_maps((COILS, NY, NX)).astype(np.complex64)
+        found = prepare(kspace_of(phantom()), mps=5 * maps)
+        np.testing.assert_allclose((abs(found.mps) ** 2).sum(axis=0), 1, atol=1e-5)
+        np.testing.assert_allclose(found.mps[:, 0], maps / np.linalg.norm(maps, axis=0), atol=1e-5)
+
+    def test_on_the_encoded_matrix_are_cropped(self):
+        maps = sigpy.mri.birdcage_maps((COILS, 1, NY, 2 * NX))[:, 0][:, None].astype(np.complex64)
+        found = prepare(kspace_of(phantom(2 * NX), NX), mps=maps)
+        assert found.mps.shape == (COILS, 1, NY, NX)
+
+    def test_are_whitened_with_the_channels(self):
+        _, covariance = correlated_noise()
+        images = phantom()
+        kspace = replace(kspace_of(images), noise_covariance=covariance)
+        maps = sigpy.mri.birdcage_maps((COILS, NY, NX)).astype(np.complex64)
+        found = prepare(kspace, mps=maps)
+        white = ifft_numpy(found.data, (2, 3))
+        combined = (found.mps.conj() * white).sum(axis=0)
+        np.testing.assert_allclose(found.mps * combined, white, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        "shape", [(COILS, NY), (COILS, NY, NX + 1), (COILS - 1, 1, NY, NX), (COILS, 2, NY, NX)]
+    )
+    def test_of_another_shape(self, shape):
+        with pytest.raises(InputError, match="do not fit"):
+            prepare(kspace_of(phantom()), mps=np.ones(shape, np.complex64))
+
+    @pytest.mark.parametrize("value", [0, np.nan])
+    def test_of_no_use(self, value):
+        with pytest.raises(InputError, match="coil maps hold"):
+            prepare(kspace_of(phantom()), mps=np.full((COILS, 1, NY, NX), value, np.complex64))
+
+
+class TestNothingThere:
+    def test_all_zero(self):
+        with pytest.raises(InputError, match="nothing to reconstruct"):
+            prepare(kspace_of(0 * phantom()))
