@@ -39,8 +39,8 @@ class Recipe:
     ratios
         Lowest and highest sampling ratio.
     supervision
-        Weight of the last layer but one in the loss's first term, squared for the one before, and so on. Eq. 9
-        has 0, but then early layers leave the data, and with several coils a gradient step a layer does
+        Weight of the last layer but one in the loss's first term, squared for the one before, and so on. The
+        seed has 0, but then early layers leave the data, and with several coils a gradient step a layer does
         not bring them back.
     constraint
         Weight of the loss's second term (Eq. 9).

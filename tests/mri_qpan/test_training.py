@@ -215,7 +215,7 @@ def test_simulated_measurements_are_consistent(seed, coils, shape, source):
     case = simulate.simulate(image, shape, coils, (0.3, 0.6), rng)
     assert case.kspace.shape == (1, coils, *shape)
     assert case.mask.shape == (1, *shape)
-    assert float(case.target.abs().max()) == pytest.approx(1, abs=1e-3) or coils > 1
+    assert 0.2 < float(case.target.abs().max()) < 2
     assert float((case.kspace.abs() * ~case.mask[:, None]).max()) == 0
     power = case.mps.abs().square().sum(1)
     assert bool(((power - 1).abs() < 1e-3).logical_or(power == 0).all())
