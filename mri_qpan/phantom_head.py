@@ -332,6 +332,6 @@ def _bars() -> list[Shape]:
     """Return three groups of four dark bars on the right, their pitch along y 3.4, 2.6 and 2 mm."""
     return [
         Ellipse(-0.35, (-32, y + (i - 1.5) * pitch), (3.6, pitch / 4))
-        for pitch, y in ((3.4, 11), (2.6, 24), (2.0, 35))
+        for pitch, y in ((3.4, 9), (2.6, 21.5), (2.0, 32))
         for i in range(4)
     ]

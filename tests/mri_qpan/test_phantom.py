@@ -21,7 +21,7 @@ KY = np.array([-0.2, -0.031, 0.0, 0.007, 0.05])
 KX = np.array([-0.11, 0.0, 0.013, 0.24])
 UNIT = Series(np.ones((1, 1), complex), 440.0)
 
-metres = st.floats(-60, 60)
+places = st.floats(-60, 60)
 sizes = st.floats(2, 50)
 angles = st.floats(-4, 4)
 
@@ -68,7 +68,7 @@ def test_transform_is_the_limit_of_fine_rasters(shape: Shape) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(x=metres, y=metres, a=sizes, b=sizes, angle=angles)
+@given(x=places, y=places, a=sizes, b=sizes, angle=angles)
 def test_ellipse_shift_rotation_area_and_centroid(
     x: float, y: float, a: float, b: float, angle: float
 ) -> None:
@@ -88,7 +88,7 @@ def test_ellipse_shift_rotation_area_and_centroid(
 
 
 @settings(deadline=None, max_examples=15)
-@given(x=metres, y=metres, a=sizes, b=sizes, angle=angles)
+@given(x=places, y=places, a=sizes, b=sizes, angle=angles)
 def test_polygon_of_many_corners_is_the_ellipse(x: float, y: float, a: float, b: float, angle: float) -> None:
     turn = np.arange(3000) / 3000 * 2 * np.pi
     cos, sin = np.cos(angle), np.sin(angle)
