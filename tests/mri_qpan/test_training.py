@@ -3,6 +3,8 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -241,3 +243,20 @@ def test_validation_is_the_same_every_time(bank):
     score = evaluate(network, a, torch.device("cpu"))
     assert score == evaluate(network, b, torch.device("cpu"))
     assert 0 < score.psnr_zero_filled < 100
+
+
+def test_two_processes_train_one_network(bank, tmp_path):
+    """Under torchrun the processes see different data, average their gradients and stop together."""
+    load(tmp_path, steps=4)
+    bank.save(tmp_path / "bank.npz")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "mri_qpan.cli", "train", "--recipe", str(tmp_path / "tiny.toml")]
+    command += ["--data", str(tmp_path / "bank.npz"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    model = models.load_model(str(tmp_path / "out" / "tiny.safetensors"))
+    assert model.card["training"]["processes"] == 2
+    assert model.card["training"]["steps"] == 4
