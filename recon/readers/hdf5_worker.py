@@ -74,7 +74,12 @@ def header(group: h5py.Group) -> str:
         raise UnusableError(f"the dataset {group.name.strip('/')!r} has no ISMRMRD header (xml)")
     text = group["xml"][()]
     text = text.ravel()[0] if isinstance(text, np.ndarray) else text
-    return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+    if not isinstance(text, bytes):
+        return str(text)
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:  # names of people and places, as some converters write them
+        return text.decode("latin-1")
 
 
 def samples(rows: h5py.Dataset, wanted: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

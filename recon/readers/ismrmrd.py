@@ -16,6 +16,7 @@ from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, name_of, plan
 
 BLOCK = 2**26  # bytes of samples read at once
+LARGEST_SAMPLE = 1e15  # no receiver's; squares of larger ones leave single precision
 
 
 class KSpaceStream(Iterator[KSpace]):
@@ -164,8 +165,9 @@ def _line(file: Hdf5Process, row: int, numbers: NDArray[np.float32]) -> NDArray[
             f"{file.path}: {name_of(heads, row)} holds {numbers.size} numbers where its header says "
             f"{channels} channels of {length} complex samples: the file is damaged or truncated"
         )
-    if not np.isfinite(numbers).all():
+    if not (np.abs(numbers) < LARGEST_SAMPLE).all():
         raise InputError(
-            f"{file.path}: {name_of(heads, row)} holds samples that are NaN or infinite: the file is damaged"
+            f"{file.path}: {name_of(heads, row)} holds samples that are NaN, infinite or beyond "
+            f"{LARGEST_SAMPLE:g}: the file is damaged"
         )
     return numbers.view(np.complex64).reshape(channels, length)

@@ -314,6 +314,16 @@ class TestFilesInTheWild:
         xml = XML.replace(removed, "").replace("</encodingLimits>" if "Limits" in removed else "", "")
         assert only(write(path, xml, lines(KSPACE))).mask.all()
 
+    def test_header_in_latin_1(self, path):
+        write(path, XML, lines(KSPACE))
+        xml = XML.replace(
+            "<acquisitionSystemInformation>",
+            "<acquisitionSystemInformation><systemVendor>Zürich</systemVendor>",
+        )
+        with h5py.File(path, "r+") as file:
+            file["dataset/xml"][0] = xml.encode("latin-1")
+        assert inspect(path).header.vendor == "Zürich"
+
     def test_no_recon_space(self, path):
         start, stop = XML.index("<reconSpace>"), XML.index("</reconSpace>") + len("</reconSpace>")
         image = only(write(path, XML[:start] + XML[stop:], lines(KSPACE)))
@@ -400,7 +410,7 @@ class TestBadInput:
     def test_everything_discarded(self, path):
         assert "discards" in refused(write(path, XML, lines(KSPACE, pre=NX, post=0)))
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1j * np.nan])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1j * np.nan, 1e30])
     def test_samples_that_are_not_numbers(self, path, value):
         bad = KSPACE.copy()
         bad[1, 4, 2] = value
