@@ -59,9 +59,9 @@ def real(
     masks: Masks = "lines:0.25,lines:0.33,random2d:0.20",
     figures: Figures = None,
     methods: Methods = None,
-    count: Count = 5,
+    count: Count = 2,
     rounds: Rounds = 1,
-    evaluations: Evaluations = 6,
+    evaluations: Evaluations = 4,
     threads: Threads = 1,
     tuned: Tuned = None,
 ) -> None:
@@ -107,12 +107,14 @@ def real(
 
 
 def _choose(names: str | None, threads: int) -> list[Method]:
-    """Return the classical methods and all shipped models, or those of `names`."""
+    """Return SigPy's and BART's methods and all shipped models, or those of `names`."""
     from mri_qpan import models
     from mri_qpan.benchmark import peers
 
-    known = {method.name: method for method in peers.classical(threads)}
-    wanted = [*known, *models.list_models()] if names is None else [n.strip() for n in names.split(",")]
+    classical = peers.classical(threads)
+    known = {method.name: method for method in [*classical, *peers.own_solvers()]}
+    everybody = [*[method.name for method in classical], *models.list_models()]
+    wanted = everybody if names is None else [name.strip() for name in names.split(",")]
     chosen = [known[name] if name in known else _network(name, [*known]) for name in wanted]
     if not any(method.classical for method in chosen):
         raise InputError("--methods names no classical method to compare with: add zero-filled at least")

@@ -68,7 +68,10 @@ class Method:
 
 
 def classical(threads: int) -> list[Method]:
-    """Return the classical methods in the tables' order; BART's only where BART is installed.
+    """Return zero-filling, SigPy's apps and BART's `pics`, the latter only where BART is installed.
+
+    SigPy's TV takes a dual step (`sigma`) and BART's an ADMM penalty (`rho`) that bring it closer to the
+    solution in 100 iterations than the defaults do (by up to 3 dB on a multi-coil head).
 
     Parameters
     ----------
@@ -79,8 +82,19 @@ def classical(threads: int) -> list[Method]:
         Method("zero-filled", _zero_filled),
         Method("CG-SENSE (SigPy)", _sigpy(app.SenseRecon), fixed={"iterations": 30}, start=1e-2),
         Method("wavelet (SigPy)", _sigpy(app.L1WaveletRecon), fixed={"iterations": 100}, start=2e-3),
-        Method("TV (SigPy)", _sigpy(app.TotalVariationRecon), fixed={"iterations": 300}, start=4e-3),
-        *([*_bart_methods(threads)] if bart.available() else []),
+        Method(
+            "TV (SigPy)",
+            _sigpy(app.TotalVariationRecon),
+            fixed={"iterations": 100, "sigma": 0.05},
+            start=4e-3,
+        ),
+        *(_bart_methods(threads) if bart.available() else []),
+    ]
+
+
+def own_solvers() -> list[Method]:
+    """Return this package's own iterative solvers, as further methods to compare with."""
+    return [
         Method("TV (ours)", _ours(TotalVariation), fixed={"iterations": 100}, start=4e-3),
         Method("PAISA (ours)", _ours(PAISA), fixed={"iterations": 100}, start=1e-2),
     ]
@@ -131,6 +145,7 @@ def _sigpy(kind: Callable[..., Any]) -> Callable[[Case, Parameters], Shot]:
         encoding, samples = _encoding(case)
         scale = np.float32(robust_scale(encoding.adjoint(samples)).item())
         build = kind if case.sets == 1 else _with_sets(kind)
+        options = {name: value for name, value in parameters.items() if name not in ("lamda", "iterations")}
         # SigPy's soft threshold divides 0 by 0 on its way to the right answer.
         with np.errstate(invalid="ignore"):
             image = build(
@@ -140,6 +155,7 @@ def _sigpy(kind: Callable[..., Any]) -> Callable[[Case, Parameters], Shot]:
                 weights=case.mask.astype(np.float32),
                 max_iter=parameters["iterations"],
                 show_pbar=False,
+                **options,
             ).run()
         return Shot(magnitude(scale * image, case.mps))
 
@@ -185,8 +201,7 @@ def _bart_methods(threads: int) -> list[Method]:
         Method(
             "TV (BART pics)",
             total_variation,
-            fixed={"iterations": 100},
-            choices=({"rho": 0.1}, {"rho": 0.01}),
+            fixed={"iterations": 100, "rho": 0.05},
             start=5e-3,
         ),
     ]

@@ -19,6 +19,8 @@ from mri_qpan.errors import InputError, ReconError
 from mri_qpan.sampling_masks import make_mask, mask_hash
 from mri_qpan.solvers import ZeroFilled
 
+ALL = [*peers.classical(threads=1), *peers.own_solvers()]
+
 
 def make_case(group: str = "head", spec: str = "random2d:0.4", seed: int = 0, scale: float = 40.0) -> Case:
     rng = np.random.default_rng(seed)
@@ -75,7 +77,7 @@ class TestTune:
         assert tune(lambda _: 1.0, 0.02, 6) > 0
 
 
-@pytest.mark.parametrize("method", peers.classical(threads=1), ids=lambda m: m.name)
+@pytest.mark.parametrize("method", ALL, ids=lambda m: m.name)
 def test_every_peer_improves_on_zero_filling_in_the_inputs_units(method: Method) -> None:
     case = make_case()
     choice = {**method.fixed, **method.choices[0], "lamda": method.start}
@@ -87,7 +89,7 @@ def test_every_peer_improves_on_zero_filling_in_the_inputs_units(method: Method)
     assert gain >= (0 if method.name == "zero-filled" else 1)
 
 
-@pytest.mark.parametrize("method", peers.classical(threads=1), ids=lambda m: m.name)
+@pytest.mark.parametrize("method", ALL, ids=lambda m: m.name)
 def test_an_empty_second_set_of_maps_changes_nothing(method: Method) -> None:
     case = make_case()
     parameters = {**method.fixed, **method.choices[0], "lamda": method.start or 1, "iterations": 25}
