@@ -63,7 +63,7 @@ class Hdf5Process:
         if not known:
             raise InputError(f"{path}: not an HDF5 file, so not ISMRMRD (or cut off at its start)")
         self._process = _start()
-        self._kill = weakref.finalize(self, _stop, self._process)
+        self._kill = weakref.finalize(self, _stop, os.getpid(), self._process)
         description, heads = self._ask({"open": str(path.resolve())}, 1)
         self.name, self.names, self.xml = (description[key] for key in ("name", "names", "xml"))
         self.heads = self._canonical(heads[0])
@@ -152,7 +152,9 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(owner: int, process: subprocess.Popen[bytes]) -> None:
+    if owner != os.getpid():  # a fork's copy of the handle
+        return
     process.kill()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
@@ -164,6 +166,4 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @atexit.register
 def _stop_idle() -> None:
     while _idle:
-        owner, process = _idle.pop()
-        if owner == os.getpid():
-            _stop(process)
+        _stop(*_idle.pop())
