@@ -32,7 +32,7 @@ class TotalVariation:
         Primal-dual steps; the norm of A must be at most 1.
     """
 
-    def __init__(self, lamda: float = 5e-3, iterations: int = 100) -> None:
+    def __init__(self, lamda: float = 3e-3, iterations: int = 100) -> None:
         self.lamda = lamda
         self.iterations = iterations
 

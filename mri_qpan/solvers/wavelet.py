@@ -29,7 +29,7 @@ class Wavelet:
         PyWavelets' name of the wavelet.
     """
 
-    def __init__(self, lamda: float = 5e-3, iterations: int = 100, wave_name: str = "db4") -> None:
+    def __init__(self, lamda: float = 3e-3, iterations: int = 100, wave_name: str = "db4") -> None:
         self.lamda = lamda
         self.iterations = iterations
         self.wave_name = wave_name
