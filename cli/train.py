@@ -41,6 +41,7 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from mri_qpan.errors import InputError
+    from mri_qpan.methods import find_device
     from mri_qpan.training import bank as banks
     from mri_qpan.training import loop
     from mri_qpan.training import recipe as recipes
@@ -55,7 +56,7 @@ def train(
         return
     if plan.init is not None and init is None and not (output / "checkpoint.safetensors").exists():
         raise InputError(f"recipe {plan.name} starts from the model of {plan.init}: give it with --init")
-    place = _device(device)
+    place = find_device(device)
     distributed = dist.is_torchelastic_launched()
     if distributed:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
@@ -79,17 +80,3 @@ def train(
         dist.destroy_process_group()
     if not quiet:
         typer.echo(f"model: {model}")
-
-
-def _device(name: str) -> "torch.device":  # noqa: F821
-    import torch
-
-    from mri_qpan.errors import InputError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine shows no CUDA device; use --device cpu")
-    return torch.device(name)

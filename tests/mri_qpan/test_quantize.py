@@ -55,7 +55,7 @@ def test_one_bit_is_the_sign_and_the_mean_magnitude():
     assert torch.allclose(scale.flatten(), weight.abs().mean((1, 2, 3)))
 
 
-@pytest.mark.parametrize(("bits", "per"), itertools.product((1, 2, 3), ("tensor", "filter")))
+@pytest.mark.parametrize(("bits", "per"), list(itertools.product((1, 2, 3), ("tensor", "filter"))))
 def test_fit_is_near_the_best_scale_by_brute_force(bits, per):
     weight = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     scale, integers = quantize.fit(weight, bits, per)
