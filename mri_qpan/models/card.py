@@ -50,7 +50,10 @@ def describe(path: Path) -> str:
 
 
 def _training(training: dict[str, Any]) -> str:
-    start = f", from the weights of {training['init']}" if training.get("init") else ""
+    start = ""
+    if training.get("init"):
+        earlier = training.get("steps_before", 0)
+        start = f", from the weights of {training['init']} after {earlier} steps of its own"
     return (
         f"Recipe `{training.get('recipe', 'unknown')}` of mri-qpan {training.get('version', 'unknown')}: "
         f"{training.get('steps', 'unknown')} steps of {training.get('planned_steps', 'unknown')} planned, "

@@ -188,7 +188,7 @@ class ProximalNetwork(nn.Module):
     def forward_for_training(
         self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Return every layer's image, and the sum of the loss's constraint terms (Eq. 9) of some layers."""
+        """Return the start and every layer's image, and the sum of some layers' constraint terms (Eq. 9)."""
         return self._unfold(adjoint, normal, constrained)
 
     def refit(self) -> None:
@@ -213,7 +213,7 @@ class ProximalNetwork(nn.Module):
         scale = robust_scale(adjoint) if complex_valued else adjoint.new_ones(())
         target = adjoint / scale
         x = conjugate_gradient(target, normal, self.config.start)
-        images: list[Tensor] = []
+        images = [x * scale]
         total = scale.new_zeros(())
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)

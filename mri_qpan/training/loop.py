@@ -41,7 +41,7 @@ AVERAGING = 0.999
 
 CLIP = 1.0
 TYPICAL_ERROR = 5e-3
-"""Mean squared error of a typical zero-filled image at unit scale; see `_loss`."""
+"""Mean squared error of a typical start image at unit scale; see `_loss`."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ class _Run:
         self.seconds = 0.0
         self.best = -math.inf
         self.init: str | None = None
+        self.steps_before = 0
         self.network = ProximalNetwork(recipe.network, torch.bfloat16)
         if not self.checkpoint.exists() and init is not None:
             self._start_from(init)
@@ -230,6 +231,7 @@ class _Run:
             "seconds": self.seconds,
             "best": self.best,
             "init": self.init,
+            "steps_before": self.steps_before,
         }
         temporary = self.checkpoint.with_suffix(".tmp")
         save_file(tensors, temporary, {"run": json.dumps(header)})
@@ -257,6 +259,7 @@ class _Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.seconds = header["step"], header["seconds"]
         self.best, self.init = header["best"], header["init"]
+        self.steps_before = header["steps_before"]
 
     def _start_from(self, path: Path) -> None:
         source = store.load(path)
@@ -268,6 +271,8 @@ class _Run:
         self.network.load_state_dict(own | weights)
         self.network.refit()
         self.init = f"{source.name} {source.sha256[:12]}"
+        earlier = source.card["training"]
+        self.steps_before = earlier.get("steps", 0) + earlier.get("steps_before", 0)
 
     def _card(self, score: Score) -> dict[str, Any]:
         where = (
@@ -283,6 +288,7 @@ class _Run:
                 "machine": where or platform.machine(),
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "init": self.init,
+                "steps_before": self.steps_before,
                 "version": __version__,
             },
             "figures": {"validation": score.figures()},
@@ -293,16 +299,17 @@ class _Run:
 def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:
     """Eq. 9 at unit scale, each image weighted by how hard it is, earlier layers supervised a little.
 
-    The weight is one over the zero-filled image's error, so that a 15 % mask does not drown a 50 % one.
+    The weight is one over the error of the image that the network starts from, so that one coil at 15 % does
+    not drown eight coils at 50 %.
     """
     encoding = Encoding(case.mask, case.mps)
     adjoint = encoding.adjoint(case.kspace)
     scale = robust_scale(adjoint)
     adjoint, target = adjoint / scale, case.target / scale
     images, constraint = network.forward_for_training(adjoint, encoding.normal, constrained)
-    zero_filled = _mean_square(adjoint - target)
-    weight = (TYPICAL_ERROR / zero_filled.clamp_min(1e-9)).clamp(0.1, 10.0)
-    errors = [(weight * _mean_square(image - target)).mean() for image in reversed(images)]
+    start, *layers = images
+    weight = (TYPICAL_ERROR / _mean_square(start - target).clamp_min(1e-9)).clamp(0.1, 20.0)
+    errors = [(weight * _mean_square(image - target)).mean() for image in reversed(layers)]
     error = sum(
         (recipe.supervision**index * e for index, e in enumerate(errors)), torch.zeros_like(constraint)
     )

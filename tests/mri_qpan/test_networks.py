@@ -31,7 +31,7 @@ def test_every_system_runs_and_trains(system, channels, bits):
     network = ProximalNetwork(named_config(system, **SMALL, channels=channels, bits=bits))
     adjoint, normal = problem(channels, batch=2)
     images, constraint = network.forward_for_training(adjoint, normal, frozenset({0, 1}))
-    assert len(images) == 2
+    assert len(images) == 3
     image = images[-1]
     assert image.shape == adjoint.shape
     assert image.dtype == adjoint.dtype
