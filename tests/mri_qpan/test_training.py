@@ -253,9 +253,7 @@ def test_two_processes_train_one_network(bank, tmp_path):
     command += ["-m", "mri_qpan.cli", "train", "--recipe", str(tmp_path / "tiny.toml")]
     command += ["--data", str(tmp_path / "bank.npz"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    result = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     model = models.load_model(str(tmp_path / "out" / "tiny.safetensors"))
     assert model.card["training"]["processes"] == 2
