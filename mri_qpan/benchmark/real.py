@@ -80,9 +80,10 @@ def compare(
             parameters = _known(method, case, known)
             if parameters is None:
                 guess = _guess(method, case, known) or guesses.get(method.name)
-                parameters = _tune(method, case, evaluations, guess)
+                parameters, images[method.name] = _tune(method, case, evaluations, guess)
                 guesses[method.name] = parameters.get("lamda")
-            images[method.name] = method.run(case, parameters).image
+            else:
+                images[method.name] = method.run(case, parameters).image
             outcomes.append(Outcome(method.name, dict(parameters), score(case, images[method.name])))
         compared.append(Compared(case, outcomes, images))
     for turn in range(rounds):
@@ -114,26 +115,31 @@ def _guess(method: Method, case: Case, tuned: Tuned) -> float | None:
     return None
 
 
-def _tune(method: Method, case: Case, evaluations: int, guess: float | None) -> Parameters:
-    """Return the best parameters for this case.
+def _tune(
+    method: Method, case: Case, evaluations: int, guess: float | None
+) -> tuple[Parameters, NDArray[np.float32]]:
+    """Return the best parameters for this case, and their image.
 
     The weight is sought with the first of the method's choices; the others are tried at that weight, and the
     weight is sought again where one of them is better.
     """
     if method.start is None:
-        return method.fixed
+        return method.fixed, method.run(case, method.fixed).image
+    tried: list[tuple[float, Parameters, NDArray[np.float32]]] = []
 
     def psnr(choice: Parameters, lamda: float) -> float:
-        image = method.run(case, {**method.fixed, **choice, "lamda": lamda}).image
-        return metrics.psnr(case.reference, image)
+        parameters = {**method.fixed, **choice, "lamda": float(f"{lamda:.6g}")}
+        image = method.run(case, parameters).image
+        tried.append((metrics.psnr(case.reference, image), parameters, image))
+        return tried[-1][0]
 
-    choice = method.choices[0]
-    lamda = tune(partial(psnr, choice), guess or method.start, evaluations)
-    if len(method.choices) > 1:
-        best = max(method.choices, key=lambda other: psnr(other, lamda))
-        if best is not choice:
-            choice, lamda = best, tune(partial(psnr, best), lamda, evaluations)
-    return {**method.fixed, **choice, "lamda": float(f"{lamda:.6g}")}
+    first, *others = method.choices
+    lamda = tune(partial(psnr, first), guess or method.start, evaluations)
+    best = max(entry[0] for entry in tried)
+    for choice in others:
+        if psnr(choice, lamda) > best:
+            tune(partial(psnr, choice), lamda, evaluations)
+    return max(tried, key=lambda entry: entry[0])[1:]
 
 
 def _time(method: Method, case: Case, outcome: Outcome) -> None:
