@@ -205,7 +205,7 @@ class _Run:
 
     def validate(self, cases: list[Case], losses: list[float]) -> None:
         """Validate the averaged network, log, and keep its model file if it is the best yet."""
-        # The scales that the weights were trained with: a fresh fit can land in another minimum, 0.4 dB worse.
+        # The scales that the weights were trained with: a fresh fit may find another minimum, 0.4 dB worse.
         for mean, value in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mean.copy_(value)
         score = evaluate(self.average, cases, self.device, self.folder / "validation.png")
