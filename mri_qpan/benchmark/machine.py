@@ -16,7 +16,7 @@ def describe(threads: int) -> dict[str, str]:
     if bart.available():
         versions["BART"] = bart.version()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "threads a method": str(threads),
         "Python": platform.python_version(),
@@ -24,7 +24,8 @@ def describe(threads: int) -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

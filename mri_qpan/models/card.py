@@ -53,7 +53,10 @@ def _training(training: dict[str, Any]) -> str:
     start = ""
     if training.get("init"):
         earlier = training.get("steps_before", 0)
-        start = f", from the weights of {training['init']} after {earlier} steps of its own"
+        minutes = training.get("minutes_before", 0)
+        start = (
+            f", from the weights of {training['init']} after {earlier} steps ({minutes} minutes) of its own"
+        )
     return (
         f"Recipe `{training.get('recipe', 'unknown')}` of mri-qpan {training.get('version', 'unknown')}: "
         f"{training.get('steps', 'unknown')} steps of {training.get('planned_steps', 'unknown')} planned, "

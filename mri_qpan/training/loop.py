@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import time
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mri_qpan._version import __version__
+from mri_qpan.benchmark.machine import processor
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError
 from mri_qpan.models import store
@@ -164,7 +164,7 @@ class _Run:
         self.seconds = 0.0
         self.best = -math.inf
         self.init: str | None = None
-        self.steps_before = 0
+        self.steps_before, self.minutes_before = 0, 0.0
         self.network = ProximalNetwork(recipe.network, torch.bfloat16)
         if not self.checkpoint.exists() and init is not None:
             self._start_from(init)
@@ -234,6 +234,7 @@ class _Run:
             "best": self.best,
             "init": self.init,
             "steps_before": self.steps_before,
+            "minutes_before": self.minutes_before,
         }
         temporary = self.checkpoint.with_suffix(".tmp")
         save_file(tensors, temporary, {"run": json.dumps(header)})
@@ -261,7 +262,7 @@ class _Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.seconds = header["step"], header["seconds"]
         self.best, self.init = header["best"], header["init"]
-        self.steps_before = header["steps_before"]
+        self.steps_before, self.minutes_before = header["steps_before"], header["minutes_before"]
 
     def _start_from(self, path: Path) -> None:
         source = store.load(path)
@@ -275,11 +276,11 @@ class _Run:
         self.init = f"{source.name} {source.sha256[:12]}"
         earlier = source.card["training"]
         self.steps_before = earlier.get("steps", 0) + earlier.get("steps_before", 0)
+        self.minutes_before = earlier.get("minutes", 0.0) + earlier.get("minutes_before", 0.0)
 
     def _card(self, score: Score) -> dict[str, Any]:
-        where = (
-            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
-        )
+        cpu = f"{processor()}, {os.cpu_count()} cores"
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu
         return {
             "data": list(self.recipe.groups),
             "training": {
@@ -287,10 +288,11 @@ class _Run:
                 "steps": self.step,
                 "planned_steps": self.recipe.steps,
                 "minutes": round(self.seconds / 60, 1),
-                "machine": where or platform.machine(),
+                "machine": where,
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "init": self.init,
                 "steps_before": self.steps_before,
+                "minutes_before": round(self.minutes_before, 1),
                 "version": __version__,
             },
             "figures": {"validation": score.figures()},
