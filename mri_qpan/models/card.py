@@ -9,11 +9,10 @@ from mri_qpan.models import store
 
 CREDITS = {
     "t1_studyforrest": "studyforrest.org T1-weighted head, defaced, one volunteer, 3 T (PDDL, public domain)",
-    "adi": "Analog Devices' MEMPRAGE T1 and FSE T2 head volumes (Apache-2.0)",
-    "cc0_rorden": "Chris Rorden's T1 and T2 head volumes, skull-stripped (CC0)",
+    "adi": "ADI MEMPRAGE T1 and FSE T2 head volumes (Apache-2.0)",
+    "cc0_rorden": "Rorden's T1 and T2 head volumes, skull-stripped (CC0)",
     "cardiac_admmnet": "the 100 short-axis hearts of ADMM-Net's chest set (MIT)",
-    "ixi_pd": "PD-weighted axial heads, about one a subject, from the IXI data set, brain-development.org "
-    "(CC BY-SA 3.0)",
+    "ixi_pd": "PD-weighted axial heads, about one a subject, from the IXI data set (CC BY-SA 3.0)",
 }
 """Who made the training data, and its terms."""
 

@@ -149,10 +149,13 @@ def _read_mat(path: Path) -> NDArray[Any]:
     import h5py
     import scipy.io
 
-    if h5py.is_hdf5(path):
-        with h5py.File(path) as file:
-            return file["im_ori"][()].T
-    return scipy.io.loadmat(path)["Img"]
+    try:
+        if h5py.is_hdf5(path):
+            with h5py.File(path) as file:
+                return file["im_ori"][()].T
+        return scipy.io.loadmat(path)["Img"]
+    except (KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path}: no training image in it ({error}); move it out of the folder") from error
 
 
 def _images(stack: NDArray[Any]) -> list[NDArray[Any]]:

@@ -200,6 +200,9 @@ def test_bank_is_built_from_folders_and_survives_a_round_trip(tmp_path):
     for a, b in zip(bank.images, again.images, strict=True):
         assert np.allclose(a, b, atol=2e-4)
     (tmp_path / "bad.npz").write_bytes(b"no")
+    scipy.io.savemat(tmp_path / "complex" / "foreign.mat", {"other": np.ones(3)})
+    with pytest.raises(InputError, match="foreign"):
+        build(tmp_path)
     with pytest.raises(InputError, match="bad"):
         Bank.load(tmp_path / "bad.npz")
 
