@@ -25,19 +25,22 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
 
 def proximal_step(
     r: Tensor,
+    carried: Tensor | None,
     weights: Sequence[Tensor],
     lam: Tensor,
     gamma: Tensor,
     a: Tensor,
     penalties: tuple[str, ...],
     dtype: torch.dtype,
-) -> Tensor:
-    """Return what `networks.pan.proximal_step` returns, for inference.
+) -> tuple[Tensor, Tensor]:
+    """Return the image and the features that `networks.pan.proximal_step` returns, for inference.
 
     Parameters
     ----------
     r
         Image after the gradient step, (batch, channels, y, x) float32.
+    carried
+        Features of the layer before, or None.
     weights
         H1, H2, T1, T2 for PAN; D, H1, H2, T1, T2, G for PAN+.
     lam, gamma, a
@@ -52,13 +55,15 @@ def proximal_step(
     z = r.to(dtype)
     if residual:
         z = F.conv2d(z, weights[0], padding=1)
+    if carried is not None:
+        z.add_(carried)
     h1, h2, t1, t2 = weights[1:5] if residual else weights
     features = F.conv2d(F.conv2d(z, h1, padding=1).relu_(), h2, padding=1)
     proximal_average_(features, lam.tolist(), float(gamma), float(a), penalties)
     back = F.conv2d(F.conv2d(features, t1, padding=1).relu_(), t2, padding=1)
     if not residual:
-        return back.to(r.dtype)
-    return r + F.conv2d(back, weights[5], padding=1).to(r.dtype)
+        return back.to(r.dtype), back
+    return r + F.conv2d(back, weights[5], padding=1).to(r.dtype), back
 
 
 def proximal_average_(

@@ -42,9 +42,15 @@ class NetworkConfig:
     gamma, a
         Start values of MCP's and SCAD's shapes.
     step
-        Start value of rho.
+        Start value of rho; with `consistency`, of mu.
     start
         Steps of CG-SENSE that make the first image; 0 starts from A^H y.
+    consistency
+        0: a layer begins with the published gradient step. n: it ends with n conjugate-gradient steps on
+        (A^H A + mu) x = A^H y + mu z from its own result z, with mu learned.
+    carry
+        Hand a layer's features, before G, to the next layer, which adds them, times a learned gate a
+        feature, to its D r (PAN+ only).
     """
 
     layer: str = "pan+"
@@ -59,6 +65,8 @@ class NetworkConfig:
     a: float = 3.7
     step: float = 1.0
     start: int = 0
+    consistency: int = 0
+    carry: bool = False
 
     def __post_init__(self) -> None:
         """Reject what no network can be built from.
@@ -83,6 +91,8 @@ class NetworkConfig:
             "a": self.a > 2,
             "step": self.step > 0,
             "start": _whole(self.start, 0, 100),
+            "consistency": _whole(self.consistency, 0, 100),
+            "carry": isinstance(self.carry, bool) and not (self.carry and self.layer == "pan"),
         }
         for name, good in checks.items():
             if not good:

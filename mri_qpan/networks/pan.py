@@ -15,13 +15,16 @@ from torch.nn import functional as F
 from mri_qpan.encoding import Normal
 from mri_qpan.engines import inplace
 from mri_qpan.networks.config import NetworkConfig
+from mri_qpan.networks.consistency import conjugate_gradient, data_consistency
 from mri_qpan.networks.convolution import Convolution
-from mri_qpan.networks.start import conjugate_gradient
 from mri_qpan.penalties import proximal_average
 from mri_qpan.scaling import robust_scale
 
 FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
 """Names in a PAN+ layer: H = H2 relu H1, its left inverse H~ = T2 relu T1."""
+
+SMALL = 0.1
+"""Start size of G's weights, relative to Kaiming's."""
 
 
 class Layer(nn.Module):
@@ -41,20 +44,22 @@ class Layer(nn.Module):
             shapes["H1"], shapes["T2"] = (narrow, wide), (wide, narrow)
         self.convolutions = nn.ModuleDict(
             {
-                # A small G starts every PAN+ layer near the identity, so that 11 of them train at once.
-                name: Convolution(*shape, config.bits, config.scale_per, 0.1 if name == "G" else 1.0)  # type: ignore[arg-type]
+                # A small G starts every PAN+ layer near the identity, so that all of them train at once.
+                name: Convolution(*shape, config.bits, config.scale_per, SMALL if name == "G" else 1.0)  # type: ignore[arg-type]
                 for name, shape in shapes.items()
             }
         )
         self.raw_step = _parameter(config.step)
         self.raw_thresholds = nn.Parameter(_parameter(config.threshold).repeat(len(config.penalties)))
+        if config.carry:
+            self.carry = nn.Parameter(torch.zeros(wide))
         if "mcp" in config.penalties:
             self.raw_gamma = _parameter(config.gamma - 1)
         if "scad" in config.penalties:
             self.raw_a = _parameter(config.a - 2)
 
     def step(self) -> Tensor:
-        """Return rho > 0."""
+        """Return rho > 0, or mu > 0 with data consistency by conjugate gradients."""
         return F.softplus(self.raw_step)
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,6 +80,7 @@ def _parameter(value: float) -> nn.Parameter:
 
 def proximal_step(
     r: Tensor,
+    carried: Tensor | None,
     weights: Sequence[Tensor],
     lam: Tensor,
     gamma: Tensor,
@@ -82,7 +88,7 @@ def proximal_step(
     penalties: tuple[str, ...],
     dtype: torch.dtype,
     constrain: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer without its data consistency: Eq. 8 (four weights) or Eq. 11 (six).
 
     A plain function of tensors, so that `torch.compile` fuses the proximal operators' many small passes
@@ -92,6 +98,8 @@ def proximal_step(
     ----------
     r
         Image after the gradient step, (batch, channels, y, x) float32.
+    carried
+        Features of the layer before, (batch, n_f, y, x), or None.
     weights
         H1, H2, T1, T2 for PAN; D, H1, H2, T1, T2, G for PAN+.
     lam, gamma, a
@@ -107,14 +115,18 @@ def proximal_step(
     -------
     image
         As `r`.
+    features
+        H~(P(H(z))), what the next layer may carry on.
     constraint
-        mean((H~(H(z)) - z)^2), z = D r for PAN+, z = r for PAN; None unless `constrain`.
+        mean((H~(H(z)) - z)^2), z = D r (+ carried) for PAN+, z = r for PAN; None unless `constrain`.
     """
     weights = [w.to(dtype=dtype, memory_format=torch.channels_last) for w in weights]
     residual = len(weights) == 6
     z = r.to(dtype)
     if residual:
         z = F.conv2d(z, weights[0], padding=1)
+    if carried is not None:
+        z = z + carried
     h1, h2, t1, t2 = weights[1:5] if residual else weights
     features = F.conv2d(torch.relu(F.conv2d(z, h1, padding=1)), h2, padding=1)
     # Thresholds are rounded with the features, or type promotion would widen every pass.
@@ -122,9 +134,9 @@ def proximal_step(
     back = F.conv2d(torch.relu(F.conv2d(shrunk, t1, padding=1)), t2, padding=1)
     image = r + F.conv2d(back, weights[5], padding=1).to(r.dtype) if residual else back.to(r.dtype)
     if not constrain:
-        return image, None
+        return image, back, None
     inverted = F.conv2d(torch.relu(F.conv2d(features, t1, padding=1)), t2, padding=1)
-    return image, (inverted.float() - z.float()).square().mean()
+    return image, back, (inverted.float() - z.float()).square().mean()
 
 
 class ProximalNetwork(nn.Module):
@@ -215,21 +227,37 @@ class ProximalNetwork(nn.Module):
         x = conjugate_gradient(target, normal, self.config.start)
         images = [x * scale]
         total = scale.new_zeros(())
+        features: Tensor | None = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            r = x - layer.step() * (normal(x) - target)
+            r = x
+            if not self.config.consistency:
+                r = x - layer.step() * (normal(x) - target)
             parameters = (layer.weights(), *layer.thresholds(), self.config.penalties, self.dtype)
             channels = self._to_channels(r)
+            if self.config.carry:
+                features = self._carried(channels, features, layer.carry)
             if self._compiled or torch.is_grad_enabled() or index in constrained:
-                image, term = self._proximal_step(channels, *parameters, index in constrained)
+                image, back, term = self._proximal_step(channels, features, *parameters, index in constrained)
             else:
-                image, term = inplace.proximal_step(channels, *parameters), None
+                image, back = inplace.proximal_step(channels, features, *parameters)
+                term = None
+            features = back if self.config.carry else None
             x = self._from_channels(image, r.shape)
+            if self.config.consistency:
+                x = data_consistency(x, target, normal, layer.step(), self.config.consistency)
             # Without gradients only the last image is asked for; the others would hold memory.
             images = [*images, x * scale] if torch.is_grad_enabled() else [x]
             if term is not None:
                 total = total + term
         return images if torch.is_grad_enabled() else [images[-1] * scale], total
+
+    def _carried(self, channels: Tensor, features: Tensor | None, gate: Tensor) -> Tensor:
+        if features is None:
+            shape = (channels.shape[0], self.config.filters, *channels.shape[2:])
+            features = torch.zeros(shape, dtype=self.dtype, device=channels.device)
+            return features.contiguous(memory_format=torch.channels_last)
+        return features * gate.to(self.dtype).reshape(1, -1, 1, 1)
 
     def _to_channels(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, *x.shape[-2:])

@@ -26,12 +26,14 @@ from torch.utils.data import DataLoader
 from mri_qpan._version import __version__
 from mri_qpan.benchmark.machine import processor
 from mri_qpan.encoding import Encoding
+from mri_qpan.engines import inplace
 from mri_qpan.errors import InputError
 from mri_qpan.models import store
 from mri_qpan.networks import ProximalNetwork
 from mri_qpan.scaling import robust_scale
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.log import Log
+from mri_qpan.training.muon import Muon
 from mri_qpan.training.recipe import Recipe
 from mri_qpan.training.simulate import Case, Simulation
 from mri_qpan.training.validation import Score, evaluate, validation_cases
@@ -165,14 +167,12 @@ class _Run:
         self.best = -math.inf
         self.init: str | None = None
         self.steps_before, self.minutes_before = 0, 0.0
-        self.network = ProximalNetwork(recipe.network, torch.bfloat16)
+        self.network = ProximalNetwork(recipe.network, inplace.fast_dtype(device))
         if not self.checkpoint.exists() and init is not None:
             self._start_from(init)
         self.network.to(device).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4
-        )
+        self.optimizers = _optimizers(self.network, recipe)
         self.log = Log(folder) if _rank() == 0 else None
         if self.checkpoint.exists():
             self._restore()
@@ -182,19 +182,22 @@ class _Run:
 
     def advance(self, case: Case, learning_rate: float) -> float:
         """Take one optimizer step and return the loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
         count = min(self.recipe.constrained, self.recipe.network.layers)
         # Drawn from the step alone, so that a resumed training goes on as if it had not stopped.
         chooser = np.random.default_rng([self.recipe.seed, self.step])
         layers = chooser.choice(self.recipe.network.layers, count, replace=False)
         loss = _loss(self.network, case, frozenset(int(i) for i in layers), self.recipe)
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
         loss.backward()
         if dist.is_initialized():
             _average_gradients(self.network)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+        if bool(torch.isfinite(norm)):  # else this batch would poison every weight
+            for optimizer in self.optimizers:
+                optimizer.step()
         self.network.follow()
         self.step += 1
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
@@ -225,8 +228,9 @@ class _Run:
         tensors: dict[str, Tensor] = {}
         for prefix, network in (("network", self.network), ("average", self.average)):
             tensors |= {f"{prefix}.{k}": v.contiguous() for k, v in network.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
         header = {
             "recipe": self.recipe.name,
             "step": self.step,
@@ -253,13 +257,14 @@ class _Run:
             network.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             )
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for number, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"optimizer.{number}."):
+                    _, _, index, key = name.split(".")
+                    state.setdefault(int(index), {})[key] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.seconds = header["step"], header["seconds"]
         self.best, self.init = header["best"], header["init"]
         self.steps_before, self.minutes_before = header["steps_before"], header["minutes_before"]
@@ -298,6 +303,16 @@ class _Run:
             "figures": {"validation": score.figures()},
             "licence": "BSD-3-Clause; trained on the data sets listed, each under its own terms",
         }
+
+
+def _optimizers(network: ProximalNetwork, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions, AdamW for the scalars and gates."""
+    convolutions = [p for p in network.parameters() if p.ndim == 4]
+    others = [p for p in network.parameters() if p.ndim < 4]
+    return [
+        Muon(convolutions, lr=recipe.learning_rate),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=0.0),
+    ]
 
 
 def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:

@@ -19,10 +19,10 @@ from mri_qpan.training.bank import Bank
 KINDS = {"lines": 0.4, "random2d": 0.15, "poisson": 0.1, "radial": 0.15, "equispaced": 0.15, "partial": 0.05}
 """Share of each kind of mask; 1-D lines are what scanners measure most."""
 
-COILS = {1: 0.3, 2: 0.1, 4: 0.35, 8: 0.25}
+COILS = {1: 0.4, 2: 0.1, 4: 0.35, 8: 0.15}
 """Share of each number of coils; few are cheap, and a SENSE image looks alike for any."""
 
-MIN_NOISE, MAX_NOISE = 1e-3, 0.05
+MIN_NOISE, MAX_NOISE = 1e-3, 0.1
 """Range of the noise's standard deviation in every coil image, where the object's maximum is 1."""
 
 NOISELESS = 0.15

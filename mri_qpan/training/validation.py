@@ -29,8 +29,8 @@ class Score:
 
     psnr: float
     psnr_zero_filled: float
-    psnr_lines: float
-    psnr_other: float
+    psnr_one_coil: float
+    psnr_coils: float
 
     def figures(self) -> dict[str, float]:
         """Return the figures by name, rounded to a hundredth."""
@@ -84,26 +84,22 @@ def evaluate(
         encoding = Encoding(case.mask, case.mps)
         adjoint = encoding.adjoint(case.kspace)
         image = network(adjoint, encoding.normal)
-        figures.append((_psnr(case.target, image), _psnr(case.target, adjoint), _is_lines(case)))
+        figures.append((_psnr(case.target, image), _psnr(case.target, adjoint), case.kspace.shape[1] == 1))
         if index % 5 == 0 and len(rows) < 5:
             rows.append(_row(case.target, adjoint, image))
     if picture is not None and rows:
         Image.fromarray(np.concatenate(rows)).save(picture)
-    psnr, zero_filled, lines = (np.array(column) for column in zip(*figures, strict=True))
+    psnr, zero_filled, single = (np.array(column) for column in zip(*figures, strict=True))
     return Score(
         float(psnr.mean()),
         float(zero_filled.mean()),
-        _mean(psnr[lines]),
-        _mean(psnr[~lines]),
+        _mean(psnr[single]),
+        _mean(psnr[~single]),
     )
 
 
 def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if values.size else float("nan")
-
-
-def _is_lines(case: Case) -> bool:
-    return bool((case.mask.all(-1) | ~case.mask.any(-1)).all())
 
 
 def _psnr(target: Tensor, image: Tensor) -> float:

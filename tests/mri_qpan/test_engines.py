@@ -39,12 +39,17 @@ def test_pieces_join_without_a_seam(monkeypatch):
     assert torch.allclose(x, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    ("system", "more"), [*((s, {}) for s in SYSTEMS), ("pan+", {"carry": True, "consistency": 2})]
+)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_inference_equals_the_plain_module(system, dtype, bound):
+def test_inference_equals_the_plain_module(system, more, dtype, bound):
     torch.manual_seed(0)
-    config = named_config(system, layers=3, filters=8, bits=2)
+    config = named_config(system, layers=3, filters=8, bits=2, **more)
     network = ProximalNetwork(config, dtype)
+    for name, parameter in network.named_parameters():
+        if "carry" in name:
+            torch.nn.init.normal_(parameter)
     exact = ProximalNetwork(config)
     exact.load_state_dict(network.state_dict())
     encoding = Encoding(torch.rand(2, 17, 12) < 0.5)

@@ -5,7 +5,7 @@ import torch
 from mri_qpan.encoding import Encoding, RealEncoding, from_linop
 from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, named_config
 from mri_qpan.networks.convolution import Convolution
-from mri_qpan.networks.start import DAMPING, conjugate_gradient
+from mri_qpan.networks.consistency import DAMPING, conjugate_gradient, data_consistency
 from mri_qpan.penalties import proximal_average
 
 SMALL = {"layers": 2, "filters": 4}
@@ -151,6 +151,79 @@ def test_conjugate_gradients_solve_what_sigpy_solves():
     assert float(image[1].abs().max()) == 0
 
 
+def dense(normal, shape):
+    """Return A^H A as a matrix."""
+    basis = torch.eye(shape[0] * shape[1], dtype=torch.complex64).reshape(-1, *shape)
+    return torch.stack([normal(image[None])[0].flatten() for image in basis], dim=1)
+
+
+def test_data_consistency_solves_its_equation():
+    adjoint, normal = problem()
+    z = torch.randn_like(adjoint)
+    mu = torch.tensor(0.1)
+    system = dense(normal, z.shape[1:]) + mu * torch.eye(z[0].numel())
+    expected = torch.linalg.solve(system, (adjoint + mu * z).flatten()).reshape(z.shape)
+    assert torch.allclose(data_consistency(z, adjoint, normal, mu, 60), expected, atol=1e-4)
+
+
+def test_data_consistency_passes_gradients_to_image_and_trust():
+    adjoint, normal = problem()
+    z = torch.randn_like(adjoint).requires_grad_()
+    mu = torch.tensor(0.1, requires_grad=True)
+    probe = torch.randn_like(adjoint)
+    (data_consistency(z, adjoint, normal, mu, 60).conj() * probe).real.sum().backward()
+    system = dense(normal, z.shape[1:]) + 0.1 * torch.eye(z[0].numel())
+    expected = 0.1 * torch.linalg.solve(system, probe.flatten()).reshape(z.shape)
+    assert torch.allclose(z.grad, expected, atol=1e-4)
+    with torch.no_grad():
+        high, low = (data_consistency(z, adjoint, normal, mu + d, 60) for d in (1e-2, -1e-2))
+        slope = ((high - low).conj() * probe).real.sum() / 2e-2
+    assert float(mu.grad) == pytest.approx(float(slope), rel=0.05)
+
+
+def test_one_coil_needs_one_step_of_data_consistency():
+    encoding = Encoding(torch.rand(2, 12, 10) < 0.5)
+    kspace = torch.randn(2, 1, 12, 10, dtype=torch.complex64) * encoding.mask[:, None]
+    z = torch.randn(2, 12, 10, dtype=torch.complex64)
+    x = data_consistency(z, encoding.adjoint(kspace), encoding.normal, torch.tensor(1e-6), 1)
+    assert torch.allclose(encoding.forward(x), kspace, atol=1e-4)
+    unseen = Encoding(~encoding.mask)
+    assert torch.allclose(unseen.forward(x), unseen.forward(z), atol=1e-4)
+
+
+def test_data_consistency_of_a_solved_image_stays_finite():
+    encoding = Encoding(torch.ones(1, 12, 10, dtype=torch.bool))
+    z = torch.randn(1, 12, 10, dtype=torch.complex64).requires_grad_()
+    x = data_consistency(z, encoding.adjoint(encoding.forward(z.detach())), encoding.normal, torch.tensor(0.1), 3)
+    x.abs().sum().backward()
+    assert torch.allclose(x.detach(), z.detach(), atol=1e-5)
+    assert bool(torch.isfinite(torch.view_as_real(z.grad)).all())
+
+
+def test_a_network_with_conjugate_gradients_ends_at_the_data():
+    torch.manual_seed(0)
+    network = ProximalNetwork(NetworkConfig(**SMALL, consistency=2, step=1e-5))
+    encoding = Encoding(torch.rand(1, 12, 10) < 0.5)
+    kspace = torch.randn(1, 1, 12, 10, dtype=torch.complex64) * encoding.mask[:, None]
+    with torch.no_grad():
+        image = network(encoding.adjoint(kspace), encoding.normal)
+    assert torch.allclose(encoding.forward(image), kspace, atol=1e-3)
+
+
+def test_carried_features_enter_through_the_gate_alone():
+    config = NetworkConfig(**SMALL, carry=True)
+    network = ProximalNetwork(config)
+    plain = ProximalNetwork(NetworkConfig(**SMALL))
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if "carry" not in k})
+    adjoint, normal = problem()
+    with torch.no_grad():
+        assert torch.allclose(network(adjoint, normal), plain(adjoint, normal), atol=1e-6)
+        network.layers[0].carry.fill_(1.0)  # nothing comes before the first layer
+        assert torch.allclose(network(adjoint, normal), plain(adjoint, normal), atol=1e-6)
+        network.layers[1].carry.fill_(1.0)
+        assert not torch.allclose(network(adjoint, normal), plain(adjoint, normal), atol=1e-3)
+
+
 def test_any_sigpy_linop_feeds_a_network():
     import sigpy as sp
 
@@ -214,6 +287,8 @@ def test_quantizer_scale_follows_the_weight_with_momentum():
         {"threshold": 0.0},
         {"gamma": 1.0},
         {"a": 2.0},
+        {"consistency": -1},
+        {"carry": True, "layer": "pan"},
     ],
 )
 def test_impossible_configurations_are_named(change):
