@@ -131,7 +131,7 @@ def _network(name: str, classical: list[str]) -> Method:
             f"--methods: no method called {name!r}: choose from {choices}, or a .safetensors file"
         )
     model = models.load_model(name)
-    return peers.network(model.name, model, sha256=model.sha256[:12])
+    return peers.network(model.name, model, sha256=model.sha256[:12], engine=model.engine)
 
 
 @contextmanager

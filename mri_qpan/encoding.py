@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ class Encoding:
         self._weights = mask.to(dtype).unsqueeze(1)
         # F^H M F is a circular convolution, so it commutes with the shifts that centre the DFT:
         # the normal operator moves the mask once instead of the image at every call.
-        self._corner_weights = torch.fft.ifftshift(self._weights, dim=self._dims)
+        corner = torch.fft.ifftshift(self._weights, dim=self._dims) / mask[0].numel()
+        self._corner_weights = corner.to(torch.promote_types(dtype, torch.complex32))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return A x: image (batch, *spatial) to k-space (batch, coil, *spatial)."""
@@ -79,8 +81,31 @@ class Encoding:
         return Encoding(self.mask.to(device), None if self.mps is None else self.mps.to(device))
 
     def _normal(self, image: Tensor) -> Tensor:
-        coils = torch.fft.fftn(self._expand(image), dim=self._dims, norm="ortho") * self._corner_weights
-        return self._combine(torch.fft.ifftn(coils, dim=self._dims, norm="ortho"))
+        if self.mps is None:
+            return self._filter(image)
+        if image.is_cuda:
+            return self._combine(self._filter(self._expand(image)))
+        # On a CPU one coil after the other stays in the cache: twice as fast as all at once.
+        coils = self._coils
+        total = torch.zeros_like(image)
+        for mps, conjugate in coils:
+            coil = (mps * image).sum(1) if self._sets else mps * image
+            coil = self._filter(coil)
+            total += conjugate * (coil.unsqueeze(1) if self._sets else coil)
+        return total
+
+    def _filter(self, image: Tensor) -> Tensor:
+        """Return F^H M F x; any coils stand in dimension 1."""
+        weights = self._corner_weights if image.ndim > self.mask.ndim else self._corner_weights[:, 0]
+        kspace = torch.fft.fftn(image, dim=self._dims).mul_(weights)
+        return torch.fft.ifftn(kspace, dim=self._dims, norm="forward")
+
+    @cached_property
+    def _coils(self) -> list[tuple[Tensor, Tensor]]:
+        """Maps and their conjugates, each (batch, [set,] *spatial)."""
+        assert self.mps is not None
+        maps = self.mps.movedim(-1 - len(self._dims), 0)
+        return [(coil.contiguous(), coil.conj().resolve_conj().contiguous()) for coil in maps]
 
     def _expand(self, image: Tensor) -> Tensor:
         if self.mps is None:

@@ -27,11 +27,14 @@ class Method:
         The network or solver itself.
     sha256
         Of a model's file, 64 hexadecimal digits; None for a solver, which has no weights.
+    engine
+        What runs a model (`mri_qpan.engines`); None for a solver.
     """
 
     name: str
     run: Reconstructor
     sha256: str | None = None
+    engine: str | None = None
 
     def __call__(self, adjoint: Tensor, normal: Normal) -> Tensor:
         """Return the image (batch, *spatial) for A^H y of the same shape."""
@@ -65,7 +68,7 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
     if name not in models.list_models() and not _is_path(name):
         raise InputError(_unknown(name))
     model = models.load_model(name, device)
-    return Method(model.name, model, model.sha256)
+    return Method(model.name, model, model.sha256, model.engine)
 
 
 def find_device(name: str) -> torch.device:

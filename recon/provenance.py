@@ -37,6 +37,7 @@ def provenance(
         "input": str(source.resolve()),
         "method": method.name,
         "model_sha256": method.sha256,
+        "engine": method.engine,
         "version": __version__,
         "torch_version": torch.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,6 +1,7 @@
 """The wheel holds the package and nothing else, and works from an empty folder of an empty environment."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,10 @@ def test_wheel_holds_the_package_alone(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.suffix in SHIPPED
     }
-    assert inside == expected
+    kernel = {name for name in inside if name.startswith("mri_qpan/engines/_fused.")}
+    assert inside - kernel == expected
+    if any(map(shutil.which, ("c++", "g++", "clang++"))) and platform.machine() in ("x86_64", "AMD64"):
+        assert len(kernel) == 1
     assert f"mri_qpan-{__version__}.dist-info/licenses/LICENSE" in names
 
 

@@ -11,6 +11,7 @@ from mri_qpan.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
+    from mri_qpan.engines import Engine
     from mri_qpan.models.store import Model
 
 DEFAULT = "qpan+-3bit"
@@ -45,7 +46,7 @@ def model_path(name: str) -> Path:
     raise ModelError(f"no model called {name!r}: {hint}")
 
 
-def load_model(name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
+def load_model(name: str, device: torch.device | str = "cpu", engine: Engine = "auto") -> Model:
     """Load a shipped model by name, or a model file by path, for inference.
 
     Parameters
@@ -54,15 +55,17 @@ def load_model(name: str, device: torch.device | str = "cpu", dtype: torch.dtype
         A name of `list_models` or the path of a .safetensors file.
     device
         Where to run it.
-    dtype
-        Type of features and weights in the convolutions; None: bfloat16 where the machine is fast at it, else
-        float32.
+    engine
+        "auto", the fastest here without a visible loss; or "fused", "bfloat16" or "float32" (see
+        `mri_qpan.engines`).
 
     Raises
     ------
     ModelError
         If it does not exist or its file does not pass every check.
+    ValueError
+        If that engine cannot run it there.
     """
     from mri_qpan.models import store
 
-    return store.load(model_path(name), device, dtype)
+    return store.load(model_path(name), device, engine)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mri_qpan import quantize
-from mri_qpan.engines import inplace
+from mri_qpan.engines import Engine, choose
 from mri_qpan.errors import ModelError
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.networks.convolution import Convolution
@@ -43,11 +43,14 @@ class Model(ProximalNetwork):
         which terms it may be used.
     sha256
         Of the file, 64 hexadecimal digits.
+    engine
+        What runs it: "fused", "bfloat16" or "float32".
     """
 
     name: str
     card: dict[str, Any]
     sha256: str
+    engine: Engine
 
 
 def save(path: Path, network: ProximalNetwork, name: str, card: dict[str, Any]) -> None:
@@ -88,16 +91,16 @@ def read_header(path: Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
-def load(path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
+def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto") -> Model:
     """Build the network stored at `path`, ready for inference on `device`.
-
-    Features and convolutions are of `dtype`; None takes the fastest type that shows no loss there.
 
     Raises
     ------
     ModelError
         If the file is missing, truncated, changed, of a newer format, or does not hold exactly the tensors
         that its configuration asks for.
+    ValueError
+        If `engine` cannot run it there.
     """
     header, tensors = _read(path)
     try:
@@ -108,11 +111,15 @@ def load(path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | No
         raise ModelError(
             f"{path}: the weights do not match their digest; the file is damaged, fetch it again"
         )
-    model = Model(config, dtype or inplace.fast_dtype(device))
+    engine = choose(engine, config, device)
+    model = Model(config, torch.bfloat16 if engine == "bfloat16" else torch.float32)
     _from_tensors(path, model, tensors)
     model.name = header["name"]
     model.card = header["card"]
     model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    model.engine = engine
+    if engine == "fused":
+        model.fuse()
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -7,6 +7,7 @@ ISTA-Net(+): Zhang and Ghanem, CVPR 2018.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from mri_qpan.encoding import Normal
 from mri_qpan.engines import inplace
+from mri_qpan.engines.fused import Features, Fused
 from mri_qpan.networks.config import NetworkConfig
 from mri_qpan.networks.consistency import conjugate_gradient, data_consistency
 from mri_qpan.networks.convolution import Convolution
@@ -162,12 +164,24 @@ class ProximalNetwork(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self._proximal_step = proximal_step
         self._compiled = False
+        self._fused: Fused | None = None
 
     def compile_step(self) -> None:
         """Run the proximal step through `torch.compile` from now on (needs a C++ compiler on a CPU)."""
         # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
         self._proximal_step = torch.compile(proximal_step, dynamic=False)
         self._compiled = True
+
+    def fuse(self) -> None:
+        """Run inference through the fused kernel from now on, with the weights as they are now.
+
+        The kernel must fit the network and the machine (`engines.choose`).
+        """
+        self._fused = Fused(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the kernel out of copies: it holds addresses."""
+        return {**self.__dict__, "_fused": None}
 
     def share_step(self, other: ProximalNetwork) -> None:
         """Use the compiled proximal step of `other`, a network of the same configuration."""
@@ -227,30 +241,47 @@ class ProximalNetwork(nn.Module):
         x = conjugate_gradient(target, normal, self.config.start)
         images = [x * scale]
         total = scale.new_zeros(())
-        features: Tensor | None = None
+        training = torch.is_grad_enabled() and (
+            adjoint.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+        fused = None if training or adjoint.is_cuda else self._fused
+        carried: Tensor | Features | None = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             r = x
             if not self.config.consistency:
                 r = x - layer.step() * (normal(x) - target)
-            parameters = (layer.weights(), *layer.thresholds(), self.config.penalties, self.dtype)
             channels = self._to_channels(r)
-            if self.config.carry:
-                features = self._carried(channels, features, layer.carry)
-            if self._compiled or torch.is_grad_enabled() or index in constrained:
-                image, back, term = self._proximal_step(channels, features, *parameters, index in constrained)
+            term = None
+            if fused is not None:
+                assert not isinstance(carried, Tensor)
+                image, features = fused(index, channels, carried)
+                carried = features if self.config.carry else None
             else:
-                image, back = inplace.proximal_step(channels, features, *parameters)
-                term = None
-            features = back if self.config.carry else None
+                assert carried is None or isinstance(carried, Tensor)
+                image, carried, term = self._work(layer, channels, carried, training, index in constrained)
             x = self._from_channels(image, r.shape)
             if self.config.consistency:
                 x = data_consistency(x, target, normal, layer.step(), self.config.consistency)
             # Without gradients only the last image is asked for; the others would hold memory.
-            images = [*images, x * scale] if torch.is_grad_enabled() else [x]
+            images = [*images, x * scale] if training else [x]
             if term is not None:
                 total = total + term
-        return images if torch.is_grad_enabled() else [images[-1] * scale], total
+        return images if training else [images[-1] * scale], total
+
+    def _work(
+        self, layer: Layer, channels: Tensor, carried: Tensor | None, training: bool, constrain: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return a layer's image, what it hands on, and its constraint term."""
+        parameters = (layer.weights(), *layer.thresholds(), self.config.penalties, self.dtype)
+        if self.config.carry:
+            carried = self._carried(channels, carried, layer.carry)
+        if self._compiled or training or constrain:
+            image, features, term = self._proximal_step(channels, carried, *parameters, constrain)
+        else:
+            image, features = inplace.proximal_step(channels, carried, *parameters)
+            term = None
+        return image, features if self.config.carry else None, term
 
     def _carried(self, channels: Tensor, features: Tensor | None, gate: Tensor) -> Tensor:
         if features is None:

@@ -27,7 +27,7 @@ def write(path, bits=2, **changes):
 @pytest.mark.parametrize("scale_per", ["tensor", "filter"])
 def test_a_stored_network_gives_the_same_image_to_the_bit(tmp_path, bits, scale_per):
     network = write(tmp_path / "m.safetensors", bits, scale_per=scale_per)
-    model = models.load_model(str(tmp_path / "m.safetensors"), dtype=torch.float32)
+    model = models.load_model(str(tmp_path / "m.safetensors"), engine="float32")
     encoding = Encoding(torch.rand(1, 9, 8) < 0.5)
     adjoint = torch.randn(1, 9, 8, dtype=torch.complex64)
     with torch.no_grad():

@@ -194,7 +194,9 @@ def test_one_coil_needs_one_step_of_data_consistency():
 def test_data_consistency_of_a_solved_image_stays_finite():
     encoding = Encoding(torch.ones(1, 12, 10, dtype=torch.bool))
     z = torch.randn(1, 12, 10, dtype=torch.complex64).requires_grad_()
-    x = data_consistency(z, encoding.adjoint(encoding.forward(z.detach())), encoding.normal, torch.tensor(0.1), 3)
+    x = data_consistency(
+        z, encoding.adjoint(encoding.forward(z.detach())), encoding.normal, torch.tensor(0.1), 3
+    )
     x.abs().sum().backward()
     assert torch.allclose(x.detach(), z.detach(), atol=1e-5)
     assert bool(torch.isfinite(torch.view_as_real(z.grad)).all())

@@ -1,0 +1,155 @@
+"""The fused kernel against the plain layer, with every width of vectors that this machine has."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mri_qpan import engines, models
+from mri_qpan.encoding import Encoding, RealEncoding
+from mri_qpan.engines import fused
+from mri_qpan.models import store
+from mri_qpan.networks import ProximalNetwork, named_config
+from mri_qpan.penalties import PENALTIES
+
+pytestmark = pytest.mark.skipif(
+    fused.width() == 0, reason="the fused kernel is not built here, or the processor lacks AVX2"
+)
+WIDTHS = [w for w in (256, 512) if w <= fused.width()]
+CARD = {"data": [], "training": {}, "figures": {}, "licence": "none"}
+BOUND = 2e-3
+"""Largest normalised difference of what a layer adds to the image."""
+
+
+def made(seed=0, **changes):
+    torch.manual_seed(seed)
+    config = named_config("pan+", **{"layers": 2, "filters": 32, "bits": 3, "carry": True, **changes})
+    network = ProximalNetwork(config).requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        if "carry" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        if "raw_thresholds" in name:
+            torch.nn.init.uniform_(parameter, -4, 0)
+    return network
+
+
+def plain(network, index, r, carried):
+    image, features, _ = network._work(network.layers[index], r, carried, False, False)
+    return image, features
+
+
+def difference(a, b):
+    return float((a - b).norm() / b.norm().clamp_min(1e-20))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)),
+    bits=st.integers(1, 4),
+    channels=st.sampled_from([1, 2]),
+    which=st.sets(st.sampled_from(PENALTIES), min_size=1),
+    scale_per=st.sampled_from(["tensor", "filter"]),
+    vectors=st.sampled_from(WIDTHS or [256]),
+    seed=st.integers(0, 1000),
+)
+def test_two_layers_equal_the_plain_ones(shape, bits, channels, which, scale_per, vectors, seed):
+    penalties = tuple(name for name in PENALTIES if name in which)
+    network = made(seed, bits=bits, channels=channels, penalties=penalties, scale_per=scale_per)
+    kernel = fused.Fused(network, vectors)
+    batch, *size = shape
+    r = torch.randn(batch, channels, *size).contiguous(memory_format=torch.channels_last)
+    first, features = kernel(0, r, None)
+    expected, carried = plain(network, 0, r, None)
+    # Against the picture's own size: a layer may add next to nothing.
+    assert float((first - expected).norm()) < BOUND * float((expected - r).norm()) + 1e-4 * float(r.norm())
+    values = features.units * torch.tensor(features.steps).reshape(-1, 1, 1, 1)
+    rounding = features.steps[0] * carried.numel() ** 0.5
+    assert float((values.permute(0, 3, 1, 2) - carried).norm()) < 0.01 * float(carried.norm()) + 20 * rounding
+    second, _ = kernel(1, r, features)
+    expected, _ = plain(network, 1, r, carried)
+    assert float((second - expected).norm()) < BOUND * float((expected - r).norm()) + 1e-4 * float(r.norm())
+
+
+@pytest.mark.parametrize("vectors", WIDTHS)
+def test_threads_change_nothing(vectors):
+    kernel = fused.Fused(made(), vectors)
+    r = torch.randn(1, 2, 70, 33)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            first, features = kernel(0, r, None)
+            results.append((kernel(1, first, features)[0], features.units))
+    finally:
+        torch.set_num_threads(before)
+    for image, units in results[1:]:
+        assert torch.equal(image, results[0][0])
+        assert torch.equal(units, results[0][1])
+
+
+@pytest.mark.parametrize("vectors", WIDTHS)
+@pytest.mark.parametrize("gain", [0.0, 1e-3, 30.0, 1e4])
+def test_features_beyond_the_calibrated_range_are_worked_again(vectors, gain):
+    """The images are normalised, but nothing may be clipped in silence if one is not."""
+    network = made(bits=2)
+    kernel = fused.Fused(network, vectors)
+    r = gain * torch.randn(1, 2, 24, 24)
+    image, _ = kernel(0, r, None)
+    expected, _ = plain(network, 0, r, None)
+    assert float((image - expected).norm()) <= BOUND * float((expected - r).norm()) + 1e-4 * float(r.norm())
+    again, _ = kernel(0, r / max(gain, 1e-9), None)
+    fresh, _ = fused.Fused(network, vectors)(0, r / max(gain, 1e-9), None)
+    assert torch.equal(again, fresh)  # an image leaves nothing behind for the next
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("consistency", [0, 2])
+def test_a_whole_network_equals_the_plain_module(channels, consistency):
+    network = made(layers=4, channels=channels, consistency=consistency, start=2, step=0.5)
+    mask = torch.rand(2, 31, 26) < 0.5
+    encoding = RealEncoding(mask) if channels == 1 else Encoding(mask)
+    adjoint = encoding.adjoint(torch.randn(2, 1, 31, 26, dtype=torch.complex64))
+    with torch.no_grad():
+        expected = network(adjoint, encoding.normal)
+        network.fuse()
+        image = network(adjoint, encoding.normal)
+    assert 0 < difference(image, expected) < 1e-3
+    network.requires_grad_()
+    assert network(adjoint, encoding.normal).requires_grad  # gradients take the plain way
+
+
+def test_a_model_loads_into_the_engine_asked_for(tmp_path):
+    network = made(layers=1)
+    store.save(tmp_path / "m.safetensors", network, "m", CARD)
+    encoding = Encoding(torch.rand(1, 20, 20) < 0.5)
+    adjoint = encoding.adjoint(torch.randn(1, 1, 20, 20, dtype=torch.complex64))
+    images = {}
+    for engine in ("fused", "float32", "bfloat16"):
+        model = models.load_model(str(tmp_path / "m.safetensors"), engine=engine)
+        assert model.engine == engine
+        images[engine] = model(adjoint, encoding.normal)
+        assert (
+            torch.equal(copy.deepcopy(model)(adjoint, encoding.normal), images[engine]) or engine == "fused"
+        )
+    assert 0 < difference(images["fused"], images["float32"]) < 1e-3
+    assert difference(images["bfloat16"], images["float32"]) < 3e-2
+    with pytest.raises(ValueError, match="choose from auto, fused"):
+        models.load_model(str(tmp_path / "m.safetensors"), engine="cuda")
+
+
+@pytest.mark.parametrize("change", [{"bits": None}, {"filters": 8}, {"layer": "pan", "carry": False}])
+def test_the_kernel_declines_what_it_is_not_made_for(change):
+    config = made(**change).config
+    assert not fused.fits(config)
+    assert engines.choose("auto", config, "cpu") != "fused"
+    with pytest.raises(ValueError, match="32 filters"):
+        engines.choose("fused", config, "cpu")
+
+
+def test_without_the_kernel_pytorch_takes_over(monkeypatch):
+    monkeypatch.setattr(fused, "_library", lambda: None)
+    assert fused.width() == 0
+    assert engines.choose("auto", made().config, "cpu") in ("bfloat16", "float32")
