@@ -40,8 +40,8 @@ def choose(engine: Engine, config: NetworkConfig, device: torch.device | str) ->
     fits = torch.device(device).type == "cpu" and fused.fits(config)
     if engine == "fused" and not fits:
         raise ValueError(
-            "the fused engine runs K-bit PAN+ networks of 32 filters, on x86-64 processors with AVX2, where the "
-            "package was installed with a C++ compiler at hand"
+            "the fused engine runs K-bit PAN+ networks of 32 filters, on x86-64 processors with AVX2, where "
+            "the package was installed with a C++ compiler at hand"
         )
     if engine != "auto":
         return engine

@@ -65,7 +65,7 @@ class _CPlane(ctypes.Structure):
 
 
 class Features(NamedTuple):
-    """What a layer hands on: 16-bit integers (batch, y, x, filter) and the value of one unit of each image."""
+    """What a layer hands on: 16-bit integers (batch, y, x, filter), and each image's value of one unit."""
 
     units: Tensor
     steps: list[float]

@@ -4,8 +4,8 @@ import torch
 
 from mri_qpan.encoding import Encoding, RealEncoding, from_linop
 from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, named_config
-from mri_qpan.networks.convolution import Convolution
 from mri_qpan.networks.consistency import DAMPING, conjugate_gradient, data_consistency
+from mri_qpan.networks.convolution import Convolution
 from mri_qpan.penalties import proximal_average
 
 SMALL = {"layers": 2, "filters": 4}
