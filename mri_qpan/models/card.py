@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_qpan.models import store
+from mri_qpan.networks import NetworkConfig
 
 CREDITS = {
     "t1_studyforrest": "studyforrest.org T1-weighted head, defaced, one volunteer, 3 T (PDDL, public domain)",
@@ -32,7 +33,7 @@ def describe(path: Path) -> str:
     sections = [
         f"# {model.name}",
         f"An unfolded {config.layer.upper()} network ({', '.join(config.penalties)}) of {config.layers} "
-        f"layers and {config.filters} filters with {weights} weights, for {images}. "
+        f"layers and {config.filters} filters with {weights} weights, for {images}. {_layers(config)} "
         f"{path.stat().st_size:,} bytes, SHA-256 `{model.sha256}`.",
         "It sees only A^H y and x -> A^H A x, never the mask or the coils. Use it for research; it is not a "
         "medical device, and an image that it makes can lack or invent fine detail.",
@@ -46,6 +47,13 @@ def describe(path: Path) -> str:
         str(card["licence"]) + ".",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _layers(config: NetworkConfig) -> str:
+    data = "begins with a gradient step towards the data"
+    if config.consistency:
+        data = f"ends with {config.consistency} conjugate-gradient steps towards the data"
+    return f"Every layer {data}" + (" and hands its features to the next." if config.carry else ".")
 
 
 def _training(training: dict[str, Any]) -> str:
