@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -57,10 +58,18 @@ class Encoding:
         self._sets = mps is not None and mps.ndim == mask.ndim + 2
         dtype = torch.float32 if mps is None else mps.real.dtype
         self._weights = mask.to(dtype).unsqueeze(1)
+        # Where whole lines are acquired the DFT along them cancels in the normal operator. What is left
+        # runs along x: along y it would be slower than the DFT of the whole plane.
+        varying = [d for d in self._dims if bool((mask != mask.narrow(d, 0, 1)).any())]
+        self._transposed = varying == [-2]
+        self._normal_dims = (-1,) if self._transposed else tuple(varying) or self._dims[-1:]
         # F^H M F is a circular convolution, so it commutes with the shifts that centre the DFT:
         # the normal operator moves the mask once instead of the image at every call.
-        corner = torch.fft.ifftshift(self._weights, dim=self._dims) / mask[0].numel()
-        self._corner_weights = corner.to(torch.promote_types(dtype, torch.complex32))
+        corner = torch.fft.ifftshift(self._weights, dim=self._dims)
+        corner = self._turn(corner)
+        corner = corner / math.prod(corner.shape[d] for d in self._normal_dims)
+        # Once for the real and once for the imaginary part: a complex product would take twice as long.
+        self._corner_weights = torch.stack([corner, corner], dim=-1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return A x: image (batch, *spatial) to k-space (batch, coil, *spatial)."""
@@ -82,29 +91,33 @@ class Encoding:
 
     def _normal(self, image: Tensor) -> Tensor:
         if self.mps is None:
-            return self._filter(image)
+            return self._turn(self._filter(self._turn(image)))
         if image.is_cuda:
-            return self._combine(self._filter(self._expand(image)))
+            return self._combine(self._turn(self._filter(self._turn(self._expand(image)))))
         # On a CPU one coil after the other stays in the cache: twice as fast as all at once.
-        coils = self._coils
+        image = self._turn(image)
         total = torch.zeros_like(image)
-        for mps, conjugate in coils:
+        for mps, conjugate in self._coils:
             coil = (mps * image).sum(1) if self._sets else mps * image
             coil = self._filter(coil)
-            total += conjugate * (coil.unsqueeze(1) if self._sets else coil)
-        return total
+            total.addcmul_(conjugate, coil.unsqueeze(1) if self._sets else coil)
+        return self._turn(total)
+
+    def _turn(self, image: Tensor) -> Tensor:
+        return image.transpose(-1, -2).contiguous() if self._transposed else image
 
     def _filter(self, image: Tensor) -> Tensor:
-        """Return F^H M F x; any coils stand in dimension 1."""
+        """Return F^H M F x, x and y exchanged where that is faster; any coils stand in dimension 1."""
         weights = self._corner_weights if image.ndim > self.mask.ndim else self._corner_weights[:, 0]
-        kspace = torch.fft.fftn(image, dim=self._dims).mul_(weights)
-        return torch.fft.ifftn(kspace, dim=self._dims, norm="forward")
+        kspace = torch.fft.fftn(image, dim=self._normal_dims)
+        torch.view_as_real(kspace).mul_(weights)
+        return torch.fft.ifftn(kspace, dim=self._normal_dims, norm="forward")
 
     @cached_property
     def _coils(self) -> list[tuple[Tensor, Tensor]]:
-        """Maps and their conjugates, each (batch, [set,] *spatial)."""
+        """Maps and their conjugates, each (batch, [set,] *spatial), turned as the images."""
         assert self.mps is not None
-        maps = self.mps.movedim(-1 - len(self._dims), 0)
+        maps = self._turn(self.mps).movedim(-1 - len(self._dims), 0)
         return [(coil.contiguous(), coil.conj().resolve_conj().contiguous()) for coil in maps]
 
     def _expand(self, image: Tensor) -> Tensor:

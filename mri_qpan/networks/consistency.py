@@ -8,6 +8,8 @@ from torch import Tensor
 from mri_qpan.encoding import Normal
 
 DAMPING = 1e-3
+CONVERGED = 1e-6
+"""Residual, relative to A^H y, at which iterations stop early: one coil needs a single one."""
 
 
 @torch.no_grad()
@@ -29,9 +31,9 @@ def conjugate_gradient(adjoint: Tensor, normal: Normal, iterations: int) -> Tens
     """
     if iterations == 0:
         return adjoint
-    damping = torch.full((), DAMPING, device=adjoint.device)
-    residual = adjoint - normal(adjoint) - damping * adjoint
-    return _iterate(adjoint, residual, damping, adjoint, normal, iterations)
+    damping = adjoint.real.new_full((), DAMPING)
+    x = adjoint / (1 + DAMPING)  # what one coil ends at
+    return _iterate(x, adjoint - normal(x) - DAMPING * x, damping, adjoint, normal, iterations)
 
 
 def data_consistency(image: Tensor, adjoint: Tensor, normal: Normal, mu: Tensor, iterations: int) -> Tensor:
@@ -59,23 +61,35 @@ def data_consistency(image: Tensor, adjoint: Tensor, normal: Normal, mu: Tensor,
 def _iterate(
     x: Tensor, residual: Tensor, damping: Tensor, adjoint: Tensor, normal: Normal, iterations: int
 ) -> Tensor:
+    # Real views: products of complex images with real numbers take twice as long.
+    x, residual, reference = _real(x), _real(residual), _real(adjoint)
     direction = residual
     power = _dot(residual, residual)
+    scale = _dot(reference, reference)
     # A batch entry that has converged keeps its image: its step is 0 / tiny.
-    tiny = 1e-12 * _dot(adjoint, adjoint) + torch.finfo(power.dtype).tiny
+    tiny = 1e-12 * scale + torch.finfo(power.dtype).tiny
     for iteration in range(iterations):
-        image = normal(direction) + damping * direction
+        if not power.is_cuda and bool((power <= CONVERGED**2 * scale).all()):
+            break
+        image = torch.addcmul(_real(normal(_as(direction, adjoint))), damping, direction)
         step = power / (_dot(direction, image) + tiny)
-        x = x + step * direction
+        x = torch.addcmul(x, step, direction)
         if iteration + 1 == iterations:
             break
-        residual = residual - step * image
+        residual = torch.addcmul(residual, step, image, value=-1)
         previous, power = power, _dot(residual, residual)
-        direction = residual + power / (previous + tiny) * direction
-    return x
+        direction = torch.addcmul(residual, power / (previous + tiny), direction)
+    return _as(x, adjoint)
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _as(x: Tensor, like: Tensor) -> Tensor:
+    return torch.view_as_complex(x) if like.is_complex() else x
 
 
 @torch.no_grad()
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    products = (a.conj() * b).real.flatten(1).sum(1)
-    return products.reshape(-1, *[1] * (a.ndim - 1))
+    return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
