@@ -50,6 +50,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     verbs = typer.Typer(help="Compare with SigPy, BART and the classical solvers.", no_args_is_help=True)
     verbs.command("real")(real)
+    verbs.command("brain")(brain)
     app.add_typer(verbs, name="benchmark")
 
 
@@ -104,6 +105,55 @@ def real(
             _draw(compared, chosen, stage)
     _print(results)
     typer.echo(f"Tables by mask and input, and all values: {output / STEM}.md and .json")
+
+
+def brain(
+    images: Annotated[Path, typer.Argument(help="Folder of 8-bit grey test images of one size.")],
+    output: Output,
+    masks: Annotated[Path, typer.Option(help="Folder with the published masks, mask_20.mat and so on.")],
+    ratios: Annotated[str, typer.Option(help="Comma-separated percents of samples.")] = "20,30,40,50",
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated models instead of all that ship; names or files.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Take the first images only.")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Repeat the published experiment: real images, pseudo-radial masks, one coil.
+
+    Models for complex images take part too, on the same samples.
+    """
+    from mri_qpan import models
+    from mri_qpan.benchmark import brain as protocol
+    from mri_qpan.benchmark import machine
+    from mri_qpan.recon.cases import read_masks, read_pictures
+    from mri_qpan.recon.files import output_folder, staged
+
+    output_folder(output)
+    pictures = read_pictures(images, count)
+    chosen = read_masks(masks, ratios, pictures[0].image.shape)
+    names = models.list_models() if methods is None else [name.strip() for name in methods.split(",")]
+    contenders = [protocol.zero_filled()]
+    for name in names:
+        model = models.load_model(name)
+        contenders.append(
+            protocol.Contender(
+                model.name,
+                model,
+                model.config.channels == 1,
+                models.model_path(name).stat().st_size,
+                {"sha256": model.sha256[:12], "engine": model.engine},
+            )
+        )
+    with _progress(len(pictures) * len(chosen)) as advance:
+        results = protocol.compare(pictures, chosen, contenders, threads=threads, progress=advance)
+    results["command"] = shlex.join(["mri-qpan", *sys.argv[1:]])
+    results["machine"] = machine.describe(threads)
+    report = protocol.to_markdown(results)
+    with staged(output) as stage:
+        (stage / "brain.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (stage / "brain.md").write_text(report, encoding="utf-8")
+    typer.echo(report.partition("## Masks")[0])
+    typer.echo(f"All values: {output / 'brain.json'}")
 
 
 def _choose(names: str | None, threads: int) -> list[Method]:

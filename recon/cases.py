@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from mri_qpan.benchmark.brain import Picture
 from mri_qpan.benchmark.case import Case, magnitude
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.prepare import condition, prepare
 from mri_qpan.recon.readers import open_kspace
-from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
+from mri_qpan.sampling_masks import MaskError, load_mask, make_mask, parse_spec, ratio_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -54,6 +55,47 @@ def cases(path: Path, specs: Sequence[str], *, count: int) -> Iterator[Case]:
         yield from _image_cases(path, path.stem, path.stem, specs)
     else:
         yield from _measured_cases(path, specs)
+
+
+def read_pictures(folder: Path, count: int | None = None) -> list[Picture]:
+    """Read the grey images of a folder, in the order of their names, for the published experiment.
+
+    Raises
+    ------
+    InputError
+        If there are none, one cannot be read, or they differ in size.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    pictures = [Picture(p.stem, _sha256(p), _read_image(p)) for p in _images(folder)[:count]]
+    for picture in pictures:
+        if picture.image.shape != pictures[0].image.shape:
+            raise InputError(f"{folder}: {picture.name} and {pictures[0].name} differ in size")
+    return pictures
+
+
+def read_masks(folder: Path, percents: str, shape: tuple[int, ...]) -> dict[int, NDArray[np.bool_]]:
+    """Read the published masks `mask_<percent>.mat` of a folder, by percent.
+
+    Raises
+    ------
+    InputError
+        If `percents` ("20,30") is no list of whole numbers, or a mask is missing, damaged or of another
+        shape.
+    """
+    masks = {}
+    for word in percents.split(","):
+        if not word.strip().isdigit():
+            raise InputError(f"ratios: {word.strip()!r} is no whole number of percent")
+        path = folder / f"mask_{int(word)}.mat"
+        try:
+            mask = load_mask(path)
+        except MaskError as error:
+            raise InputError(str(error)) from error
+        if mask.shape != shape:
+            raise InputError(f"{path}: its shape is {mask.shape}, the images' {shape}")
+        masks[int(word)] = mask
+    return masks
 
 
 def _measured_cases(path: Path, specs: Sequence[str]) -> Iterator[Case]:

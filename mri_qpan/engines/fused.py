@@ -10,7 +10,7 @@ import ctypes
 import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from mri_qpan import quantize
 
 if TYPE_CHECKING:
     from mri_qpan.networks.config import NetworkConfig
+    from mri_qpan.networks.convolution import Convolution
     from mri_qpan.networks.pan import Layer, ProximalNetwork
 
 FILTERS = 32
@@ -212,7 +213,8 @@ class _PackedLayer:
     def __init__(self, layer: Layer, penalties: tuple[str, ...]) -> None:
         self.steps = [1e-3] * MAPS
         integers, scales = {}, {}
-        for name, convolution in layer.convolutions.items():
+        for name, module in layer.convolutions.items():
+            convolution = cast("Convolution", module)
             weight = convolution.weight.detach().float().cpu()
             scale = convolution.scale.detach().float().cpu()
             assert convolution.bits is not None

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 
 from mri_qpan._version import __version__
 from mri_qpan.benchmark.machine import processor
-from mri_qpan.encoding import Encoding
 from mri_qpan.engines import inplace
 from mri_qpan.errors import InputError
 from mri_qpan.models import store
@@ -114,8 +113,9 @@ def train(
         recipe.ratios,
         recipe.seed + 1000 * _rank(),
         recipe.steps,
+        recipe.published,
     )
-    cases = validation_cases(bank) if _rank() == 0 else []
+    cases = validation_cases(bank, recipe.published) if _rank() == 0 else []
     stop = _StopSignal()
     loader = DataLoader(
         data,
@@ -321,9 +321,9 @@ def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], rec
     The weight is one over the error of the image that the network starts from, so that one coil at 15 % does
     not drown eight coils at 50 %.
     """
-    encoding = Encoding(case.mask, case.mps)
+    encoding = case.encoding()
     adjoint = encoding.adjoint(case.kspace)
-    scale = robust_scale(adjoint)
+    scale = robust_scale(adjoint) if adjoint.is_complex() else adjoint.new_ones(())
     adjoint, target = adjoint / scale, case.target / scale
     images, constraint = network.forward_for_training(adjoint, encoding.normal, constrained)
     start, *layers = images
@@ -336,7 +336,8 @@ def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], rec
 
 
 def _mean_square(image: Tensor) -> Tensor:
-    return torch.view_as_real(image).square().flatten(1).mean(1)
+    parts = torch.view_as_real(image) if image.is_complex() else image
+    return parts.square().flatten(1).mean(1)
 
 
 def _learning_rate(recipe: Recipe, step: int, progress: float) -> float:

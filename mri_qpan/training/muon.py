@@ -54,6 +54,7 @@ class Muon(torch.optim.Optimizer):
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
+            assert p.grad is not None
             mean = state["momentum"].lerp_(p.grad, 1 - momentum)
             updates.append(torch.lerp(p.grad, mean, momentum).flatten(1))
         matrices = orthogonalised(torch.stack(updates))

@@ -38,6 +38,8 @@ class Recipe:
         Pixels a batch.
     ratios
         Lowest and highest sampling ratio.
+    published
+        Train on the published experiment (real images, pseudo-radial masks), for a network of one channel.
     supervision
         Weight of the last layer but one in the loss's first term, squared for the one before, and so on. The
         seed has 0, but then early layers leave the data, and with several coils a gradient step a layer does
@@ -61,6 +63,7 @@ class Recipe:
     sizes: tuple[tuple[int, int], ...]
     pixels: int
     ratios: tuple[float, float]
+    published: bool
     supervision: float
     constraint: float
     constrained: int
@@ -101,8 +104,13 @@ def load(name: str) -> Recipe:
 def _parse(values: dict[str, Any]) -> Recipe:
     network = dict(values.pop("network"))
     system = network.pop("system")
+    config = named_config(system, **network)
+    published = values.pop("published", False)
+    if published != (config.channels == 1):
+        raise ValueError("a network of one channel, and none but it, trains on the published experiment")
     return Recipe(
-        network=named_config(system, **network),
+        network=config,
+        published=published,
         init=values.pop("init", None),
         groups=tuple(values.pop("groups")),
         sizes=tuple((int(y), int(x)) for y, x in values.pop("sizes")),

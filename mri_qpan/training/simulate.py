@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mri_qpan import fourier
+from mri_qpan.encoding import Encoding, RealEncoding
 from mri_qpan.sampling_masks import make_mask
 from mri_qpan.training.bank import Bank
 
@@ -40,22 +41,30 @@ class Case:
     mask
         (batch, y, x) bool.
     mps
-        (batch, coil, y, x) complex64: the maps that the reconstruction is given.
+        (batch, coil, y, x) complex64: the maps that the reconstruction is given. None: the published
+        experiment, whose images are real.
     target
         (batch, y, x) complex64: the image that the fully sampled measurement gives with `mps`, noise
         included. It is what a study compares against, and asks a network to keep what was measured.
+        In the published experiment the image itself, float32 in [0, 1].
     """
 
     kspace: Tensor
     mask: Tensor
-    mps: Tensor
+    mps: Tensor | None
     target: Tensor
+
+    def encoding(self) -> Encoding | RealEncoding:
+        """Return the operator that measured."""
+        return RealEncoding(self.mask) if self.mps is None else Encoding(self.mask, self.mps)
 
     def to(self, device: torch.device | str) -> Case:
         """Return the case on `device`."""
-        return Case(
-            *(t.to(device, non_blocking=True) for t in (self.kspace, self.mask, self.mps, self.target))
+        kspace, mask, target = (
+            t.to(device, non_blocking=True) for t in (self.kspace, self.mask, self.target)
         )
+        mps = None if self.mps is None else self.mps.to(device, non_blocking=True)
+        return Case(kspace, mask, mps, target)
 
 
 class Simulation(Dataset[Case]):
@@ -75,6 +84,9 @@ class Simulation(Dataset[Case]):
         Of everything random.
     steps
         Length.
+    published
+        Measure real images with pseudo-radial masks, as in the published experiment, instead of complex ones
+        with coils, noise and masks of every kind.
     """
 
     def __init__(
@@ -85,8 +97,10 @@ class Simulation(Dataset[Case]):
         ratios: tuple[float, float],
         seed: int,
         steps: int,
+        published: bool = False,
     ) -> None:
         self._bank = bank
+        self._published = published
         self._sizes = sizes
         self._pixels = pixels
         self._ratios = ratios
@@ -109,14 +123,23 @@ class Simulation(Dataset[Case]):
         images = [
             self._bank.images[i] for i in rng.choice(len(self._bank.images), count, p=self._probabilities)
         ]
+        if self._published:
+            return collate(
+                [
+                    measure_real(augment(np.abs(i), shape, rng), rng.uniform(*self._ratios), rng)
+                    for i in images
+                ]
+            )
         return collate([simulate(image, shape, coils, self._ratios, rng) for image in images])
 
 
 def collate(cases: list[Case]) -> Case:
     """Join cases of one size and number of coils into a batch."""
-    return Case(
-        *(torch.cat([getattr(c, name) for c in cases]) for name in ("kspace", "mask", "mps", "target"))
+    kspace, mask, target = (
+        torch.cat([getattr(c, name) for c in cases]) for name in ("kspace", "mask", "target")
     )
+    maps = [c.mps for c in cases if c.mps is not None]
+    return Case(kspace, mask, torch.cat(maps) if maps else None, target)
 
 
 def simulate(
@@ -174,6 +197,15 @@ def measure(
         torch.from_numpy(given)[None],
         torch.from_numpy(target)[None],
     )
+
+
+def measure_real(image: NDArray[np.float32], ratio: float, rng: np.random.Generator) -> Case:
+    """Measure a real image (y, x) in [0, 1] as the published experiment does: one coil, no noise."""
+    mask = torch.from_numpy(
+        make_mask("radial", (image.shape[0], image.shape[1]), ratio, seed=int(rng.integers(2**31)))
+    )[None]
+    target = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None]
+    return Case(RealEncoding(mask).forward(target), mask, None, target)
 
 
 def augment(image: NDArray[Any], shape: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:

@@ -12,20 +12,32 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mri_qpan.encoding import Encoding
 from mri_qpan.networks import ProximalNetwork
 from mri_qpan.training.bank import Bank
-from mri_qpan.training.simulate import Case, augment, measure, random_maps, smooth_phase
+from mri_qpan.training.simulate import (
+    Case,
+    augment,
+    measure,
+    measure_real,
+    random_maps,
+    smooth_phase,
+)
 
 PLAN = (("lines", 0.25), ("lines", 0.33), ("random2d", 0.2), ("equispaced", 0.33), ("radial", 0.3))
 COILS = (1, 4, 8)
 PER_GROUP = 6
 SHAPE = (192, 192)
+PUBLISHED_RATIOS = (0.2, 0.3, 0.4, 0.5)
+PUBLISHED_SHAPE = (256, 256)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean figures over the validation cases; PSNR in dB on magnitudes, against the target's maximum."""
+    """Mean figures over the validation cases.
+
+    PSNR in dB: of magnitudes against the target's maximum; in the published experiment, of images clipped
+    to [0, 1].
+    """
 
     psnr: float
     psnr_zero_filled: float
@@ -37,7 +49,7 @@ class Score:
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
 
-def validation_cases(bank: Bank) -> list[Case]:
+def validation_cases(bank: Bank, published: bool = False) -> list[Case]:
     """Make the cases: the same for every training on one bank.
 
     Images come from the bank's groups that end in "/val", `PER_GROUP` each; masks and coils take turns.
@@ -51,6 +63,10 @@ def validation_cases(bank: Bank) -> list[Case]:
             rng = np.random.default_rng([2026, index])
             kind, ratio = PLAN[index % len(PLAN)]
             coils = COILS[index % len(COILS)]
+            if published:
+                ratio = PUBLISHED_RATIOS[index % len(PUBLISHED_RATIOS)]
+                cases.append(measure_real(augment(np.abs(image), PUBLISHED_SHAPE, rng), ratio, rng))
+                continue
             view = augment(image, SHAPE, rng)
             if not np.iscomplexobj(image):
                 view = view * np.exp(1j * smooth_phase(SHAPE, rng)).astype(np.complex64)
@@ -81,7 +97,7 @@ def evaluate(
     rows: list[NDArray[Any]] = []
     for index, case in enumerate(cases):
         case = case.to(device)
-        encoding = Encoding(case.mask, case.mps)
+        encoding = case.encoding()
         adjoint = encoding.adjoint(case.kspace)
         image = network(adjoint, encoding.normal)
         figures.append((_psnr(case.target, image), _psnr(case.target, adjoint), case.kspace.shape[1] == 1))
@@ -103,6 +119,8 @@ def _mean(values: NDArray[Any]) -> float:
 
 
 def _psnr(target: Tensor, image: Tensor) -> float:
+    if not target.is_complex():
+        return float(-10 * torch.log10((image.clamp(0, 1) - target).square().mean().clamp_min(1e-20)))
     reference = target.abs()
     error = (image.abs() - reference).square().mean()
     return float(20 * torch.log10(reference.max()) - 10 * torch.log10(error.clamp_min(1e-20)))

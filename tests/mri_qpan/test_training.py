@@ -122,6 +122,24 @@ def test_quantized_training_starts_from_the_full_precision_model(bank, tmp_path,
             assert len(levels) <= 2**bits
 
 
+def test_the_published_experiment_trains_a_network_of_one_channel(bank, tmp_path):
+    path = tmp_path / "real.toml"
+    text = RECIPE.format(steps=80, init="published = true", bits="").replace("channels = 2", "channels = 1")
+    path.write_text(text.replace("supervision = 0.5", "supervision = 0.0"))
+    losses = []
+    found = run(
+        recipe.load(str(path)),
+        bank,
+        tmp_path / "out",
+        report=lambda step, steps, loss: losses.append(loss),
+    )
+    assert np.mean(losses[-30:]) < 0.8 * np.mean(losses[:10])
+    assert models.load_model(str(found)).config.channels == 1
+    path.write_text(text.replace("published = true", ""))
+    with pytest.raises(InputError, match="one channel"):
+        recipe.load(str(path))
+
+
 def test_minutes_end_a_training(bank, tmp_path):
     path = run(load(tmp_path, steps=100000), bank, tmp_path / "out", schedule=loop.Schedule(minutes=0.02))
     assert models.load_model(str(path)).card["training"]["steps"] < 100000

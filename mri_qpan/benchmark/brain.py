@@ -1,0 +1,227 @@
+"""The published experiment: real images in [0, 1], one coil, no noise, pseudo-radial masks.
+
+Protocol of Nareddy et al., Table 4 (ISTA-Net's CS-MRI experiment): the input is Re F^H M F x; the output is
+clipped to [0, 1]; PSNR is 20 log10(255 / RMSE) of each image on the scale 0 to 255, then averaged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mri_qpan import metrics
+from mri_qpan.encoding import Encoding, RealEncoding, Reconstructor
+from mri_qpan.sampling_masks import mask_hash, ratio_of
+
+FORMAT = 1
+WHITE = 255.0
+RESAMPLES = 10_000
+
+PUBLISHED: dict[str, dict[int, float]] = {
+    "ADMM-Net": {20: 37.17, 30: 39.84, 40: 41.56, 50: 43.00},
+    "ISTA-Net": {20: 38.30, 30: 40.52, 40: 42.12, 50: 43.60},
+    "ISTA-Net+": {20: 38.73, 30: 40.89, 40: 42.52, 50: 44.09},
+    "PAN+": {20: 38.90, 30: 41.02, 40: 42.71, 50: 44.29},
+    "Q-PAN+ 1 bit": {20: 38.17, 30: 40.36, 40: 42.41, 50: 43.84},
+    "Q-PAN+ 2 bit": {20: 38.55, 30: 40.76, 40: 42.60, 50: 44.29},
+    "Q-PAN+ 3 bit": {20: 39.13, 30: 41.32, 40: 43.04, 50: 44.41},
+}
+"""Mean PSNR (dB) on the 50 brain images by percent of samples, as the paper prints it (one model a ratio)."""
+
+
+EXPLANATION = """\
+Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE by ratio from left to right;
+seconds are the median of a slice, averaged over ratios. Published rows are the paper's own figures (Nareddy
+et al., Table 4), from one model a ratio."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method of the table.
+
+    Attributes
+    ----------
+    name
+        What the table calls it.
+    run
+        Takes A^H y and x -> A^H A x of one image.
+    real
+        Whether it takes real images; a complex one gets the same samples and gives a magnitude.
+    size
+        Bytes of its model file, None without one.
+    stated
+        Printed with its results: hash, engine.
+    """
+
+    name: str
+    run: Reconstructor
+    real: bool = True
+    size: int | None = None
+    stated: Mapping[str, Any] | None = None
+
+
+def zero_filled() -> Contender:
+    """Return Re F^H M F x itself."""
+    return Contender("zero-filled", lambda adjoint, normal: adjoint)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A test image in [0, 1], (y, x) float32, with its name and the SHA-256 of its file."""
+
+    name: str
+    sha256: str
+    image: NDArray[np.float32]
+
+
+def score(reference: NDArray[Any], image: NDArray[Any]) -> dict[str, float]:
+    """Return PSNR (dB), SSIM and NMSE of an image, clipped to [0, 1], on the scale 0 to 255."""
+    pair = WHITE * np.asarray(reference, np.float64), WHITE * np.clip(image, 0, 1).astype(np.float64)
+    return {
+        "psnr": metrics.psnr(*pair, data_range=WHITE),
+        "ssim": metrics.ssim(*pair, data_range=WHITE),
+        "nmse": metrics.nmse(*pair),
+    }
+
+
+def compare(
+    pictures: Sequence[Picture],
+    masks: Mapping[int, NDArray[np.bool_]],
+    contenders: Sequence[Contender],
+    *,
+    threads: int,
+    progress: Callable[[str], None] = lambda words: None,
+) -> dict[str, Any]:
+    """Reconstruct every image under every mask by every contender, and time each run.
+
+    Contenders take turns on every image, after one warm-up each, so that a busy machine slows all of them.
+
+    Parameters
+    ----------
+    pictures
+        Test images of one shape.
+    masks
+        Centred masks (y, x) by percent of samples.
+    contenders
+        What reconstructs.
+    threads
+        PyTorch's threads; set for the whole process.
+    progress
+        Told in words what is done next, len(pictures) * len(masks) times.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: `images`, `masks` (with hash and true ratio), `contenders`, and `results`, one for
+        each contender and mask with its values by image, means, the 95 % bootstrap interval of the mean PSNR,
+        and the median seconds of a slice.
+    """
+    torch.set_num_threads(threads)
+    for contender in contenders:
+        _reconstruct(contender, pictures[0].image, next(iter(masks.values())))
+    results = []
+    for percent, mask in masks.items():
+        values: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
+        for picture in pictures:
+            progress(f"{percent} %: {picture.name}")
+            for contender in contenders:
+                image, seconds = _reconstruct(contender, picture.image, mask)
+                values[contender.name].append({**score(picture.image, image), "seconds": seconds})
+        results += [_result(name, percent, found) for name, found in values.items()]
+    return {
+        "format": FORMAT,
+        "images": [{"name": p.name, "sha256": p.sha256} for p in pictures],
+        "masks": [
+            {"percent": percent, "hash": mask_hash(mask), "ratio": ratio_of(mask)}
+            for percent, mask in masks.items()
+        ],
+        "contenders": [{"name": c.name, "bytes": c.size, **(c.stated or {})} for c in contenders],
+        "results": results,
+    }
+
+
+@torch.inference_mode()
+def _reconstruct(
+    contender: Contender, image: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> tuple[NDArray[Any], float]:
+    where = torch.from_numpy(mask)[None]
+    x = torch.from_numpy(image)[None]
+    encoding: RealEncoding | Encoding = RealEncoding(where)
+    kspace = encoding.forward(x)
+    if not contender.real:
+        encoding = Encoding(where)
+    started = time.perf_counter()
+    found = contender.run(encoding.adjoint(kspace), encoding.normal)[0]
+    seconds = time.perf_counter() - started
+    return (found if contender.real else found.abs()).numpy(), seconds
+
+
+def _result(name: str, percent: int, values: list[dict[str, float]]) -> dict[str, Any]:
+    psnr = np.array([value["psnr"] for value in values])
+    low, high = bootstrap(psnr)
+    return {
+        "contender": name,
+        "percent": percent,
+        "psnr": float(psnr.mean()),
+        "psnr_interval": [low, high],
+        "ssim": fmean(value["ssim"] for value in values),
+        "nmse": fmean(value["nmse"] for value in values),
+        "seconds": median(value["seconds"] for value in values),
+        "images": values,
+    }
+
+
+def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean of `values`, from 10,000 resamples."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def to_markdown(results: Mapping[str, Any]) -> str:
+    """Return the report: command, machine, the table with the published rows beside ours, masks, images."""
+    percents = [mask["percent"] for mask in results["masks"]]
+    head = f"| method | {' | '.join(f'{p} %' for p in percents)} | SSIM | NMSE | s a slice | bytes |"
+    lines = [head, "|---" * (len(percents) + 5) + "|"]
+    for contender in results["contenders"]:
+        cells = [_find(results, contender["name"], p) for p in percents]
+        size = "" if contender["bytes"] is None else f"{contender['bytes']:,}"
+        means = [
+            f"{c['psnr']:.2f} ({c['psnr_interval'][0]:.2f} to {c['psnr_interval'][1]:.2f})" for c in cells
+        ]
+        ssim = " / ".join(f"{cell['ssim']:.4f}" for cell in cells)
+        nmse = " / ".join(f"{cell['nmse']:.5f}" for cell in cells)
+        seconds = fmean(cell["seconds"] for cell in cells)
+        lines.append(
+            f"| {contender['name']} | {' | '.join(means)} | {ssim} | {nmse} | {seconds:.3g} | {size} |"
+        )
+    for name, figures in PUBLISHED.items():
+        means = [f"{figures[p]:.2f}" if p in figures else "" for p in percents]
+        lines.append(f"| {name}, published | {' | '.join(means)} | | | | |")
+    masks = [f"- {m['percent']} %: {m['hash']}, {m['ratio']:.2%} of the samples" for m in results["masks"]]
+    images = ", ".join(f"{i['name']} {i['sha256']}" for i in results["images"])
+    machine = "; ".join(f"{name} {value}" for name, value in results["machine"].items())
+    parts = [
+        "# The published experiment",
+        f"```\n{results['command']}\n```",
+        f"{machine}.",
+        EXPLANATION,
+        "\n".join(lines),
+        "## Masks",
+        "\n".join(masks),
+        "## Images",
+        f"{images}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _find(results: Mapping[str, Any], name: str, percent: int) -> dict[str, Any]:
+    return next(r for r in results["results"] if r["contender"] == name and r["percent"] == percent)

@@ -1,0 +1,109 @@
+"""The published experiment's protocol, against figures measured elsewhere."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mri_qpan.benchmark import brain
+from mri_qpan.cli.main import run
+from mri_qpan.errors import InputError
+from mri_qpan.recon.cases import read_masks, read_pictures
+from mri_qpan.sampling_masks import make_mask, save_mask
+
+ZERO_FILLED = {20: 30.41, 30: 33.01, 40: 35.14, 50: 37.07}
+"""Measured by others on the 50 images (../shared/TARGETS.md)."""
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three images and two masks of the published kind."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for index in range(3):
+        smooth = np.kron(rng.random((8, 8)), np.ones((4, 4)))
+        Image.fromarray((255 * smooth).astype(np.uint8)).save(tmp_path / "images" / f"{index}.png")
+    for percent in (20, 50):
+        mask = make_mask("radial", (32, 32), percent / 100)
+        save_mask(tmp_path / "masks" / f"mask_{percent}.mat", mask)
+    return tmp_path
+
+
+def test_zero_filling_gives_the_figures_known_for_the_fifty_images(shared_data):
+    pictures = read_pictures(shared_data / "brain50")
+    masks = read_masks(shared_data / "masks", "20,30,40,50", (256, 256))
+    results = brain.compare(pictures, masks, [brain.zero_filled()], threads=1)
+    assert len(results["images"]) == 50
+    for result in results["results"]:
+        assert result["psnr"] == pytest.approx(ZERO_FILLED[result["percent"]], abs=0.006)
+        low, high = result["psnr_interval"]
+        assert low < result["psnr"] < high
+
+
+def test_a_perfect_method_has_no_error_and_values_are_clipped():
+    image = np.random.default_rng(0).random((16, 16)).astype(np.float32)
+    assert brain.score(image, image)["psnr"] == np.inf
+    assert brain.score(np.round(image), np.round(image) * 3 - 1)["psnr"] == np.inf
+    off = brain.score(0 * image + 0.5, 0 * image + 0.6)
+    assert off["psnr"] == pytest.approx(20.0, abs=1e-5)
+
+
+def test_the_interval_covers_the_mean_as_the_normal_law_has_it():
+    values = np.random.default_rng(1).normal(40, 2, 400)
+    low, high = brain.bootstrap(values)
+    assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.03)
+    assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.03)
+
+
+def test_contenders_get_the_same_samples_real_or_complex(folders):
+    pictures = read_pictures(folders / "images")
+    masks = read_masks(folders / "masks", "20,50", (32, 32))
+    given = {}
+
+    def note(name):
+        def contender(adjoint, normal):
+            given[name] = adjoint
+            assert torch.allclose(normal(adjoint), normal(normal(adjoint)).to(adjoint.dtype), atol=0.5)
+            return adjoint
+
+        return contender
+
+    contenders = [brain.Contender("real", note("real")), brain.Contender("complex", note("complex"), False)]
+    brain.compare(pictures, masks, contenders, threads=1)
+    assert given["complex"].is_complex()
+    assert torch.allclose(given["complex"].real, given["real"], atol=1e-5)
+
+
+def test_the_command_writes_table_and_values(folders, capsys, monkeypatch):
+    images, masks, out = (str(folders / name) for name in ("images", "masks", "out"))
+    command = ["mri-qpan", "benchmark", "brain", images, "--masks", masks, "--ratios", "20,50", "-o", out]
+    monkeypatch.setattr("sys.argv", [*command, "--methods", "qpan+-1bit"])
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert not stop.value.code
+    results = json.loads((folders / "out" / "brain.json").read_text())
+    assert [m["percent"] for m in results["masks"]] == [20, 50]
+    assert {c["name"] for c in results["contenders"]} == {"zero-filled", "qpan+-1bit"}
+    text = (folders / "out" / "brain.md").read_text()
+    assert "| PAN+, published | 38.90 | 44.29 |" in text
+    assert "zero-filled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"), [("20,x", "'x' is no whole number"), ("33", "no such file"), ("20", "its shape is")]
+)
+def test_wrong_masks_are_said(folders, ratios, words):
+    shape = (16, 16) if ratios == "20" else (32, 32)
+    with pytest.raises(InputError, match=words):
+        read_masks(folders / "masks", ratios, shape)
+
+
+def test_wrong_images_are_said(folders):
+    with pytest.raises(InputError, match="no such folder"):
+        read_pictures(folders / "nowhere")
+    Image.new("L", (8, 8)).save(folders / "images" / "z.png")
+    with pytest.raises(InputError, match="differ in size"):
+        read_pictures(folders / "images")
