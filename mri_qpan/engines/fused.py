@@ -71,6 +71,10 @@ class Features(NamedTuple):
     units: Tensor
     steps: list[float]
 
+    def scaled(self, factors: Tensor) -> Features:
+        """Return each image's features times a factor."""
+        return Features(self.units, [s * f for s, f in zip(self.steps, factors.tolist(), strict=True)])
+
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:

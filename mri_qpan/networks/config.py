@@ -51,6 +51,9 @@ class NetworkConfig:
     carry
         Hand a layer's features, before G, to the next layer, which adds them, times a learned gate a
         feature, to its D r (PAN+ only).
+    adaptive
+        Let mu and the thresholds follow how far an image's layers leave its data, by learned powers (with
+        `consistency` only): a noisy measurement then gets less trust and larger thresholds than a clean one.
     """
 
     layer: str = "pan+"
@@ -67,6 +70,7 @@ class NetworkConfig:
     start: int = 0
     consistency: int = 0
     carry: bool = False
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         """Reject what no network can be built from.
@@ -92,6 +96,7 @@ class NetworkConfig:
             "step": self.step > 0,
             "start": _whole(self.start, 0, 100),
             "consistency": _whole(self.consistency, 0, 100),
+            "adaptive": isinstance(self.adaptive, bool) and not (self.adaptive and not self.consistency),
             "carry": isinstance(self.carry, bool) and not (self.carry and self.layer == "pan"),
         }
         for name, good in checks.items():

@@ -36,7 +36,9 @@ def conjugate_gradient(adjoint: Tensor, normal: Normal, iterations: int) -> Tens
     return _iterate(x, adjoint - normal(x) - DAMPING * x, damping, adjoint, normal, iterations)
 
 
-def data_consistency(image: Tensor, adjoint: Tensor, normal: Normal, mu: Tensor, iterations: int) -> Tensor:
+def data_consistency(
+    image: Tensor, residual: Tensor, adjoint: Tensor, normal: Normal, mu: Tensor, iterations: int
+) -> Tensor:
     """Return some CG steps on (A^H A + mu) x = A^H y + mu z from z, the image given.
 
     The step lengths count as constants in the gradient, which is then that of the polynomial in A^H A that
@@ -46,16 +48,29 @@ def data_consistency(image: Tensor, adjoint: Tensor, normal: Normal, mu: Tensor,
     ----------
     image
         z, (batch, ...).
+    residual
+        A^H y - A^H A z, shaped as `image`.
     adjoint
         A^H y, shaped as `image`.
     normal
         The map x -> A^H A x.
     mu
-        Trust in z against the data, positive, one number.
+        Trust in z against the data, positive: one number, or one for each of the batch.
     iterations
         CG steps.
     """
-    return _iterate(image, adjoint - normal(image), mu, adjoint, normal, iterations)
+    return _iterate(
+        image, residual, mu.reshape(-1, *[1] * (_real(image).ndim - 1)), adjoint, normal, iterations
+    )
+
+
+def mismatch(residual: Tensor, adjoint: Tensor) -> Tensor:
+    """Return the logarithm of abs(A^H y - A^H A z) / abs(A^H y) of each of the batch, at least log 0.0001.
+
+    After a layer it is about the noise that the layer took away, so it tells clean data from noisy ones.
+    """
+    power, scale = (_dot(_real(x), _real(x)).flatten() for x in (residual.detach(), adjoint))
+    return 0.5 * torch.log((power / (scale + torch.finfo(scale.dtype).tiny)).clamp_min(1e-8))
 
 
 def _iterate(

@@ -17,13 +17,16 @@ from mri_qpan.encoding import Normal
 from mri_qpan.engines import inplace
 from mri_qpan.engines.fused import Features, Fused
 from mri_qpan.networks.config import NetworkConfig
-from mri_qpan.networks.consistency import conjugate_gradient, data_consistency
+from mri_qpan.networks.consistency import conjugate_gradient, data_consistency, mismatch
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.penalties import proximal_average
 from mri_qpan.scaling import robust_scale
 
 FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
 """Names in a PAN+ layer: H = H2 relu H1, its left inverse H~ = T2 relu T1."""
+
+TYPICAL_MISMATCH = -3.0
+"""Logarithm of abs(A^H y - A^H A z) / abs(A^H y) at which powers of it are 1."""
 
 SMALL = 0.1
 """Start size of G's weights, relative to Kaiming's."""
@@ -55,6 +58,8 @@ class Layer(nn.Module):
         self.raw_thresholds = nn.Parameter(_parameter(config.threshold).repeat(len(config.penalties)))
         if config.carry:
             self.carry = nn.Parameter(torch.zeros(wide))
+        if config.adaptive:
+            self.powers = nn.Parameter(torch.zeros(2))
         if "mcp" in config.penalties:
             self.raw_gamma = _parameter(config.gamma - 1)
         if "scad" in config.penalties:
@@ -63,6 +68,16 @@ class Layer(nn.Module):
     def step(self) -> Tensor:
         """Return rho > 0, or mu > 0 with data consistency by conjugate gradients."""
         return F.softplus(self.raw_step)
+
+    def trust(self, mismatch: Tensor) -> Tensor:
+        """Return mu for each of the batch: about step() times a learned power of the mismatch."""
+        if not hasattr(self, "powers"):
+            return self.step()
+        return F.softplus(self.raw_step + self.powers[0] * (mismatch - TYPICAL_MISMATCH))
+
+    def gain(self, mismatch: Tensor) -> Tensor:
+        """Return for each of the batch how many times larger its thresholds are than a typical image's."""
+        return torch.exp(self.powers[1] * (mismatch - TYPICAL_MISMATCH))
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return lambda > 0 (one for each penalty), gamma > 1 and a > 2."""
@@ -139,6 +154,10 @@ def proximal_step(
         return image, back, None
     inverted = F.conv2d(torch.relu(F.conv2d(features, t1, padding=1)), t2, padding=1)
     return image, back, (inverted.float() - z.float()).square().mean()
+
+
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
 class ProximalNetwork(nn.Module):
@@ -241,28 +260,41 @@ class ProximalNetwork(nn.Module):
         x = conjugate_gradient(target, normal, self.config.start)
         images = [x * scale]
         total = scale.new_zeros(())
+        apart = scale.new_full((len(target),), TYPICAL_MISMATCH)
         training = torch.is_grad_enabled() and (
             adjoint.requires_grad or any(p.requires_grad for p in self.parameters())
         )
         fused = None if training or adjoint.is_cuda else self._fused
         carried: Tensor | Features | None = None
+        gain = gain_before = scale.new_ones(len(target))
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             r = x
             if not self.config.consistency:
                 r = x - layer.step() * (normal(x) - target)
+            # Every layer but its thresholds is homogeneous: thresholds times a gain are the image over it.
+            if self.config.adaptive and index:
+                gain_before, gain = gain, layer.gain(apart)
+                r = r / _per_image(gain, r)
             channels = self._to_channels(r)
+            ratio = (gain_before / gain).repeat_interleave(len(channels) // len(gain))
             term = None
             if fused is not None:
                 assert not isinstance(carried, Tensor)
-                image, features = fused(index, channels, carried)
+                image, features = fused(index, channels, carried and carried.scaled(ratio))
                 carried = features if self.config.carry else None
             else:
                 assert carried is None or isinstance(carried, Tensor)
+                if carried is not None and self.config.adaptive:
+                    carried = carried * _per_image(ratio, carried).to(carried.dtype)
                 image, carried, term = self._work(layer, channels, carried, training, index in constrained)
             x = self._from_channels(image, r.shape)
+            if self.config.adaptive:
+                x = x * _per_image(gain, x)
             if self.config.consistency:
-                x = data_consistency(x, target, normal, layer.step(), self.config.consistency)
+                residual = target - normal(x)
+                apart = mismatch(residual, target)
+                x = data_consistency(x, residual, target, normal, layer.trust(apart), self.config.consistency)
             # Without gradients only the last image is asked for; the others would hold memory.
             images = [*images, x * scale] if training else [x]
             if term is not None:

@@ -157,13 +157,17 @@ def dense(normal, shape):
     return torch.stack([normal(image[None])[0].flatten() for image in basis], dim=1)
 
 
+def consistent(z, adjoint, normal, mu, iterations=60):
+    return data_consistency(z, adjoint - normal(z), adjoint, normal, mu, iterations)
+
+
 def test_data_consistency_solves_its_equation():
     adjoint, normal = problem()
     z = torch.randn_like(adjoint)
     mu = torch.tensor(0.1)
     system = dense(normal, z.shape[1:]) + mu * torch.eye(z[0].numel())
     expected = torch.linalg.solve(system, (adjoint + mu * z).flatten()).reshape(z.shape)
-    assert torch.allclose(data_consistency(z, adjoint, normal, mu, 60), expected, atol=1e-4)
+    assert torch.allclose(consistent(z, adjoint, normal, mu), expected, atol=1e-4)
 
 
 def test_data_consistency_passes_gradients_to_image_and_trust():
@@ -171,12 +175,12 @@ def test_data_consistency_passes_gradients_to_image_and_trust():
     z = torch.randn_like(adjoint).requires_grad_()
     mu = torch.tensor(0.1, requires_grad=True)
     probe = torch.randn_like(adjoint)
-    (data_consistency(z, adjoint, normal, mu, 60).conj() * probe).real.sum().backward()
+    (consistent(z, adjoint, normal, mu).conj() * probe).real.sum().backward()
     system = dense(normal, z.shape[1:]) + 0.1 * torch.eye(z[0].numel())
     expected = 0.1 * torch.linalg.solve(system, probe.flatten()).reshape(z.shape)
     assert torch.allclose(z.grad, expected, atol=1e-4)
     with torch.no_grad():
-        high, low = (data_consistency(z, adjoint, normal, mu + d, 60) for d in (1e-2, -1e-2))
+        high, low = (consistent(z, adjoint, normal, mu + d) for d in (1e-2, -1e-2))
         slope = ((high - low).conj() * probe).real.sum() / 2e-2
     assert float(mu.grad) == pytest.approx(float(slope), rel=0.05)
 
@@ -185,7 +189,7 @@ def test_one_coil_needs_one_step_of_data_consistency():
     encoding = Encoding(torch.rand(2, 12, 10) < 0.5)
     kspace = torch.randn(2, 1, 12, 10, dtype=torch.complex64) * encoding.mask[:, None]
     z = torch.randn(2, 12, 10, dtype=torch.complex64)
-    x = data_consistency(z, encoding.adjoint(kspace), encoding.normal, torch.tensor(1e-6), 1)
+    x = consistent(z, encoding.adjoint(kspace), encoding.normal, torch.tensor(1e-6), 1)
     assert torch.allclose(encoding.forward(x), kspace, atol=1e-4)
     unseen = Encoding(~encoding.mask)
     assert torch.allclose(unseen.forward(x), unseen.forward(z), atol=1e-4)
@@ -194,9 +198,8 @@ def test_one_coil_needs_one_step_of_data_consistency():
 def test_data_consistency_of_a_solved_image_stays_finite():
     encoding = Encoding(torch.ones(1, 12, 10, dtype=torch.bool))
     z = torch.randn(1, 12, 10, dtype=torch.complex64).requires_grad_()
-    x = data_consistency(
-        z, encoding.adjoint(encoding.forward(z.detach())), encoding.normal, torch.tensor(0.1), 3
-    )
+    adjoint = encoding.adjoint(encoding.forward(z.detach()))
+    x = consistent(z, adjoint, encoding.normal, torch.tensor(0.1), 3)
     x.abs().sum().backward()
     assert torch.allclose(x.detach(), z.detach(), atol=1e-5)
     assert bool(torch.isfinite(torch.view_as_real(z.grad)).all())
@@ -224,6 +227,49 @@ def test_carried_features_enter_through_the_gate_alone():
         assert torch.allclose(network(adjoint, normal), plain(adjoint, normal), atol=1e-6)
         network.layers[1].carry.fill_(1.0)
         assert not torch.allclose(network(adjoint, normal), plain(adjoint, normal), atol=1e-3)
+
+
+def test_adaptive_thresholds_are_those_of_the_layer_times_the_gain():
+    """Of a batch of a clean and a noisy measurement each gets its own, as alone."""
+    torch.manual_seed(0)
+    network = ProximalNetwork(
+        NetworkConfig(**{**SMALL, "layers": 3}, consistency=2, step=0.1, carry=True, adaptive=True)
+    )
+    for layer in network.layers:
+        torch.nn.init.normal_(layer.carry)
+        layer.powers.data = torch.tensor([0.7, 0.4])
+    mask = torch.rand(2, 16, 12) < 0.5
+    encoding = Encoding(mask)
+    kspace = encoding.forward(torch.ones(2, 16, 12, dtype=torch.complex64))
+    kspace[1] += 0.3 * mask[1] * torch.randn(1, 16, 12, dtype=torch.complex64)
+    adjoint = encoding.adjoint(kspace)
+    with torch.no_grad():
+        together = network(adjoint, encoding.normal)
+        for index in range(2):
+            one = Encoding(mask[index : index + 1])
+            alone = network(adjoint[index : index + 1], one.normal)
+            assert torch.allclose(together[index], alone[0], atol=1e-4)
+        layer = network.layers[1]
+        apart = torch.tensor([-1.0])
+        r = torch.randn(1, 2, 9, 7)
+        gain = layer.gain(apart)
+        scaled = gain * network._work(layer, r / gain, None, False, False)[0]
+        thresholds = layer.thresholds()
+        layer.thresholds = lambda: (thresholds[0] * gain, *thresholds[1:])
+        assert torch.allclose(network._work(layer, r, None, False, False)[0], scaled, atol=1e-5)
+
+
+def test_adaptive_networks_start_as_plain_ones():
+    config = {**SMALL, "consistency": 2, "step": 0.1, "carry": True}
+    adaptive = ProximalNetwork(NetworkConfig(**config, adaptive=True))
+    plain = ProximalNetwork(NetworkConfig(**config))
+    plain.load_state_dict({k: v for k, v in adaptive.state_dict().items() if "powers" not in k})
+    adjoint, normal = problem(batch=2)
+    with torch.no_grad():
+        assert torch.allclose(adaptive(adjoint, normal), plain(adjoint, normal), atol=1e-5)
+    images, _ = adaptive.forward_for_training(adjoint, normal, frozenset())
+    images[-1].abs().square().sum().backward()
+    assert float(adaptive.layers[1].powers.grad.abs().min()) > 0
 
 
 def test_any_sigpy_linop_feeds_a_network():
@@ -290,6 +336,7 @@ def test_quantizer_scale_follows_the_weight_with_momentum():
         {"gamma": 1.0},
         {"a": 2.0},
         {"consistency": -1},
+        {"adaptive": True},
         {"carry": True, "layer": "pan"},
     ],
 )
