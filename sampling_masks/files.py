@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -130,6 +129,8 @@ def _read_mat(file: Path) -> NDArray[Any]:
 
 
 def _read_mat5(file: Path) -> NDArray[Any]:
+    import scipy.io  # takes a quarter of a second, which few runs need
+
     try:
         names = [name for name, _, _ in scipy.io.whosmat(file, appendmat=False)]
         if MAT_VARIABLE in names:
@@ -157,6 +158,8 @@ def _no_variable(file: Path, names: list[str]) -> MaskError:
 
 
 def _write_mat(file: Path, mask: Mask) -> None:
+    import scipy.io
+
     with _replacing(file) as temporary:
         corner = np.fft.ifftshift(mask).astype(np.uint8)
         scipy.io.savemat(temporary, {MAT_VARIABLE: corner}, do_compression=True)

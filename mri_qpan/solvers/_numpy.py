@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sigpy.alg import Alg
 from torch import Tensor
 
 from mri_qpan.encoding import Normal
+
+if TYPE_CHECKING:
+    from sigpy.alg import Alg
 
 
 def to_numpy(image: Tensor) -> NDArray[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sigpy.alg import ConjugateGradient
 from torch import Tensor
 
 from mri_qpan.encoding import Normal
@@ -27,6 +26,9 @@ class CGSense:
 
     def __call__(self, adjoint: Tensor, normal: Normal) -> Tensor:
         """Return the image for A^H y, (batch, *spatial) complex64, and A^H A."""
+        # Here, because SigPy takes seconds to import.
+        from sigpy.alg import ConjugateGradient
+
         AHA = numpy_normal(normal, adjoint)
         b = to_numpy(adjoint)
         x = 0 * b

@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from sigpy.alg import PrimalDualHybridGradient
-from sigpy.linop import FiniteDifference
-from sigpy.prox import Conj, L1Reg
 from torch import Tensor
 
 from mri_qpan.encoding import Normal
@@ -38,6 +35,11 @@ class TotalVariation:
 
     def __call__(self, adjoint: Tensor, normal: Normal) -> Tensor:
         """Return the image for A^H y, (batch, *spatial) complex64, and A^H A."""
+        # Here, because SigPy takes seconds to import.
+        from sigpy.alg import PrimalDualHybridGradient
+        from sigpy.linop import FiniteDifference
+        from sigpy.prox import Conj, L1Reg
+
         AHA = numpy_normal(normal, adjoint)
         AHy = to_numpy(adjoint)
         x = 0 * AHy

@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sigpy.alg import GradientMethod
-from sigpy.linop import Wavelet as WaveletTransform
-from sigpy.prox import L1Reg, UnitaryTransform
 from torch import Tensor
 
 from mri_qpan.encoding import Normal
@@ -36,6 +33,11 @@ class Wavelet:
 
     def __call__(self, adjoint: Tensor, normal: Normal) -> Tensor:
         """Return the image for A^H y, (batch, *spatial) complex64, and A^H A."""
+        # Here, because SigPy takes seconds to import.
+        from sigpy.alg import GradientMethod
+        from sigpy.linop import Wavelet as WaveletTransform
+        from sigpy.prox import L1Reg, UnitaryTransform
+
         AHA = numpy_normal(normal, adjoint)
         AHy = to_numpy(adjoint)
         x = 0 * AHy
