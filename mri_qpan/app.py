@@ -1,0 +1,142 @@
+"""Q-PAN+ as a SigPy `App`, called as SigPy calls its own reconstructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import sigpy as sp
+import torch
+from numpy.typing import NDArray
+from sigpy.mri import dcf, linop
+
+from mri_qpan.encoding import Encoding, from_linop
+from mri_qpan.models import DEFAULT, load_model
+
+
+class QPanRecon(sp.app.App):
+    """Reconstruct with a trained network, in place of `sigpy.mri.app.L1WaveletRecon`.
+
+    Parameters
+    ----------
+    y
+        k-space, zero where nothing was measured: (coil, ky, kx) or (coil, kz, ky, kx); with `coord`
+        (coil, ..., samples). NumPy or CuPy. With (kz, ky, kx) each (y, x) plane is regularised on its own.
+    mps
+        Coil sensitivities (coil, y, x) or (coil, z, y, x) with sum_c abs(S_c)^2 of at most 1.
+    weights
+        Of the data consistency, as in SigPy: a number, or an array that broadcasts against y[0]. None: 1
+        where any coil measured, else 0; with `coord` the density compensation of Pipe and Menon (Magn Reson
+        Med 1999;41:179).
+    coord
+        Coordinates of non-Cartesian samples (..., samples, ndim) in cycles a field of view, as in SigPy.
+    model
+        Name of a shipped model or path of a model file.
+    device
+        Where to run it: a `sigpy.Device` or its number, -1 for the CPU.
+    show_pbar
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If `y`, `mps`, `weights` and `coord` do not fit each other.
+    ModelError
+        If the model cannot be used.
+
+    Examples
+    --------
+    >>> image = QPanRecon(y, mps).run()  # (y, x) or (z, y, x), on the device of y  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        y: Any,
+        mps: Any,
+        weights: Any = None,
+        coord: Any = None,
+        model: str = DEFAULT,
+        device: Any = sp.cpu_device,
+        show_pbar: bool = True,
+    ) -> None:
+        self._home = sp.get_device(y)
+        y, mps, weights, coord = (
+            None if a is None else np.asarray(sp.to_device(a, sp.cpu_device))
+            for a in (y, mps, weights, coord)
+        )
+        _check(y, mps, weights, coord)
+        number = sp.Device(device).id
+        place = torch.device("cpu" if number < 0 else f"cuda:{number}")
+        network = load_model(model, place)
+
+        def reconstruct() -> NDArray[np.complex64]:
+            adjoint, normal = _problem(y, mps, weights, coord, place)
+            with torch.inference_mode():
+                return network(adjoint.to(place), normal)[0].cpu().numpy()
+
+        super().__init__(_Once(reconstruct), show_pbar=show_pbar)
+
+    def _output(self) -> Any:
+        return sp.to_device(self.alg.x, self._home)
+
+
+class _Once(sp.alg.Alg):
+    """An algorithm of one update: what a network does between its layers is its own."""
+
+    def __init__(self, reconstruct: Any) -> None:
+        self._reconstruct = reconstruct
+        self.x: NDArray[np.complex64] | None = None
+        super().__init__(max_iter=1)
+
+    def _update(self) -> None:
+        self.x = self._reconstruct()
+
+
+def _problem(
+    y: NDArray[Any],
+    mps: NDArray[Any],
+    weights: NDArray[Any] | None,
+    coord: NDArray[Any] | None,
+    place: torch.device,
+) -> tuple[torch.Tensor, Any]:
+    """Return A^H y (batched) and A^H A."""
+    if coord is None:
+        measured = np.any(y != 0, axis=0) if weights is None else np.broadcast_to(weights, y.shape[1:])
+        if weights is None or np.isin(measured, (0, 1)).all():
+            encoding = Encoding(
+                torch.from_numpy(measured.astype(bool))[None].to(place),
+                torch.from_numpy(mps.astype(np.complex64))[None].to(place),
+            )
+            return encoding.adjoint(torch.from_numpy(y.astype(np.complex64))[None].to(place)), encoding.normal
+    elif weights is None:
+        weights = np.abs(dcf.pipe_menon_dcf(coord, mps.shape[1:], show_pbar=False))
+        weights = weights / weights.max()
+    assert weights is not None
+    A = linop.Sense(mps, coord=coord, weights=weights)
+    norm = sp.app.MaxEig(A.N, dtype=np.complex64, show_pbar=False).run()
+    A = np.sqrt(1 / norm) * A
+    adjoint, normal = from_linop(A)
+    return adjoint((y * np.sqrt(weights) / np.sqrt(norm)).astype(np.complex64)), normal
+
+
+def _check(
+    y: NDArray[Any], mps: NDArray[Any], weights: NDArray[Any] | None, coord: NDArray[Any] | None
+) -> None:
+    if mps.ndim not in (3, 4):
+        raise ValueError(f"mps must be (coil, y, x) or (coil, z, y, x), got shape {mps.shape}")
+    if len(y) != len(mps):
+        raise ValueError(f"y has {len(y)} coils, mps {len(mps)}")
+    if coord is None and y.shape != mps.shape:
+        raise ValueError(f"Cartesian y must be shaped as mps: got {y.shape} and {mps.shape}")
+    if coord is not None and (coord.shape[:-1] != y.shape[1:] or coord.shape[-1] != mps.ndim - 1):
+        raise ValueError(
+            f"coord must be {(*y.shape[1:], mps.ndim - 1)} for y of {y.shape} and mps of {mps.shape}, "
+            f"got {coord.shape}"
+        )
+    if weights is not None:
+        if not np.isfinite(weights).all() or (weights < 0).any():
+            raise ValueError("weights must be finite and not negative")
+        try:
+            np.broadcast_to(weights, y.shape[1:])
+        except ValueError as error:
+            raise ValueError(f"weights of {weights.shape} do not fit samples of {y.shape[1:]}") from error

@@ -1,0 +1,101 @@
+"""The SigPy App, beside SigPy's own."""
+
+import numpy as np
+import pytest
+import sigpy as sp
+import sigpy.mri as mr
+import torch
+
+from mri_qpan import metrics
+from mri_qpan.app import QPanRecon
+from mri_qpan.encoding import Encoding
+from mri_qpan.methods import get_method
+from mri_qpan.models import DEFAULT
+from mri_qpan.sampling_masks import make_mask
+
+SHAPE = (64, 48)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """A phantom through four coils with a little noise: image, maps, full k-space."""
+    rng = np.random.default_rng(0)
+    image = sp.shepp_logan(SHAPE).astype(np.complex64)
+    mps = mr.birdcage_maps((4, *SHAPE), dtype=np.complex64)
+    mps /= np.sqrt((np.abs(mps) ** 2).sum(0)).max()
+    kspace = sp.fft(mps * image, axes=(-2, -1))
+    noise = rng.standard_normal((2, *kspace.shape)) * 0.003
+    return image, mps, (kspace + noise[0] + 1j * noise[1]).astype(np.complex64)
+
+
+def psnr(image, found):
+    return metrics.psnr(np.abs(image), np.abs(found))
+
+
+def test_it_is_called_as_sigpys_and_gives_the_networks_image(scan):
+    image, mps, kspace = scan
+    mask = make_mask("lines", SHAPE, 0.33)
+    y = kspace * mask
+    found = QPanRecon(y, mps, show_pbar=False).run()
+    assert found.shape == SHAPE
+    assert found.dtype == np.complex64
+    encoding = Encoding(torch.from_numpy(mask)[None], torch.from_numpy(mps)[None])
+    adjoint = encoding.adjoint(torch.from_numpy(y)[None])
+    with torch.inference_mode():
+        expected = get_method(DEFAULT)(adjoint, encoding.normal)[0].numpy()
+    assert np.allclose(found, expected, atol=1e-5)
+    assert psnr(image, found) > psnr(image, adjoint[0].numpy()) + 3
+    assert np.allclose(QPanRecon(y, mps, weights=mask.astype(float), show_pbar=False).run(), found, atol=1e-5)
+
+
+def test_weights_that_are_no_mask_weigh_as_sigpys(scan):
+    _, mps, kspace = scan
+    mask = make_mask("lines", SHAPE, 0.5)
+    half = QPanRecon(kspace * mask, mps, weights=0.5 * mask, show_pbar=False).run()
+    whole = QPanRecon(kspace * mask, mps, weights=mask, show_pbar=False).run()
+    # One weight for all samples drops out of the problem once its norm is 1.
+    assert np.linalg.norm(half - whole) < 0.02 * np.linalg.norm(whole)
+
+
+def test_radial_samples(scan):
+    image, mps, _ = scan
+    coord = mr.radial((24, 96, 2), SHAPE, golden=True)
+    y = sp.nufft(mps * image, coord)
+    found = QPanRecon(y, mps, coord=coord, show_pbar=False).run()
+    weights = mr.dcf.pipe_menon_dcf(coord, SHAPE, show_pbar=False)
+    gridded = (mps.conj() * sp.nufft_adjoint(y * weights, coord, mps.shape)).sum(0)
+    gridded *= np.vdot(gridded, image) / np.vdot(gridded, gridded)  # gridding has no scale of its own
+    assert psnr(image, found) > psnr(image, gridded) + 3
+
+
+def test_slabs(scan):
+    _, mps, kspace = scan
+    mask = make_mask("lines", SHAPE, 0.5)
+    y = sp.fft(np.stack([kspace * mask, 2 * kspace * mask], axis=1), axes=(1,))
+    y = y.astype(np.complex64)
+    found = QPanRecon(y, np.stack([mps, mps], axis=1), show_pbar=False).run()
+    assert found.shape == (2, *SHAPE)
+    assert np.linalg.norm(found[1] - 2 * found[0]) < 0.1 * np.linalg.norm(found[1])
+
+
+def test_the_progress_bar_counts_to_its_end(scan, capsys):
+    _, mps, kspace = scan
+    QPanRecon(kspace, mps).run()
+    assert "1/1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mps": np.ones((4, 64))}, "mps must be"),
+        ({"mps": np.ones((3, *SHAPE))}, "4 coils, mps 3"),
+        ({"mps": np.ones((4, 64, 40))}, "shaped as mps"),
+        ({"weights": -np.ones(SHAPE)}, "not negative"),
+        ({"weights": np.ones((5, 7))}, "do not fit"),
+        ({"coord": np.ones((64, 48, 3))}, "coord must be"),
+    ],
+)
+def test_what_does_not_fit_is_said(scan, change, words):
+    _, mps, kspace = scan
+    with pytest.raises(ValueError, match=words):
+        QPanRecon(**{"y": kspace, "mps": mps, "show_pbar": False, **change})
