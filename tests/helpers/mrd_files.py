@@ -5,7 +5,12 @@ from pathlib import Path
 
 import ismrmrd
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError
+from mri_qpan.recon.kspace import KSpace
+from mri_qpan.recon.readers import open_kspace
 
 Acquisition = ismrmrd.Acquisition
 
@@ -112,3 +117,25 @@ def write(path: Path, xml: str | None, acquisitions: Iterable[Acquisition], data
 def random_kspace(*shape: int, seed: int = 0) -> NDArray[np.complex64]:
     generator = np.random.default_rng(seed)
     return (generator.standard_normal(shape) + 1j * generator.standard_normal(shape)).astype(np.complex64)
+
+
+NY, NX = 6, 8
+XML = header_xml((NX, NY, 1))
+KSPACE = random_kspace(2, NY, NX)
+"""Two coils' samples of a small slice, which most tests of the reader write."""
+
+
+def only(path: Path) -> KSpace:
+    """The one image of a file."""
+    (image,) = open_kspace(path)
+    return image
+
+
+def refused(path: Path) -> str:
+    """What the reader says of a file that it must refuse: one line that names it."""
+    with pytest.raises(InputError) as caught:
+        list(open_kspace(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message

@@ -1,8 +1,4 @@
-import contextlib
-import gc
-import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
@@ -12,36 +8,31 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mrd_files import header_xml, limit_xml, line, lines, random_kspace, write
+from mrd_files import (
+    KSPACE,
+    NX,
+    NY,
+    XML,
+    header_xml,
+    limit_xml,
+    line,
+    lines,
+    only,
+    random_kspace,
+    refused,
+    write,
+)
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.kspace import Index, KSpace
-from mri_qpan.recon.readers import hdf5, open_kspace
-from mri_qpan.recon.readers.hdf5 import Hdf5Process
+from mri_qpan.recon.kspace import Index
+from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.ismrmrd import header, inspect, read
 
-NY, NX = 6, 8
-XML = header_xml((NX, NY, 1))
-KSPACE = random_kspace(2, NY, NX)
 quick = settings(
     deadline=None,
     max_examples=20,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-
-
-def only(path: Path) -> KSpace:
-    (image,) = open_kspace(path)
-    return image
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        list(open_kspace(path))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
 
 
 @pytest.fixture
@@ -349,130 +340,6 @@ class TestFilesInTheWild:
             read(path)
 
 
-class TestBadInput:
-    def test_no_such_file(self, path):
-        assert "no such file" in refused(path)
-
-    def test_not_hdf5(self, path):
-        path.write_bytes(b"not an HDF5 file at all")
-        assert "not an HDF5 file" in refused(path)
-
-    def test_directory(self, path):
-        path.mkdir()
-        refused(path)
-
-    def test_empty_hdf5(self, path):
-        h5py.File(path, "w").close()
-        assert "it holds nothing" in refused(path)
-
-    def test_another_kind_of_hdf5(self, path):
-        with h5py.File(path, "w") as file:
-            file["kspace"] = np.zeros(3)
-        assert "kspace" in refused(path)
-
-    def test_images_instead_of_raw_data(self, path):
-        with h5py.File(path, "w") as file:
-            for name in ("data", "header", "attributes"):
-                file[f"dataset/{name}"] = np.zeros(3)
-        refused(path)
-
-    def test_numbers_instead_of_acquisitions(self, path):
-        with h5py.File(path, "w") as file:
-            file["dataset/data"] = np.zeros(3)
-            file["dataset/xml"] = "<a/>"
-        assert "without ISMRMRD raw data" in refused(path)
-
-    def test_no_acquisitions(self, path):
-        with h5py.File(path, "w") as file:
-            file.create_dataset("dataset/data", (0,), ismrmrd.hdf5.acquisition_dtype)
-            file["dataset/xml"] = XML
-        assert "no acquisitions" in refused(path)
-
-    def test_no_header(self, path):
-        assert "no ISMRMRD header" in refused(write(path, None, lines(KSPACE)))
-
-    def test_no_imaging_acquisitions(self, path):
-        acquisitions = lines(KSPACE, flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
-        assert f"{NY} noise" in refused(write(path, XML, acquisitions))
-
-    def test_line_outside_the_matrix(self, path):
-        message = refused(write(path, XML, [*lines(KSPACE), line(KSPACE[:, 0], ky=NY, counter=77)]))
-        assert "scan counter 77" in message
-        assert "along y" in message
-
-    def test_partition_outside_the_matrix(self, path):
-        volume = random_kspace(1, 4, NY, NX)
-        assert "along z" in refused(write(path, header_xml((NX, NY, 2)), lines(volume)))
-
-    def test_readout_outside_the_matrix(self, path):
-        assert "along x" in refused(write(path, header_xml((NX - 2, NY, 1)), lines(KSPACE)))
-
-    def test_everything_discarded(self, path):
-        assert "discards" in refused(write(path, XML, lines(KSPACE, pre=NX, post=0)))
-
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1j * np.nan, 1e30])
-    def test_samples_that_are_not_numbers(self, path, value):
-        bad = KSPACE.copy()
-        bad[1, 4, 2] = value
-        assert "scan counter 4" in refused(write(path, XML, lines(bad)))
-
-    @pytest.mark.parametrize("trajectory", ["radial", "spiral", "epi", "goldenangle", "other"])
-    def test_not_cartesian(self, path, trajectory):
-        assert trajectory in refused(
-            write(path, header_xml((NX, NY, 1), trajectory=trajectory), lines(KSPACE))
-        )
-
-    def test_channels_that_change(self, path):
-        message = refused(
-            write(path, XML, [*lines(KSPACE, rows=range(5)), line(KSPACE[:1, 5], ky=5, counter=9)])
-        )
-        assert "scan counter 9" in message
-        assert "channels" in message
-
-    def test_noise_scan_of_other_channels(self, path):
-        noise = line(random_kspace(3, 100), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
-        assert "3 channels" in refused(write(path, XML, [noise, *lines(KSPACE)]))
-
-    @pytest.mark.parametrize("matrix", [(60000, 60000, 60000), (8192, 8192, 1), (NX, 60000, 1)])
-    def test_absurd_matrix_is_not_allocated(self, path, matrix):
-        refused(
-            write(path, header_xml(matrix, limits=limit_xml("kspace_encoding_step_1", 9, 4)), lines(KSPACE))
-        )
-
-    @pytest.mark.parametrize(
-        "matrix", [(0, NY, 1), (-8, NY, 1), (10**9, NY, 1), ("8.5", NY, 1), ("x", NY, 1), ("1e999", 4, 1)]
-    )
-    def test_impossible_matrix(self, path, matrix):
-        limits = limit_xml("kspace_encoding_step_1", NY - 1, NY // 2)
-        refused(
-            write(path, header_xml(matrix, recon=(NX, NY, 1), fov=(1, 1, 1), limits=limits), lines(KSPACE))
-        )
-
-    @pytest.mark.parametrize(
-        "xml", ["", "<a", "plain words", "<ismrmrdHeader/>", "<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>"]
-    )
-    def test_unusable_header(self, path, xml):
-        refused(write(path, xml, lines(KSPACE)))
-
-    def test_unknown_encoding(self, path):
-        assert "encoding 4" in refused(write(path, XML, lines(KSPACE, encoding=4)))
-
-    def test_header_and_samples_disagree(self, path):
-        write(path, XML, lines(KSPACE))
-        with h5py.File(path, "r+") as file:
-            rows = file["dataset/data"][:]
-            rows["head"]["number_of_samples"][3] = NX - 1
-            file["dataset/data"][:] = rows
-        assert "acquisition 3" in refused(path)
-
-    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-    def test_truncated(self, path, share):
-        write(path, XML, lines(KSPACE))
-        whole = path.read_bytes()
-        path.write_bytes(whole[: int(len(whole) * share)])
-        assert "damaged or truncated" in refused(path)
-
-
 class TestRealFiles:
     @pytest.mark.parametrize(
         ("name", "coils", "shape", "ratio"),
@@ -527,65 +394,3 @@ class TestGeneratedPhantom:
         assert all(image.mask.mean() == 0.5 for image in images)
         assert all(image.calib_mask.any(axis=2).sum() == 8 for image in images)
         assert images[0].noise_covariance.shape == (3, 3)
-
-
-class TestProcess:
-    """The HDF5 library works in a process of its own: its crashes and hangs end in an `InputError`."""
-
-    def test_crash(self, path):
-        file = Hdf5Process(write(path, XML, lines(KSPACE)))
-        file._process.kill()
-        with pytest.raises(InputError, match="crashed or hung"):
-            file.samples(np.arange(2))
-
-    def test_hang(self, path, monkeypatch):
-        file = Hdf5Process(write(path, XML, lines(KSPACE)))
-        monkeypatch.setattr(hdf5, "PATIENCE", 0.05)
-        os.kill(file._process.pid, signal.SIGSTOP)
-        with pytest.raises(InputError, match="crashed or hung"):
-            file.samples(np.arange(2))
-
-    def test_file_is_free_after_the_last_image(self, path):
-        list(open_kspace(write(path, XML, lines(KSPACE))))
-        h5py.File(path, "w").close()
-
-    def test_two_files_at_once(self, path):
-        first = open_kspace(write(path, XML, lines(KSPACE)))
-        second = open_kspace(write(path.with_name("2.h5"), XML, lines(2 * KSPACE)))
-        np.testing.assert_array_equal(next(second).data, 2 * next(first).data)
-
-    def test_file_is_free_after_an_unfinished_stream(self, path):
-        stream = open_kspace(write(path, XML, lines(KSPACE) + lines(KSPACE, slice=1)))
-        next(stream)
-        del stream
-        gc.collect()
-        h5py.File(path, "w").close()
-
-    def test_process_ends_with_an_unread_stream(self, path):
-        stream = open_kspace(write(path, XML, lines(KSPACE)))
-        process = stream._file._process
-        del stream
-        gc.collect()
-        assert process.poll() is not None
-
-
-class TestDamagedFiles:
-    """Whatever bytes change: an `InputError` or a result, never a traceback of HDF5 or NumPy."""
-
-    @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory) -> bytes:
-        path = tmp_path_factory.mktemp("whole") / "scan.h5"
-        noise = line(random_kspace(2, 30), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
-        return write(path, XML, [noise, *lines(KSPACE)]).read_bytes()
-
-    @settings(quick, max_examples=15)
-    @given(flips=st.lists(st.tuples(st.integers(0, 20000), st.integers(0, 255)), min_size=1, max_size=4))
-    def test_flipped_bytes(self, tmp_path_factory, monkeypatch, whole, flips):
-        monkeypatch.setattr(hdf5, "PATIENCE", 20)
-        damaged = bytearray(whole)
-        for place, value in flips:
-            damaged[place % len(whole)] = value
-        path = tmp_path_factory.mktemp("damaged") / "scan.h5"
-        path.write_bytes(damaged)
-        with contextlib.suppress(InputError):
-            list(open_kspace(path))
