@@ -68,6 +68,7 @@ def _training(training: dict[str, Any]) -> str:
         f"Recipe `{training.get('recipe', 'unknown')}` of mri-qpan {training.get('version', 'unknown')}: "
         f"{training.get('steps', 'unknown')} steps of {training.get('planned_steps', 'unknown')} planned, "
         f"{training.get('minutes', 'unknown')} minutes on {training.get('machine', 'unknown')}{start}."
+        + (f" Note: {training['note']}." if "note" in training else "")
     )
 
 
