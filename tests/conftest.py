@@ -18,6 +18,12 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test of a reader writes its file."""
+    return tmp_path / "scan.h5"
+
+
 @pytest.fixture(scope="session")
 def small_kspace() -> Callable[..., KSpace]:
     """A maker of fully sampled slices of a disc: `small_kspace(index, coils, ny, nx)`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
@@ -118,6 +119,13 @@ def random_kspace(*shape: int, seed: int = 0) -> NDArray[np.complex64]:
     generator = np.random.default_rng(seed)
     return (generator.standard_normal(shape) + 1j * generator.standard_normal(shape)).astype(np.complex64)
 
+
+quick = settings(
+    deadline=None,
+    max_examples=20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+"""For property tests that write a file an example."""
 
 NY, NX = 6, 8
 XML = header_xml((NX, NY, 1))

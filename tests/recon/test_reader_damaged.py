@@ -4,13 +4,12 @@ import contextlib
 import gc
 import os
 import signal
-from pathlib import Path
 
 import h5py
 import ismrmrd
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrd_files import (
     KSPACE,
@@ -21,6 +20,7 @@ from mrd_files import (
     limit_xml,
     line,
     lines,
+    quick,
     random_kspace,
     refused,
     write,
@@ -29,17 +29,6 @@ from mrd_files import (
 from mri_qpan.errors import InputError
 from mri_qpan.recon.readers import hdf5, open_kspace
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
-
-quick = settings(
-    deadline=None,
-    max_examples=20,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "scan.h5"
 
 
 class TestBadInput:

@@ -1,12 +1,11 @@
 import shutil
 import subprocess
-from pathlib import Path
 
 import h5py
 import ismrmrd
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mrd_files import (
     KSPACE,
@@ -18,6 +17,7 @@ from mrd_files import (
     line,
     lines,
     only,
+    quick,
     random_kspace,
     refused,
     write,
@@ -27,17 +27,6 @@ from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.ismrmrd import header, inspect, read
-
-quick = settings(
-    deadline=None,
-    max_examples=20,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "scan.h5"
 
 
 class TestPlacement:
