@@ -1,13 +1,14 @@
 // One PAN+ layer of a K-bit network in one pass: D, H1, ReLU, H2, proximal average, T1, ReLU, T2, G.
 //
-// Features are 16-bit integers times a step, 32 channels a pixel: one cache line. Weights are the odd integers
-// that were trained, exact in 16 bits; sums are exact in 32 bits, and the quantizer's scale comes in after them.
-// The rows of every feature map flow through rings of three, so that they stay in the second-level cache. A
-// thread works a band of rows, and the few rows beyond its borders again.
+// Between convolutions features are 8-bit integers times a step, one a row of the image, 32 channels a pixel.
+// Weights are the odd integers that were trained, exact in 8 bits; sums are 32 bits wide, and the quantizer's
+// scale comes in after them. The rows of every feature map flow through rings of three, so that they stay in the
+// second-level cache. A thread works a band of rows, and the few rows beyond its borders again.
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -19,8 +20,9 @@ namespace {
 
 constexpr int F = 32;       // filters
 constexpr int MAPS = 5;     // z, then what H1, the proximal average, T1 and T2 give
-constexpr int BLOCK = 12;   // rows are padded to a multiple of it
+constexpr int BLOCK = 48;   // rows are padded to a multiple of it: of every number of pixels worked at once
 constexpr int HALO = MAPS;  // rows beyond a band that its last row depends on
+constexpr int ZERO = 128;   // stands for 0 in the maps with negative values
 
 }  // namespace
 
@@ -28,55 +30,93 @@ extern "C" {
 
 // Mirrored in fused.py: change both.
 struct Layer {
-    const float *d;             // (tap, channel, filter)
-    const std::int16_t *h[4];   // (tap, input pair, filter, 2): H1, H2, T1, T2
-    const float *v[4];          // (filter): their quantizer scales
-    const std::int16_t *g;      // (tap, channel, filter)
-    const float *vg;            // (channel): its quantizer scale
-    const float *gate;          // (filter), or null without carried features
-    float step[MAPS];           // value of one unit of each map
-    float carried_step;         // of the carried features
-    float lam[3];               // thresholds of l1, MCP, SCAD; negative: not averaged
+    const float *d;                // (tap, channel, filter)
+    const std::int8_t *h[4];       // (tap, four inputs, filter, 4): H1, H2, T1, T2
+    const std::int32_t *shift[4];  // (row of taps, filter): minus the sum of weights times ZERO, or null
+    const float *v[4];             // (filter): their quantizer scales
+    const std::int16_t *g;         // (channel, tap, filter)
+    const float *vg;               // (channel): its quantizer scale
+    const float *gate;             // (filter), or null without carried features
+    float lam[3];                  // thresholds of l1, MCP, SCAD; negative: not averaged
     float gamma, a;
-    int channels;               // 2: complex, 1: real
+    int channels;                  // 2: complex, 1: real
 };
 
 struct Plane {
     const float *r;               // (y, x, channel)
     const std::int16_t *carried;  // (y, x, filter) or null
+    const float *carried_steps;   // (y): value of one unit of each row
     float *image;                 // (y, x, channel)
     std::int16_t *features;       // (y, x, filter): what T2 gives
+    float *steps;                 // (y): value of one unit of each row
     int height, width;
 };
+
+// GNU OpenMP's, if PyTorch brought it: its threads are awake, and new ones would share their cores.
+void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak, visibility("default")));
 
 }  // extern "C"
 
 namespace {
 
-// Rows of one map: row y lies in slot y mod 3. A pixel of zeros stands left of each row, and at least one right.
+std::size_t padded(int width) { return std::size_t(width + BLOCK - 1) / BLOCK * BLOCK + 2; }
+
+// Values on a cache line's border.
+template <class T>
+class Buffer {
+  public:
+    Buffer(std::size_t size, T value) : values_(size + 64 / sizeof(T), value) {
+        const auto address = reinterpret_cast<std::uintptr_t>(values_.data());
+        start_ = values_.data() + (64 - address % 64) % 64 / sizeof(T);
+    }
+    Buffer(const Buffer &) = delete;
+    Buffer(Buffer &&) = default;
+    T *start() { return start_; }
+
+  private:
+    std::vector<T> values_;
+    T *start_;
+};
+
+// Rows of one map: row y lies in slot y mod 3, with a pixel of zeros at its left and at least one at its right.
+template <class T>
 class Ring {
   public:
-    explicit Ring(int width)
-        : pixels_((width + BLOCK - 1) / BLOCK * BLOCK + 2), rows_(3 * pixels_ * F + 32, std::int16_t(0)) {
-        const auto address = reinterpret_cast<std::uintptr_t>(rows_.data());
-        start_ = rows_.data() + (64 - address % 64) % 64 / sizeof(std::int16_t);
+    Ring(int width, int channels, T zero)
+        : width_(width), channels_(channels), row_(padded(width) * channels), zero_(zero), values_(3 * row_, zero) {}
+    T *row(int y) { return values_.start() + slot(y) * row_; }
+    T *pixels(int y) { return row(y) + channels_; }
+    float &step(int y) { return steps_[slot(y)]; }
+    void clear(int y) {
+        std::fill_n(row(y), row_, zero_);
+        step(y) = 0.0f;
     }
-    Ring(const Ring &) = delete;
-    Ring(Ring &&) = default;
-    std::int16_t *row(int y) { return start_ + std::size_t((y + 3 * HALO) % 3) * pixels_ * F; }
-    void clear(int y) { std::memset(row(y), 0, pixels_ * F * sizeof(std::int16_t)); }
-    // Zeros behind the last pixel, where the last block may have written.
-    void close(int y, int width) {
-        std::memset(row(y) + (width + 1) * F, 0, (pixels_ - width - 1) * F * sizeof(std::int16_t));
+    void close(int y) {
+        std::fill_n(row(y), channels_, zero_);
+        T *end = pixels(y) + std::size_t(width_) * channels_;
+        std::fill(end, row(y) + row_, zero_);
     }
 
   private:
-    std::size_t pixels_;
-    std::vector<std::int16_t> rows_;
-    std::int16_t *start_;
+    static std::size_t slot(int y) { return std::size_t(y + 3 * HALO) % 3; }
+    int width_, channels_;
+    std::size_t row_;
+    T zero_;
+    Buffer<T> values_;
+    float steps_[3] = {0.0f, 0.0f, 0.0f};
 };
 
-using Band = void (*)(const Layer &, const Plane &, int, int, float *);
+// Three rows of one map as a convolution sees them.
+template <class T>
+struct Rows {
+    const T *row[3];
+    float step[3];
+    Rows(Ring<T> &ring, int y) {
+        for (int k = 0; k < 3; k++) row[k] = ring.row(y + k - 1), step[k] = ring.step(y + k - 1);
+    }
+};
+
+using Band = void (*)(const Layer &, const Plane &, int, int);
 
 }  // namespace
 
@@ -100,18 +140,29 @@ inline void store(void *p, I x) { _mm512_store_si512(p, x); }
 inline I repeat(std::int32_t x) { return _mm512_set1_epi32(x); }
 // In assembly: GCC's intrinsic copies and spills the sum at every use.
 inline I dot(I sum, I x, I y) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+    return sum;
+}
+inline I dot16(I sum, I x, I y) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
     return sum;
 }
-inline std::int32_t total(I x) { return _mm512_reduce_add_epi32(x); }
+inline I add(I x, I y) { return _mm512_add_epi32(x, y); }
+inline I max(I x, I y) { return _mm512_max_epi32(x, y); }
+inline I abs(I x) { return _mm512_abs_epi32(x); }
 inline S load(const float *p) { return _mm512_loadu_ps(p); }
 inline S all(float x) { return _mm512_set1_ps(x); }
 inline S to_float(I x) { return _mm512_cvtepi32_ps(x); }
+inline I to_int(S x) { return _mm512_cvtps_epi32(x); }
+inline void store(float *p, S x) { _mm512_storeu_ps(p, x); }
+inline void narrow(std::uint8_t *p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtusepi32_epi8(x));
+}
 inline S widen(const std::int16_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))));
 }
-inline void narrow(std::int16_t *p, S x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
+inline void narrow(std::int16_t *p, I x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtsepi32_epi16(x));
 }
 inline S mul(S x, S y) { return _mm512_mul_ps(x, y); }
 inline S add(S x, S y) { return _mm512_add_ps(x, y); }
@@ -125,6 +176,17 @@ inline S with_sign(S x, S y) {
     return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(x), _mm512_and_si512(bit, _mm512_castps_si512(y))));
 }
 inline float largest(S x) { return _mm512_reduce_max_ps(x); }
+inline S four_totals(const S *x) {
+    const S ab = add(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    const S cd = add(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    const __m512d p = _mm512_castps_pd(ab), q = _mm512_castps_pd(cd);
+    return add(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+}
+inline S halves(S x, S y) { return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd)); }
+// The sums over the lanes of each of LANES vectors.
+inline S totals(const S *x) {
+    return halves(halves(four_totals(x), four_totals(x + 4)), halves(four_totals(x + 8), four_totals(x + 12)));
+}
 #define PIXELS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define VECTORS(X) X(0) X(1)
 #define VECTORS_OF(X, p) X(p, 0) X(p, 1)
@@ -144,25 +206,31 @@ inline I zero() { return _mm256_setzero_si256(); }
 inline I load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 inline void store(void *p, I x) { _mm256_store_si256(static_cast<__m256i *>(p), x); }
 inline I repeat(std::int32_t x) { return _mm256_set1_epi32(x); }
-inline I dot(I sum, I x, I y) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, y)); }
-inline std::int32_t total(I x) {
-    alignas(32) std::int32_t lanes[LANES];
-    _mm256_store_si256(reinterpret_cast<__m256i *>(lanes), x);
-    std::int32_t sum = 0;
-    for (const std::int32_t lane : lanes) sum += lane;
-    return sum;
+// Two products of 8 bits and a weight of at most 15 do not leave 16 bits.
+inline I dot(I sum, I x, I y) {
+    const I pairs = _mm256_maddubs_epi16(x, y);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+inline I dot16(I sum, I x, I y) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, y)); }
+inline I add(I x, I y) { return _mm256_add_epi32(x, y); }
+inline I max(I x, I y) { return _mm256_max_epi32(x, y); }
+inline I abs(I x) { return _mm256_abs_epi32(x); }
 inline S load(const float *p) { return _mm256_loadu_ps(p); }
 inline S all(float x) { return _mm256_set1_ps(x); }
 inline S to_float(I x) { return _mm256_cvtepi32_ps(x); }
+inline I to_int(S x) { return _mm256_cvtps_epi32(x); }
+inline void store(float *p, S x) { _mm256_storeu_ps(p, x); }
+inline __m128i packed(I x) {
+    return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+inline void narrow(std::uint8_t *p, I x) {
+    const __m128i words = packed(x);
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packus_epi16(words, words));
+}
 inline S widen(const std::int16_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 }
-inline void narrow(std::int16_t *p, S x) {
-    const I words = _mm256_cvtps_epi32(x);
-    const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), packed);
-}
+inline void narrow(std::int16_t *p, I x) { _mm_storeu_si128(reinterpret_cast<__m128i *>(p), packed(x)); }
 inline S mul(S x, S y) { return _mm256_mul_ps(x, y); }
 inline S add(S x, S y) { return _mm256_add_ps(x, y); }
 inline S sub(S x, S y) { return _mm256_sub_ps(x, y); }
@@ -175,6 +243,11 @@ inline float largest(S x) {
     alignas(32) float lanes[LANES];
     _mm256_store_ps(lanes, x);
     return *std::max_element(lanes, lanes + LANES);
+}
+inline S four_totals(const S *x) { return _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3])); }
+inline S totals(const S *x) {
+    const S low = four_totals(x), high = four_totals(x + 4);
+    return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
 #define PIXELS(X) X(0) X(1)
 #define VECTORS(X) X(0) X(1) X(2) X(3)
@@ -197,6 +270,22 @@ Band best_band(int at_most) {
     return nullptr;
 }
 
+// Bands for whichever thread comes.
+struct Work {
+    const Layer &layer;
+    const Plane &plane;
+    Band band;
+    int bands;
+    std::atomic<int> next;
+    void run() {
+        for (int i = next++; i < bands; i = next++) {
+            const int from = int(std::int64_t(plane.height) * i / bands);
+            const int to = int(std::int64_t(plane.height) * (i + 1) / bands);
+            band(layer, plane, from, to);
+        }
+    }
+};
+
 }  // namespace
 
 extern "C" {
@@ -206,27 +295,21 @@ __attribute__((visibility("default"))) int mri_qpan_fused_width() {
     return best_band(512) == avx512::band ? 512 : best_band(512) ? 256 : 0;
 }
 
-// Work one plane on some threads with vectors of at most `width` bits. `reach` (MAPS) gets the largest
-// magnitude of each map in units: above 32767 it was clipped.
+// Work one plane on some threads with vectors of at most `width` bits.
 __attribute__((visibility("default"))) int mri_qpan_fused_layer(const Layer *layer, const Plane *plane, int threads,
-                                                                int width, float *reach) {
+                                                                int width) {
     const Band band = best_band(width);
     if (!band) return 1;
     const int bands = std::max(1, std::min(threads, plane->height / 16));
-    std::vector<float> found(std::size_t(bands) * MAPS, 0.0f);
-    const auto work = [&](int i) {
-        const int from = int(std::int64_t(plane->height) * i / bands);
-        const int to = int(std::int64_t(plane->height) * (i + 1) / bands);
-        band(*layer, *plane, from, to, found.data() + std::size_t(i) * MAPS);
-    };
-    std::vector<std::thread> others;
-    for (int i = 1; i < bands; i++) others.emplace_back(work, i);
-    work(0);
-    for (std::thread &other : others) other.join();
-    for (int map = 0; map < MAPS; map++) {
-        reach[map] = 0.0f;
-        for (int i = 0; i < bands; i++) reach[map] = std::max(reach[map], found[std::size_t(i) * MAPS + map]);
+    Work work{*layer, *plane, band, bands, {0}};
+    if (GOMP_parallel && bands > 1) {
+        GOMP_parallel([](void *all) { static_cast<Work *>(all)->run(); }, &work, unsigned(bands), 0);
+        return 0;
     }
+    std::vector<std::thread> others;
+    for (int i = 1; i < bands; i++) others.emplace_back([&] { work.run(); });
+    work.run();
+    for (std::thread &other : others) other.join();
     return 0;
 }
 

@@ -41,6 +41,10 @@ AVERAGING = 0.999
 """Decay of the running average of the weights, which is what is validated and kept."""
 
 CLIP = 1.0
+
+SCALARS = 3.0
+"""Learning rate of thresholds, gates and powers, relative to the convolutions'."""
+
 TYPICAL_ERROR = 5e-3
 """Mean squared error of a typical start image at unit scale; see `_loss`."""
 
@@ -184,7 +188,7 @@ class _Run:
         """Take one optimizer step and return the loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["share"]
         count = min(self.recipe.constrained, self.recipe.network.layers)
         # Drawn from the step alone, so that a resumed training goes on as if it had not stopped.
         chooser = np.random.default_rng([self.recipe.seed, self.step])
@@ -310,8 +314,8 @@ def _optimizers(network: ProximalNetwork, recipe: Recipe) -> list[torch.optim.Op
     convolutions = [p for p in network.parameters() if p.ndim == 4]
     others = [p for p in network.parameters() if p.ndim < 4]
     return [
-        Muon(convolutions, lr=recipe.learning_rate),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=0.0),
+        Muon([{"params": convolutions, "share": 1.0}], lr=recipe.learning_rate),
+        torch.optim.AdamW([{"params": others, "share": SCALARS}], lr=recipe.learning_rate, weight_decay=0.0),
     ]
 
 

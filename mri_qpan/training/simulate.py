@@ -29,6 +29,9 @@ MIN_NOISE, MAX_NOISE = 1e-3, 0.1
 NOISELESS = 0.15
 """Share of measurements without added noise."""
 
+SHADED, BRIGHT = 0.3, 0.3
+"""Shares of images with a coil's uneven brightness, and with bright vessels."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -165,6 +168,10 @@ def simulate(
         Of everything random.
     """
     view = augment(image, shape, rng)
+    if rng.random() < SHADED:
+        view = shade(view, rng)
+    if rng.random() < BRIGHT:
+        view = brighten_vessels(view, rng)
     if not np.iscomplexobj(image):
         view = view * np.exp(1j * smooth_phase(shape, rng)).astype(np.complex64)
     kinds = {k: p for k, p in KINDS.items() if coils > 1 or k != "equispaced"}
@@ -226,6 +233,34 @@ def augment(image: NDArray[Any], shape: tuple[int, int], rng: np.random.Generato
         image = image * ((magnitude + 1e-6) / peak) ** (exponent - 1)
         peak = max(float(np.abs(image).max()), 1e-6)
     return image / peak
+
+
+def shade(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Return `image` (y, x) under a smooth brightness as of a surface coil; its maximum is 1."""
+    coarse = torch.from_numpy(rng.standard_normal((1, 1, 3, 3)).astype(np.float32))
+    field = F.interpolate(coarse, image.shape, mode="bicubic", align_corners=True)[0, 0].numpy()
+    shaded = image * np.exp(np.float32(rng.uniform(0.2, 0.8)) * field)
+    return shaded / max(float(np.abs(shaded).max()), 1e-6)
+
+
+def brighten_vessels(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Return `image` (y, x) with a few small spots several times brighter, as blood that flows in.
+
+    Their aliases are as bright as tissue, and no image without them shows a network such aliases.
+    """
+    places = np.argwhere(np.abs(image) > 0.1)
+    if not len(places):
+        return image
+    y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in image.shape), indexing="ij")
+    gain = np.ones(image.shape, np.float32)
+    for at_y, at_x in places[rng.integers(len(places), size=rng.integers(1, 7))]:
+        width = rng.uniform(0.6, 3.0, 2)
+        angle = rng.uniform(0, np.pi)
+        along = (y - at_y) * np.cos(angle) + (x - at_x) * np.sin(angle)
+        across = (x - at_x) * np.cos(angle) - (y - at_y) * np.sin(angle)
+        spot = np.exp(-0.5 * ((along / width[0]) ** 2 + (across / width[1]) ** 2))
+        gain += np.float32(rng.uniform(1, 8)) * spot.astype(np.float32)
+    return image * gain
 
 
 def _resize(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
