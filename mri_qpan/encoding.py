@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mri_qpan import fourier
+from mri_qpan.engines import normal as compiled
 
 Normal = Callable[[Tensor], Tensor]
 """The map x -> A^H A x."""
@@ -90,6 +91,12 @@ class Encoding:
         return Encoding(self.mask.to(device), None if self.mps is None else self.mps.to(device))
 
     def _normal(self, image: Tensor) -> Tensor:
+        if self._kernels is not None and image.dtype == torch.complex64 and not image.is_cuda:
+            images = image if self._sets else image.unsqueeze(1)
+            kernels = self._kernels if len(self._kernels) > 1 else self._kernels * len(images)
+            done = [kernel(x) for kernel, x in zip(kernels, images, strict=True)]
+            stacked = torch.stack(done) if len(done) > 1 else done[0].unsqueeze(0)
+            return stacked if self._sets else stacked.squeeze(1)
         if self.mps is None:
             return self._turn(self._filter(self._turn(image)))
         if image.is_cuda:
@@ -112,6 +119,18 @@ class Encoding:
         kspace = torch.fft.fftn(image, dim=self._normal_dims)
         torch.view_as_real(kspace).mul_(weights)
         return torch.fft.ifftn(kspace, dim=self._normal_dims, norm="forward")
+
+    @cached_property
+    def _kernels(self) -> list[compiled.Normal] | None:
+        """One compiled normal operator for each of the batch (one for all if mask and maps are), or None."""
+        if not compiled.fits(self.mask, self.mps):
+            return None
+        mps = None if self.mps is None else self.mps if self._sets else self.mps.unsqueeze(1)
+        count = max(len(self.mask), 1 if mps is None else len(mps))
+        return [
+            compiled.Normal(self.mask[i % len(self.mask)], None if mps is None else mps[i % len(mps)])
+            for i in range(count)
+        ]
 
     @cached_property
     def _coils(self) -> list[tuple[Tensor, Tensor]]:

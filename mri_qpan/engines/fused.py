@@ -7,15 +7,13 @@ row of the image; weights are the odd integers that were trained. See fused.cpp.
 from __future__ import annotations
 
 import ctypes
-import functools
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mri_qpan import quantize
+from mri_qpan.engines import kernels
 
 if TYPE_CHECKING:
     from mri_qpan.networks.config import NetworkConfig
@@ -75,27 +73,14 @@ class Features(NamedTuple):
         return Features(self.units, self.steps * factors[:, None])
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_fused" + suffix)
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:  # built for another machine
-                continue
-    return None
-
-
-def width() -> int:
-    """Return the bits of the vectors that the kernel uses here: 512, 256, or 0 where it cannot run."""
-    library = _library()
-    return 0 if library is None else int(library.mri_qpan_fused_width())
-
-
 def fits(config: NetworkConfig) -> bool:
     """Return whether the kernel can run such a network on this machine's CPU: a K-bit PAN+ of 32 filters."""
-    return config.bits is not None and config.layer == "pan+" and config.filters == FILTERS and width() > 0
+    return (
+        config.bits is not None
+        and config.layer == "pan+"
+        and config.filters == FILTERS
+        and kernels.width() > 0
+    )
 
 
 class Fused:
@@ -110,7 +95,7 @@ class Fused:
     """
 
     def __init__(self, network: ProximalNetwork, vector_width: int | None = None) -> None:
-        self._width = vector_width or width()
+        self._width = vector_width or kernels.width()
         self._channels = network.config.channels
         self._layers = [_PackedLayer(layer, network.config.penalties) for layer in network.layers]  # type: ignore[arg-type]
 
@@ -138,7 +123,7 @@ class Fused:
         made = Features(
             torch.empty(*planes.shape[:3], FILTERS, dtype=torch.int16), planes.new_empty(planes.shape[:2])
         )
-        library = _library()
+        library = kernels.library()
         assert library is not None
         for i in range(len(planes)):
             carried = (None, None) if features is None else (_address(t[i]) for t in features)

@@ -7,6 +7,7 @@ Liu et al., "Muon is scalable for LLM training", 2025, so that AdamW's learning 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     Parameters
     ----------
     params
-        The weights.
+        The weights, or groups of them.
     lr
         Learning rate: the root mean square of a step is 0.2 `lr`.
     momentum
@@ -33,7 +34,11 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 1e-4
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 1e-4,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

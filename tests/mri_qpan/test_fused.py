@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from mri_qpan import engines, models
 from mri_qpan.encoding import Encoding, RealEncoding
-from mri_qpan.engines import fused
+from mri_qpan.engines import fused, kernels
 from mri_qpan.models import store
 from mri_qpan.networks import ProximalNetwork, named_config
 from mri_qpan.penalties import PENALTIES
 
 pytestmark = pytest.mark.skipif(
-    fused.width() == 0, reason="the fused kernel is not built here, or the processor lacks AVX2"
+    kernels.width() == 0, reason="the fused kernel is not built here, or the processor lacks AVX2"
 )
-WIDTHS = [w for w in (256, 512) if w <= fused.width()]
+WIDTHS = [w for w in (256, 512) if w <= kernels.width()]
 CARD = {"data": [], "training": {}, "figures": {}, "licence": "none"}
 BOUND = 0.03
 """Largest normalised difference of what a layer adds to the image: features have 8 bits."""
@@ -176,6 +176,5 @@ def test_the_kernel_declines_what_it_is_not_made_for(change):
 
 
 def test_without_the_kernel_pytorch_takes_over(monkeypatch):
-    monkeypatch.setattr(fused, "_library", lambda: None)
-    assert fused.width() == 0
+    monkeypatch.setattr(kernels, "width", lambda: 0)
     assert engines.choose("auto", made().config, "cpu") in ("bfloat16", "float32")
