@@ -42,6 +42,7 @@ def train(
 
     from mri_qpan.errors import InputError
     from mri_qpan.methods import find_device
+    from mri_qpan.recon import coils
     from mri_qpan.training import bank as banks
     from mri_qpan.training import loop
     from mri_qpan.training import recipe as recipes
@@ -74,6 +75,7 @@ def train(
             device=place,
             schedule=loop.Schedule(minutes=minutes),
             init=init,
+            calibrate=coils.maps_of_slice,
             report=lambda step, steps, loss: progress.update(task, completed=step),
         )
     if distributed:

@@ -100,6 +100,28 @@ def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, noise: flo
     return maps[0] if sets == 1 else maps
 
 
+def maps_of_slice(samples: Complex, mask: NDArray[np.bool_], noise: float = 0.0) -> Complex:
+    """Estimate one set of maps of an undersampled slice: ESPIRiT if its centre is sampled.
+
+    Parameters
+    ----------
+    samples
+        k-space, (coil, y, x).
+    mask
+        True where a sample was acquired, (y, x).
+    noise
+        As for `espirit`.
+
+    Returns
+    -------
+    Maps, (coil, y, x).
+    """
+    block = calibration_region(mask[None])
+    if block is None or min(s.stop - s.start for s in block[1:]) < NARROWEST_CALIBRATION:
+        return low_resolution_maps(samples[:, None], mask[None])[:, 0]
+    return espirit(samples[:, block[1], block[2]], (mask.shape[0], mask.shape[1]), noise=noise)
+
+
 def _maps(calib: Complex, shape: tuple[int, int], sets: int, noise: float, floor: float = 0.0) -> Complex:
     """`espirit`, (set, coil, y, x), from kernels whose singular values are above `floor` too."""
     coils = calib.shape[0]

@@ -34,7 +34,7 @@ from mri_qpan.training.bank import Bank
 from mri_qpan.training.log import Log
 from mri_qpan.training.muon import Muon
 from mri_qpan.training.recipe import Recipe
-from mri_qpan.training.simulate import Case, Simulation
+from mri_qpan.training.simulate import Calibrate, Case, Simulation
 from mri_qpan.training.validation import Score, evaluate, validation_cases
 
 AVERAGING = 0.999
@@ -76,6 +76,7 @@ def train(
     device: torch.device,
     schedule: Schedule,
     init: Path | None = None,
+    calibrate: Calibrate | None = None,
     report: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> Path:
     """Train, or go on with, the network of `recipe` and return its model file.
@@ -95,6 +96,8 @@ def train(
         Time limits.
     init
         Model file to start from when there is no checkpoint.
+    calibrate
+        Estimates coil maps from simulated samples (see `simulate.Simulation`).
     report
         Called after each step with (step, steps, loss).
 
@@ -118,6 +121,7 @@ def train(
         recipe.seed + 1000 * _rank(),
         recipe.steps,
         recipe.published,
+        calibrate,
     )
     cases = validation_cases(bank, recipe.published) if _rank() == 0 else []
     stop = _StopSignal()

@@ -235,13 +235,45 @@ def test_simulated_measurements_are_consistent(seed, coils, shape, source):
     case = simulate.simulate(image, shape, coils, (0.3, 0.6), rng)
     assert case.kspace.shape == (1, coils, *shape)
     assert case.mask.shape == (1, *shape)
-    assert 0.2 < float(case.target.abs().max()) < 2
+    # Six vessels, each at most eight times brighter, may meet in one place.
+    assert 0.2 < float(case.target.abs().max()) < 2 * 49
     assert float((case.kspace.abs() * ~case.mask[:, None]).max()) == 0
     power = case.mps.abs().square().sum(1)
     assert bool(((power - 1).abs() < 1e-3).logical_or(power == 0).all())
     predicted = Encoding(case.mask, case.mps).forward(case.target)
     difference = (predicted - case.kspace).norm() / case.kspace.norm()
     assert float(difference) < 0.75
+
+
+def test_a_calibration_gives_the_maps(monkeypatch):
+    monkeypatch.setattr(simulate, "CALIBRATED", 1.0)
+
+    def calibrate(kspace, mask, noise):
+        assert kspace.shape == (4, 24, 20)
+        assert float(np.abs(kspace * ~mask).max()) == 0
+        return np.full(kspace.shape, 0.5, np.complex64)
+
+    rng = np.random.default_rng(0)
+    case = simulate.simulate(np.ones((24, 20), np.float32), (24, 20), 4, (0.3, 0.6), rng, calibrate)
+    assert bool((case.mps == 0.5).all())
+
+
+def test_vessels_and_shading_keep_phase_and_anatomy():
+    rng = np.random.default_rng(1)
+    image = rng.random((40, 30)).astype(np.float32) * np.exp(1j * rng.random((40, 30))).astype(np.complex64)
+    image /= np.abs(image).max()
+    bright = simulate.brighten_vessels(image, rng)
+    assert np.abs(np.angle(bright / image)).max() < 1e-5
+    gain = np.abs(bright / image)
+    assert gain.min() > 0.999
+    assert 1.5 < gain.max() < 49
+    assert (gain > 1.5).mean() < 0.5
+    shaded = simulate.shade(image, rng)
+    assert np.abs(np.angle(shaded / image)).max() < 1e-5
+    assert np.abs(shaded).max() == pytest.approx(1)
+    steps = np.diff(np.log(np.abs(shaded / image)), axis=0)
+    assert np.abs(steps).max() < 0.3  # smooth
+    assert simulate.brighten_vessels(np.zeros((8, 8), np.float32), rng).max() == 0
 
 
 def test_one_step_gives_one_batch_whatever_the_order(bank):

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon import coils
+from mri_qpan.sampling_masks import make_mask
+from mri_qpan.training.simulate import random_maps
 
 N = 64
 
@@ -216,3 +218,20 @@ def bart_maps(kspace: NDArray[np.complex64], sets: int, folder: Path) -> NDArray
     shape = [int(n) for n in (folder / "m.hdr").read_text().splitlines()[1].split()][:5]
     found = np.fromfile(folder / "m.cfl", np.complex64).reshape(shape, order="F")
     return found[:, :, 0].transpose(3, 2, 1, 0)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_maps_of_an_undersampled_slice_are_found(count):
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[-1:1:64j, -1:1:48j]
+    image = (np.hypot(y, x) < 0.8).astype(np.complex64)
+    true = random_maps((64, 48), count, rng)
+    kspace = fft_numpy(true * image, (-2, -1))
+    mask = make_mask("lines", (64, 48), 0.4, seed=1)
+    found = coils.maps_of_slice(kspace * mask, mask)
+    inside = np.hypot(y, x) < 0.7
+    overlap = np.abs((found.conj() * true).sum(0))[inside]
+    assert overlap.mean() > 0.98
+    with_no_centre = mask.copy()
+    with_no_centre[32] = False
+    assert coils.maps_of_slice(kspace * with_no_centre, with_no_centre).shape == found.shape
