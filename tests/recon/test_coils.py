@@ -227,7 +227,7 @@ def test_maps_of_an_undersampled_slice_are_found(count):
     image = (np.hypot(y, x) < 0.8).astype(np.complex64)
     true = random_maps((64, 48), count, rng)
     kspace = fft_numpy(true * image, (-2, -1))
-    mask = make_mask("lines", (64, 48), 0.4, seed=1)
+    mask = make_mask("lines", (64, 48), 0.5, seed=1)
     found = coils.maps_of_slice(kspace * mask, mask)
     inside = np.hypot(y, x) < 0.7
     overlap = np.abs((found.conj() * true).sum(0))[inside]
