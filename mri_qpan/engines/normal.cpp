@@ -29,7 +29,7 @@ struct Measurement {
 
 namespace {
 
-constexpr int MOST = 13;  // the largest radix
+constexpr int MOST = 127;  // the largest radix; mirrored in normal.py
 
 // Kept from call to call: fresh memory would cost more than the work.
 template <int WHICH>

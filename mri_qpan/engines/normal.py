@@ -15,7 +15,10 @@ from torch import Tensor
 
 from mri_qpan.engines import kernels
 
-RADICES = (4, 2, 3, 5, 7, 11, 13)
+MOST = 127
+"""Largest prime that a size may have; mirrored in normal.cpp."""
+
+RADICES = (4, 2, *range(3, MOST + 1, 2))
 _POINTER = ctypes.c_void_p
 
 
@@ -150,7 +153,7 @@ class _Plan:
     def __init__(self, size: int) -> None:
         found = radices(size)
         if size > 1 and not found:
-            raise ValueError(f"no transform of {size}: it has a prime above {max(RADICES)}")
+            raise ValueError(f"no transform of {size}: it has a prime above {MOST}")
         twiddles, roots = [], []
         length = size
         for radix in found:

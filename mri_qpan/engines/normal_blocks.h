@@ -25,7 +25,6 @@ inline Complex turned(Complex x) {
     return INVERSE ? Complex{sub(none, x.im), x.re} : Complex{x.im, sub(none, x.re)};
 }
 
-template <bool INVERSE>
 inline void butterfly2(Complex *x) {
     const Complex sum = x[0] + x[1];
     x[1] = x[0] - x[1];
@@ -41,51 +40,48 @@ inline void butterfly4(Complex *x) {
     x[3] = odd - turn;
 }
 
-// Of any odd size, from the pairs j and size - j. `roots`: cosine and sine of 2 pi j / size.
-template <bool INVERSE, int SIZE>
-inline void butterfly_odd(Complex *x, const float *roots) {
-    constexpr int HALF = (SIZE - 1) / 2;
-    Complex sum[HALF], apart[HALF], first = x[0];
-    for (int j = 0; j < HALF; j++) {
-        sum[j] = x[1 + j] + x[SIZE - 1 - j];
-        apart[j] = turned<INVERSE>(x[1 + j] - x[SIZE - 1 - j]);
+// Of any odd size up to MOST, from the pairs j and size - j. `roots`: cosine and sine of 2 pi j / size.
+template <bool INVERSE, int MOST_PAIRS>
+inline void butterfly_odd(Complex *x, int size, const float *roots) {
+    const int half = (size - 1) / 2;
+    Complex sum[MOST_PAIRS], apart[MOST_PAIRS], first = x[0];
+    for (int j = 0; j < half; j++) {
+        sum[j] = x[1 + j] + x[size - 1 - j];
+        apart[j] = turned<INVERSE>(x[1 + j] - x[size - 1 - j]);
         x[0] = x[0] + sum[j];
     }
-    for (int r = 1; r <= HALF; r++) {
+    for (int r = 1; r <= half; r++) {
         Complex even = first, odd = {all(0.0f), all(0.0f)};
-        for (int j = 1; j <= HALF; j++) {
-            const S cosine = all(roots[2 * (r * j % SIZE)]), sine = all(roots[2 * (r * j % SIZE) + 1]);
-            even = {fma(cosine, sum[j - 1].re, even.re), fma(cosine, sum[j - 1].im, even.im)};
-            odd = {fma(sine, apart[j - 1].re, odd.re), fma(sine, apart[j - 1].im, odd.im)};
+        for (int j = 0, root = r; j < half; j++, root = root + r < size ? root + r : root + r - size) {
+            const S cosine = all(roots[2 * root]), sine = all(roots[2 * root + 1]);
+            even = {fma(cosine, sum[j].re, even.re), fma(cosine, sum[j].im, even.im)};
+            odd = {fma(sine, apart[j].re, odd.re), fma(sine, apart[j].im, odd.im)};
         }
         x[r] = even + odd;
-        x[SIZE - r] = even - odd;
+        x[size - r] = even - odd;
     }
 }
 
-template <bool INVERSE, int RADIX>
-inline void butterfly(Complex *x, const float *roots) {
-    if constexpr (RADIX == 2) butterfly2<INVERSE>(x);
-    else if constexpr (RADIX == 4) butterfly4<INVERSE>(x);
-    else butterfly_odd<INVERSE, RADIX>(x, roots);
-}
-
-// One stage on runs of `length`: decimation in frequency, or its inverse in time.
-template <bool INVERSE, int RADIX>
-void stage(float *data, int size, int length, const float *twiddles, const float *roots) {
-    const int quotient = length / RADIX;
-    for (int k = 0; k < quotient; k++, twiddles += 2 * (RADIX - 1)) {
+// One stage on runs of `length`: decimation in frequency, or its inverse in time. FIXED is the radix where it has
+// code of its own, else 0.
+template <bool INVERSE, int FIXED>
+void stage(int radix, float *data, int size, int length, const float *twiddles, const float *roots) {
+    if constexpr (FIXED) radix = FIXED;
+    const int quotient = length / radix;
+    for (int k = 0; k < quotient; k++, twiddles += 2 * (radix - 1)) {
         for (int start = k; start < size; start += length) {
-            Complex x[RADIX];
-            for (int i = 0; i < RADIX; i++) x[i] = get(data + (start + i * quotient) * PAIR);
+            Complex x[FIXED ? FIXED : MOST];
+            for (int i = 0; i < radix; i++) x[i] = get(data + (start + i * quotient) * PAIR);
             if (INVERSE && k)
-                for (int i = 1; i < RADIX; i++)
+                for (int i = 1; i < radix; i++)
                     x[i] = conjugate_times(x[i], all(twiddles[2 * i - 2]), all(twiddles[2 * i - 1]));
-            butterfly<INVERSE, RADIX>(x, roots);
+            if constexpr (FIXED == 2) butterfly2(x);
+            else if constexpr (FIXED == 4) butterfly4<INVERSE>(x);
+            else butterfly_odd<INVERSE, (FIXED ? FIXED : MOST) / 2>(x, radix, roots);
             if (!INVERSE && k)
-                for (int i = 1; i < RADIX; i++)
+                for (int i = 1; i < radix; i++)
                     x[i] = times(x[i], all(twiddles[2 * i - 2]), all(twiddles[2 * i - 1]));
-            for (int i = 0; i < RADIX; i++) put(data + (start + i * quotient) * PAIR, x[i]);
+            for (int i = 0; i < radix; i++) put(data + (start + i * quotient) * PAIR, x[i]);
         }
     }
 }
@@ -93,13 +89,12 @@ void stage(float *data, int size, int length, const float *twiddles, const float
 template <bool INVERSE>
 void stage_of(int radix, float *data, int size, int length, const float *twiddles, const float *roots) {
     switch (radix) {
-        case 2: return stage<INVERSE, 2>(data, size, length, twiddles, roots);
-        case 3: return stage<INVERSE, 3>(data, size, length, twiddles, roots);
-        case 4: return stage<INVERSE, 4>(data, size, length, twiddles, roots);
-        case 5: return stage<INVERSE, 5>(data, size, length, twiddles, roots);
-        case 7: return stage<INVERSE, 7>(data, size, length, twiddles, roots);
-        case 11: return stage<INVERSE, 11>(data, size, length, twiddles, roots);
-        case MOST: return stage<INVERSE, MOST>(data, size, length, twiddles, roots);
+        case 2: return stage<INVERSE, 2>(radix, data, size, length, twiddles, roots);
+        case 3: return stage<INVERSE, 3>(radix, data, size, length, twiddles, roots);
+        case 4: return stage<INVERSE, 4>(radix, data, size, length, twiddles, roots);
+        case 5: return stage<INVERSE, 5>(radix, data, size, length, twiddles, roots);
+        case 7: return stage<INVERSE, 7>(radix, data, size, length, twiddles, roots);
+        default: return stage<INVERSE, 0>(radix, data, size, length, twiddles, roots);
     }
 }
 

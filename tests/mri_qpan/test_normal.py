@@ -52,7 +52,7 @@ def test_it_is_the_normal_operator(shape, sets, coils, kind, vectors, seed):
     assert found == pytest.approx(right, abs=2e-6 * max(scale, 1e-3) * np.sqrt(max(shape)))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 13, 16, 30, 121, 143, 169, 168, 256, 320, 640])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 13, 16, 30, 121, 127, 143, 168, 256, 320, 332, 640])
 def test_every_radix_undoes_itself(size):
     mask = torch.ones(size, 18, dtype=torch.bool)
     mask[size // 2, 3] = False  # so that both directions are transformed
@@ -62,13 +62,14 @@ def test_every_radix_undoes_itself(size):
 
 
 def test_sizes_with_a_large_prime_are_declined():
-    assert normal.radices(332) == []
+    assert normal.radices(332) == [4, 83]
     assert normal.radices(640) == [4, 4, 4, 2, 5]
-    mask = torch.rand(1, 17, 8) < 0.5
+    assert normal.radices(2 * 131) == []
+    mask = torch.rand(1, 131, 8) < 0.5
     assert not normal.fits(mask, None)
-    with pytest.raises(ValueError, match="no transform of 17"):
+    with pytest.raises(ValueError, match="no transform of 131"):
         normal.Normal(mask[0], None)
-    x = torch.randn(1, 17, 8, dtype=torch.complex64)
+    x = torch.randn(1, 131, 8, dtype=torch.complex64)
     torch.testing.assert_close(Encoding(mask).normal(x), Encoding(mask).adjoint(Encoding(mask).forward(x)))
 
 
