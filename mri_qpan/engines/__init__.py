@@ -9,13 +9,13 @@ import torch
 from mri_qpan.engines import fused, inplace
 
 if TYPE_CHECKING:
-    from mri_qpan.networks.config import NetworkConfig
+    from mri_qpan.networks.config import Config
 
 Engine = Literal["auto", "fused", "bfloat16", "float32"]
 """fused: the C++ kernel for K-bit networks; the others: PyTorch's convolutions in that type."""
 
 
-def choose(engine: Engine, config: NetworkConfig, device: torch.device | str) -> Engine:
+def choose(engine: Engine, config: Config, device: torch.device | str) -> Engine:
     """Return the engine to use, never "auto".
 
     "auto" takes the fused kernel for a K-bit network on a CPU that has no matrix unit (AMX), which PyTorch's

@@ -16,7 +16,7 @@ from mri_qpan import quantize
 from mri_qpan.engines import kernels
 
 if TYPE_CHECKING:
-    from mri_qpan.networks.config import NetworkConfig
+    from mri_qpan.networks.config import Config
     from mri_qpan.networks.convolution import Convolution
     from mri_qpan.networks.pan import Layer, ProximalNetwork
 
@@ -73,7 +73,7 @@ class Features(NamedTuple):
         return Features(self.units, self.steps * factors[:, None])
 
 
-def fits(config: NetworkConfig) -> bool:
+def fits(config: Config) -> bool:
     """Return whether the kernel can run such a network on this machine's CPU: a K-bit PAN+ of 32 filters."""
     return (
         config.bits is not None

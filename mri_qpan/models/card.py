@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_qpan.models import store
-from mri_qpan.networks import NetworkConfig
+from mri_qpan.networks import ADMMConfig, Config
 
 CREDITS = {
     "t1_studyforrest": "studyforrest.org T1-weighted head, defaced, one volunteer, 3 T (PDDL, public domain)",
@@ -32,8 +32,8 @@ def describe(path: Path) -> str:
     images = "complex images, any number of coils" if config.channels == 2 else "real images in [0, 1]"
     sections = [
         f"# {model.name}",
-        f"An unfolded {config.layer.upper()} network ({', '.join(config.penalties)}) of {config.layers} "
-        f"layers and {config.filters} filters with {weights} weights, for {images}. {_layers(config)} "
+        f"An unfolded {_kind(config)} of {config.layers} layers and {config.filters} filters with {weights} "
+        f"weights, for {images}. {_layers(config)} "
         f"{path.stat().st_size:,} bytes, SHA-256 `{model.sha256}`.",
         "It sees only A^H y and x -> A^H A x, never the mask or the coils. Use it for research; it is not a "
         "medical device, and an image that it makes can lack or invent fine detail.",
@@ -49,7 +49,15 @@ def describe(path: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _layers(config: NetworkConfig) -> str:
+def _kind(config: Config) -> str:
+    if isinstance(config, ADMMConfig):
+        return {"admm-net": "ADMM-Net", "admm-csnet": "ADMM-CSNet"}[config.layer]
+    return f"{config.layer.upper()} network ({', '.join(config.penalties)})"
+
+
+def _layers(config: Config) -> str:
+    if isinstance(config, ADMMConfig):
+        return f"Every reconstruction takes {config.solve} conjugate-gradient steps."
     data = "begins with a gradient step towards the data"
     if config.consistency:
         data = f"ends with {config.consistency} conjugate-gradient steps towards the data"

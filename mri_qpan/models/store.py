@@ -1,7 +1,7 @@
 """Model files: safetensors with packed K-bit weights and a JSON header; nothing is unpickled.
 
 Layout. The safetensors metadata hold one key, "mri_qpan": a JSON object with `format` (1), `name`,
-`config` (`NetworkConfig.to_dict`), `card` (training data, recipe, figures, licence terms) and `digest`,
+`config` (the configuration's `to_dict`), `card` (training data, recipe, figures, licence terms) and `digest`,
 the SHA-256 over all tensors. A full-precision convolution is stored as `<layer>.<name>.weight`; a K-bit one
 as `.packed` (uint8, K bits a weight, see `quantize.pack`) and `.scale`.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from mri_qpan import quantize
 from mri_qpan.engines import Engine, choose
 from mri_qpan.errors import ModelError
-from mri_qpan.networks import NetworkConfig, ProximalNetwork
+from mri_qpan.networks import Network, build, config_from_dict
 from mri_qpan.networks.convolution import Convolution
 
 FORMAT = 1
@@ -31,29 +31,11 @@ MAX_BYTES = 256 * 2**20
 """A file larger than this is no model of ours; it is not read."""
 
 
-class Model(ProximalNetwork):
-    """A trained network with its card.
-
-    Attributes
-    ----------
-    name
-        As in the file's header.
-    card
-        `data`, `training`, `figures` and `licence`: what it was trained on, how, what it reaches and under
-        which terms it may be used.
-    sha256
-        Of the file, 64 hexadecimal digits.
-    engine
-        What runs it: "fused", "bfloat16" or "float32".
-    """
-
-    name: str
-    card: dict[str, Any]
-    sha256: str
-    engine: Engine
+Model = Network[Any]
+"""A trained network with its card."""
 
 
-def save(path: Path, network: ProximalNetwork, name: str, card: dict[str, Any]) -> None:
+def save(path: Path, network: Model, name: str, card: dict[str, Any]) -> None:
     """Write `network` to `path` (through a temporary file).
 
     Raises
@@ -104,7 +86,7 @@ def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto"
     """
     header, tensors = _read(path)
     try:
-        config = NetworkConfig.from_dict(header["config"])
+        config = config_from_dict(header["config"])
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
     if header["digest"] != _digest(tensors):
@@ -112,7 +94,7 @@ def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto"
             f"{path}: the weights do not match their digest; the file is damaged, fetch it again"
         )
     engine = choose(engine, config, device)
-    model = Model(config, torch.bfloat16 if engine == "bfloat16" else torch.float32)
+    model = build(config, torch.bfloat16 if engine == "bfloat16" else torch.float32)
     _from_tensors(path, model, tensors)
     model.name = header["name"]
     model.card = header["card"]
@@ -157,11 +139,11 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _convolutions(network: ProximalNetwork) -> dict[str, Convolution]:
+def _convolutions(network: Model) -> dict[str, Convolution]:
     return {name: m for name, m in network.named_modules() if isinstance(m, Convolution)}
 
 
-def _to_tensors(network: ProximalNetwork) -> dict[str, Tensor]:
+def _to_tensors(network: Model) -> dict[str, Tensor]:
     tensors = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
     for name, convolution in _convolutions(network).items():
         if convolution.bits is None:
@@ -175,7 +157,7 @@ def _to_tensors(network: ProximalNetwork) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_tensors(path: Path, network: ProximalNetwork, tensors: dict[str, Tensor]) -> None:
+def _from_tensors(path: Path, network: Model, tensors: dict[str, Tensor]) -> None:
     expected = _to_tensors(network)
     if set(expected) != set(tensors):
         odd = ", ".join(sorted(set(expected) ^ set(tensors))[:3])

@@ -16,6 +16,8 @@ SYSTEMS = {
 }
 """Published systems by name: their layer and their penalties (ISTA-Net is PAN with l1 alone)."""
 
+ADMM_LAYERS = ("admm-net", "admm-csnet")
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -99,46 +101,123 @@ class NetworkConfig:
             "adaptive": isinstance(self.adaptive, bool) and not (self.adaptive and not self.consistency),
             "carry": isinstance(self.carry, bool) and not (self.carry and self.layer == "pan"),
         }
-        for name, good in checks.items():
-            if not good:
-                raise ValueError(f"network configuration: {name} = {getattr(self, name)!r} is not possible")
+        _check(self, checks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
         return {**asdict(self), "penalties": list(self.penalties)}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        """Invert `to_dict`.
+
+@dataclass(frozen=True)
+class ADMMConfig:
+    """Architecture of ADMM-Net or ADMM-CSNet.
+
+    Attributes
+    ----------
+    layer
+        "admm-net": one auxiliary variable a filter, z_l = D_l x. "admm-csnet", its general form: one for the
+        image itself, z = x, denoised by filters.
+    layers
+        Number of stages; a last reconstruction follows them.
+    filters
+        Filters a stage (3x3).
+    channels
+        2 for complex images, whose parts are filtered alike, 1 for the published real-valued experiment.
+    points
+        Control points of each piecewise linear function, spread evenly over [-1, 1].
+    threshold
+        Soft threshold that those functions start as.
+    penalty
+        Start value of every rho.
+    solve
+        Conjugate-gradient steps that a reconstruction takes from the image before.
+    """
+
+    layer: str = "admm-net"
+    layers: int = 15
+    filters: int = 8
+    channels: int = 2
+    points: int = 101
+    threshold: float = 0.01
+    penalty: float = 0.1
+    solve: int = 6
+
+    def __post_init__(self) -> None:
+        """Reject what no network can be built from.
 
         Raises
         ------
         ValueError
-            If a field is unknown, missing or impossible.
+            Naming the field and what it may be.
         """
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
-            odd = sorted(set(values) ^ known)
-            raise ValueError(f"network configuration: missing or unknown fields {', '.join(odd)}")
-        try:
-            return cls(**{**values, "penalties": tuple(values["penalties"])})
-        except TypeError as error:
-            raise ValueError(f"network configuration: {error}") from error
+        _check(
+            self,
+            {
+                "layer": self.layer in ADMM_LAYERS,
+                "layers": _whole(self.layers, 1, 100),
+                "filters": _whole(self.filters, 1, 1024),
+                "channels": self.channels in (1, 2),
+                "points": _whole(self.points, 2, 10_000),
+                "threshold": self.threshold > 0,
+                "penalty": self.penalty > 0,
+                "solve": _whole(self.solve, 1, 100),
+            },
+        )
+
+    @property
+    def bits(self) -> None:
+        """Full precision."""
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+
+Config = NetworkConfig | ADMMConfig
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """Invert `to_dict`.
+
+    Raises
+    ------
+    ValueError
+        If a field is unknown, missing or impossible.
+    """
+    kind: type[Config] = ADMMConfig if values.get("layer") in ADMM_LAYERS else NetworkConfig
+    known = {f.name for f in fields(kind)}
+    if set(values) != known:
+        odd = sorted(set(values) ^ known)
+        raise ValueError(f"network configuration: missing or unknown fields {', '.join(odd)}")
+    try:
+        given: dict[str, Any] = {k: tuple(v) if k == "penalties" else v for k, v in values.items()}
+        return kind(**given)
+    except TypeError as error:
+        raise ValueError(f"network configuration: {error}") from error
+
+
+def _check(config: object, checks: dict[str, bool]) -> None:
+    for name, good in checks.items():
+        if not good:
+            raise ValueError(f"network configuration: {name} = {getattr(config, name)!r} is not possible")
 
 
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def named_config(system: str, **changes: Any) -> NetworkConfig:
-    """Return the configuration of a published system: "pan", "pan+", "ista-net" or "ista-net+".
+def named_config(system: str, **changes: Any) -> Config:
+    """Return the configuration of a published system: a name of `SYSTEMS` or `ADMM_LAYERS`.
 
     Raises
     ------
     ValueError
         If `system` is unknown or a change is impossible.
     """
+    if system in ADMM_LAYERS:
+        return ADMMConfig(**{"layer": system, **changes})
     if system not in SYSTEMS:
-        raise ValueError(f"unknown network {system!r}: choose from {', '.join(SYSTEMS)}")
+        raise ValueError(f"unknown network {system!r}: choose from {', '.join((*SYSTEMS, *ADMM_LAYERS))}")
     layer, penalties = SYSTEMS[system]
     return NetworkConfig(**{"layer": layer, "penalties": penalties, **changes})

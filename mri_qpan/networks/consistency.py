@@ -64,6 +64,21 @@ def data_consistency(
     )
 
 
+def solve(x: Tensor, residual: Tensor, adjoint: Tensor, system: Normal, iterations: int) -> Tensor:
+    """Return some CG steps on a positive system from x, whose residual is given.
+
+    Parameters
+    ----------
+    x, residual, adjoint
+        As `data_consistency`'s, all of one shape.
+    system
+        The map x -> (system) x.
+    iterations
+        CG steps.
+    """
+    return _iterate(x, residual, adjoint.real.new_zeros(()), adjoint, system, iterations)
+
+
 def mismatch(residual: Tensor, adjoint: Tensor) -> Tensor:
     """Return the logarithm of abs(A^H y - A^H A z) / abs(A^H y) of each of the batch, at least log 0.0001.
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from mri_qpan.encoding import Normal
 from mri_qpan.engines import inplace
 from mri_qpan.engines.fused import Features, Fused
+from mri_qpan.networks.base import Network
 from mri_qpan.networks.config import NetworkConfig
 from mri_qpan.networks.consistency import conjugate_gradient, data_consistency, mismatch
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.penalties import proximal_average
-from mri_qpan.scaling import robust_scale
 
 FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
 """Names in a PAN+ layer: H = H2 relu H1, its left inverse H~ = T2 relu T1."""
@@ -160,26 +160,17 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
-class ProximalNetwork(nn.Module):
-    """An unfolded proximal averaging network: (A^H y, A^H A) -> image.
+class ProximalNetwork(Network[NetworkConfig]):
+    """An unfolded proximal averaging network, or one of its one-penalty cases.
 
     Parameters
     ----------
-    config
-        Architecture.
-    dtype
-        Type of features and weights in the convolutions; images stay float32.
-
-    Notes
-    -----
-    With two channels the input is scaled so that a robust maximum of abs(A^H y) is 1, and the output scaled
-    back; the published real-valued models (one channel) take images in [0, 1] as they are.
+    config, dtype
+        See `Network`.
     """
 
     def __init__(self, config: NetworkConfig, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.config = config
-        self.dtype = dtype
+        super().__init__(config, dtype)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self._proximal_step = proximal_step
         self._compiled = False
@@ -202,39 +193,11 @@ class ProximalNetwork(nn.Module):
         """Leave the kernel out of copies: it holds addresses."""
         return {**self.__dict__, "_fused": None}
 
-    def share_step(self, other: ProximalNetwork) -> None:
+    def share_step(self, other: Network[NetworkConfig]) -> None:
         """Use the compiled proximal step of `other`, a network of the same configuration."""
+        assert isinstance(other, ProximalNetwork)
         self._proximal_step = other._proximal_step
         self._compiled = other._compiled
-
-    def forward(self, adjoint: Tensor, normal: Normal) -> Tensor:
-        """Reconstruct.
-
-        Parameters
-        ----------
-        adjoint
-            A^H y: (batch, ..., y, x), complex for a network of two channels, real for one. Layers act on
-            (y, x); any dimensions between (slices, sets of maps) are worked one by one.
-        normal
-            The map x -> A^H A x on images of that shape.
-
-        Returns
-        -------
-        Tensor
-            The image, shaped and typed as `adjoint`.
-
-        Raises
-        ------
-        ValueError
-            If `adjoint` is complex for a real-valued network or the other way round.
-        """
-        return self._unfold(adjoint, normal, frozenset())[0][-1]
-
-    def forward_for_training(
-        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the start and every layer's image, and the sum of some layers' constraint terms (Eq. 9)."""
-        return self._unfold(adjoint, normal, constrained)
 
     def refit(self) -> None:
         """Fit every quantizer to its full-precision weight."""
@@ -249,24 +212,16 @@ class ProximalNetwork(nn.Module):
                 module.follow()
 
     def _unfold(
-        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
+        self, target: Tensor, normal: Normal, constrained: frozenset[int]
     ) -> tuple[list[Tensor], Tensor]:
-        complex_valued = self.config.channels == 2
-        if adjoint.is_complex() != complex_valued:
-            kind = "complex" if complex_valued else "real"
-            raise ValueError(f"this network takes {kind} images, got {adjoint.dtype}")
-        scale = robust_scale(adjoint) if complex_valued else adjoint.new_ones(())
-        target = adjoint / scale
         x = conjugate_gradient(target, normal, self.config.start)
-        images = [x * scale]
-        total = scale.new_zeros(())
-        apart = scale.new_full((len(target),), TYPICAL_MISMATCH)
-        training = torch.is_grad_enabled() and (
-            adjoint.requires_grad or any(p.requires_grad for p in self.parameters())
-        )
-        fused = None if training or adjoint.is_cuda else self._fused
+        images = [x]
+        apart = target.real.new_full((len(target),), TYPICAL_MISMATCH)
+        total = apart.new_zeros(())
+        training = self._needs_gradient(target)
+        fused = None if training or target.is_cuda else self._fused
         carried: Tensor | Features | None = None
-        gain = gain_before = scale.new_ones(len(target))
+        gain = gain_before = apart.new_ones(len(target))
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             r = x
@@ -296,10 +251,10 @@ class ProximalNetwork(nn.Module):
                 apart = mismatch(residual, target)
                 x = data_consistency(x, residual, target, normal, layer.trust(apart), self.config.consistency)
             # Without gradients only the last image is asked for; the others would hold memory.
-            images = [*images, x * scale] if training else [x]
+            images = [*images, x] if training else [x]
             if term is not None:
                 total = total + term
-        return images if training else [images[-1] * scale], total
+        return images, total
 
     def _work(
         self, layer: Layer, channels: Tensor, carried: Tensor | None, training: bool, constrain: bool

@@ -28,7 +28,7 @@ from mri_qpan.benchmark.machine import processor
 from mri_qpan.engines import inplace
 from mri_qpan.errors import InputError
 from mri_qpan.models import store
-from mri_qpan.networks import ProximalNetwork
+from mri_qpan.networks import Network, build
 from mri_qpan.scaling import robust_scale
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.log import Log
@@ -175,7 +175,7 @@ class _Run:
         self.best = -math.inf
         self.init: str | None = None
         self.steps_before, self.minutes_before = 0, 0.0
-        self.network = ProximalNetwork(recipe.network, inplace.fast_dtype(device))
+        self.network = build(recipe.network, inplace.fast_dtype(device))
         if not self.checkpoint.exists() and init is not None:
             self._start_from(init)
         self.network.to(device).train()
@@ -313,7 +313,7 @@ class _Run:
         }
 
 
-def _optimizers(network: ProximalNetwork, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(network: Network[Any], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the convolutions, AdamW for the scalars and gates."""
     convolutions = [p for p in network.parameters() if p.ndim == 4]
     others = [p for p in network.parameters() if p.ndim < 4]
@@ -323,7 +323,7 @@ def _optimizers(network: ProximalNetwork, recipe: Recipe) -> list[torch.optim.Op
     ]
 
 
-def _loss(network: ProximalNetwork, case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:
+def _loss(network: Network[Any], case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:
     """Eq. 9 at unit scale, each image weighted by how hard it is, earlier layers supervised a little.
 
     The weight is one over the error of the image that the network starts from, so that one coil at 15 % does
@@ -366,7 +366,7 @@ def _agree(stop: bool, device: torch.device) -> bool:
     return bool(flag > 0)
 
 
-def _average_gradients(network: ProximalNetwork) -> None:
+def _average_gradients(network: Network[Any]) -> None:
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)

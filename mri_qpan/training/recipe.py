@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_qpan.errors import InputError
-from mri_qpan.networks import NetworkConfig, named_config
+from mri_qpan.networks import Config, named_config
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Recipe:
     """
 
     name: str
-    network: NetworkConfig
+    network: Config
     init: str | None
     groups: tuple[str, ...]
     steps: int

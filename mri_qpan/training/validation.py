@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mri_qpan.networks import ProximalNetwork
+from mri_qpan.networks import Network
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.simulate import (
     Case,
@@ -78,7 +78,7 @@ def validation_cases(bank: Bank, published: bool = False) -> list[Case]:
 
 @torch.inference_mode()
 def evaluate(
-    network: ProximalNetwork, cases: list[Case], device: torch.device, picture: Path | None = None
+    network: Network[Any], cases: list[Case], device: torch.device, picture: Path | None = None
 ) -> Score:
     """Reconstruct every case and return the mean figures.
 

@@ -1,0 +1,162 @@
+"""ADMM-Net and its general form ADMM-CSNet: ADMM's iterations with learned filters and nonlinearities.
+
+Source: Yang, Sun, Li and Xu, "Deep ADMM-Net for compressive sensing MRI", NIPS 2016, and "ADMM-CSNet", TPAMI
+2018. The reconstruction layer's system is solved by conjugate gradients, not by division in k-space, so that
+any A takes part: several coils and non-Cartesian samples too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mri_qpan.encoding import Normal
+from mri_qpan.networks.base import Network
+from mri_qpan.networks.config import ADMMConfig
+from mri_qpan.networks.consistency import data_consistency, solve
+
+SMALL = 0.1
+"""Size of ADMM-CSNet's start filters: its denoiser starts near the identity."""
+
+
+class PiecewiseLinear(nn.Module):
+    """A learned function of each filter's output: linear between control points, of slope 1 beyond them.
+
+    Parameters
+    ----------
+    filters
+        How many.
+    points
+        Control points, spread evenly over [-1, 1].
+    threshold
+        It starts as soft thresholding.
+    """
+
+    def __init__(self, filters: int, points: int, threshold: float) -> None:
+        super().__init__()
+        at = torch.linspace(-1, 1, points)
+        self.values = nn.Parameter(F.softshrink(at, threshold).repeat(filters, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return S(x), (batch, filter, y, x)."""
+        filters, points = self.values.shape
+        inside = x.clamp(-1, 1)
+        place = (inside + 1) * ((points - 1) / 2)
+        left = place.detach().floor().clamp(max=points - 2)
+        index = left.long() + points * torch.arange(filters, device=x.device).reshape(-1, 1, 1)
+        flat = self.values.flatten()
+        low, high = flat[index], flat[index + 1]
+        return low + (place - left) * (high - low) + (x - inside)
+
+
+class Stage(nn.Module):
+    """The learned parameters of one stage of either network."""
+
+    def __init__(self, config: ADMMConfig, last: bool = False) -> None:
+        super().__init__()
+        general = config.layer == "admm-csnet"
+        rho = torch.full((1 if general else config.filters,), math.log(math.expm1(config.penalty)))
+        self.raw_rho = nn.Parameter(rho)
+        if not general:
+            self.H = nn.Parameter(_basis(config.filters))
+        if last:
+            return
+        self.D = nn.Parameter(_basis(config.filters) * (SMALL if general else 1.0))
+        self.S = PiecewiseLinear(config.filters, config.points, config.threshold)
+        self.eta = nn.Parameter(torch.ones(1 if general else config.filters))
+        if general:
+            self.back = nn.Parameter(_basis(config.filters) * SMALL)
+            self.keep = nn.Parameter(torch.tensor([0.5, 0.5]))
+
+    def rho(self) -> Tensor:
+        """Return rho > 0, one a filter (ADMM-CSNet: one)."""
+        return F.softplus(self.raw_rho)
+
+
+class ADMMNetwork(Network[ADMMConfig]):
+    """ADMM-Net or ADMM-CSNet.
+
+    Parameters
+    ----------
+    config, dtype
+        See `Network`; it computes in float32 whatever `dtype` says.
+    """
+
+    def __init__(self, config: ADMMConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, dtype)
+        stages = config.layers
+        self.layers = nn.ModuleList(Stage(config, last=i == stages) for i in range(stages + 1))
+
+    def _unfold(
+        self, target: Tensor, normal: Normal, constrained: frozenset[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        run = self._general if self.config.layer == "admm-csnet" else self._net
+        images = run(target, normal)
+        return images if self._needs_gradient(target) else images[-1:], target.real.new_zeros(())
+
+    def _net(self, target: Tensor, normal: Normal) -> list[Tensor]:
+        x, images = target, [target]
+        z = multiplier = torch.zeros((), device=target.device)
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            x = self._reconstruct(stage, x, z - multiplier, target, normal)
+            images.append(x)
+            if len(images) > self.config.layers + 1:
+                break
+            c = self._filter(x, stage.D)
+            z = stage.S(c + multiplier)
+            multiplier = multiplier + stage.eta.reshape(-1, 1, 1) * (c - z)
+        return images
+
+    def _reconstruct(self, stage: Stage, x: Tensor, wanted: Tensor, target: Tensor, normal: Normal) -> Tensor:
+        """Solve (A^H A + sum rho_l H_l^T H_l) x = A^H y + sum rho_l H_l^T wanted_l."""
+        rho = stage.rho().reshape(-1, 1, 1)
+
+        def system(image: Tensor) -> Tensor:
+            return normal(image) + self._back(rho * self._filter(image, stage.H), stage.H, image)
+
+        right = target if wanted.ndim == 0 else target + self._back(rho * wanted, stage.H, target)
+        return solve(x, right - system(x), target, system, self.config.solve)
+
+    def _general(self, target: Tensor, normal: Normal) -> list[Tensor]:
+        z, multiplier, images = target, torch.zeros_like(target), [target]
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            near = z - multiplier
+            residual = target - normal(near)
+            x = data_consistency(near, residual, target, normal, stage.rho(), self.config.solve)
+            images.append(x)
+            if len(images) > self.config.layers + 1:
+                break
+            seen = self._back(stage.S(self._filter(z, stage.D)), stage.back, z)
+            z = stage.keep[0] * z + stage.keep[1] * (x + multiplier) - seen
+            multiplier = multiplier + stage.eta * (x - z)
+        return images
+
+    def _filter(self, image: Tensor, filters: Tensor) -> Tensor:
+        """Return every filter's output for every real plane, (planes, filter, y, x)."""
+        return F.conv2d(self._planes(image), filters, padding=1)
+
+    def _back(self, features: Tensor, filters: Tensor, like: Tensor) -> Tensor:
+        """Apply the transpose of `_filter`."""
+        planes = F.conv_transpose2d(features, filters, padding=1)[:, 0]
+        if not like.is_complex():
+            return planes.reshape(like.shape)
+        return torch.complex(*planes.reshape(2, *like.shape).unbind())
+
+    def _planes(self, image: Tensor) -> Tensor:
+        parts = torch.stack([image.real, image.imag]) if image.is_complex() else image
+        return parts.reshape(-1, 1, *image.shape[-2:])
+
+
+def _basis(filters: int) -> Tensor:
+    """Return the 3x3 DCT without its constant, as published; beyond those eight, random filters of norm 1."""
+    n = torch.arange(3)
+    waves = torch.cos(math.pi / 3 * (n + 0.5) * n[:, None])
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    basis = torch.einsum("iy,jx->ijyx", waves, waves).reshape(9, 1, 3, 3)[1:]
+    more = F.normalize(torch.randn(max(0, filters - 8), 9)).reshape(-1, 1, 3, 3)
+    return torch.cat([basis, more])[:filters]
