@@ -54,8 +54,9 @@ class NetworkConfig:
         Hand a layer's features, before G, to the next layer, which adds them, times a learned gate a
         feature, to its D r (PAN+ only).
     adaptive
-        Let mu and the thresholds follow how far an image's layers leave its data, by learned powers (with
-        `consistency` only): a noisy measurement then gets less trust and larger thresholds than a clean one.
+        Let mu and the thresholds follow how far an image's layers leave its data, and mu how badly the coils
+        condition them, by learned powers (with `consistency` only): a noisy measurement then gets less trust
+        and larger thresholds than a clean one.
     """
 
     layer: str = "pan+"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,18 @@ def conjugate_gradient(adjoint: Tensor, normal: Normal, iterations: int) -> Tens
 
 
 def data_consistency(
-    image: Tensor, residual: Tensor, adjoint: Tensor, normal: Normal, mu: Tensor, iterations: int
+    image: Tensor,
+    residual: Tensor,
+    adjoint: Tensor,
+    normal: Normal,
+    mu: Tensor,
+    iterations: int,
+    applied: Tensor | None = None,
 ) -> Tensor:
     """Return some CG steps on (A^H A + mu) x = A^H y + mu z from z, the image given.
 
-    The step lengths count as constants in the gradient, which is then that of the polynomial in A^H A that
-    the iterations amount to, and stays finite where an image has converged.
+    The inner products count as constants in the gradient, which is then close to that of the polynomial in
+    A^H A that the iterations amount to (exact for one step), and stays finite where an image has converged.
 
     Parameters
     ----------
@@ -58,10 +66,11 @@ def data_consistency(
         Trust in z against the data, positive: one number, or one for each of the batch.
     iterations
         CG steps.
+    applied
+        A^H A residual, if known already.
     """
-    return _iterate(
-        image, residual, mu.reshape(-1, *[1] * (_real(image).ndim - 1)), adjoint, normal, iterations
-    )
+    damping = mu.reshape(-1, *[1] * (_real(image).ndim - 1))
+    return _iterate(image, residual, damping, adjoint, normal, iterations, applied)
 
 
 def solve(x: Tensor, residual: Tensor, adjoint: Tensor, system: Normal, iterations: int) -> Tensor:
@@ -88,8 +97,33 @@ def mismatch(residual: Tensor, adjoint: Tensor) -> Tensor:
     return 0.5 * torch.log((power / (scale + torch.finfo(scale.dtype).tiny)).clamp_min(1e-8))
 
 
+def conditioning(residual: Tensor, applied: Tensor) -> Tensor:
+    """Return the logarithm of |A r|^2 / |r|^2 of each of the batch, at least -5.
+
+    It is 0 where A^H A is a projection, as with one coil, and below where coils unfold: what is kept of the
+    data then costs noise.
+
+    Parameters
+    ----------
+    residual
+        r, in the range of A^H.
+    applied
+        A^H A r.
+    """
+    r = _real(residual.detach())
+    tiny = torch.finfo(r.dtype).tiny
+    share = (_dot(r, _real(applied)).flatten() + tiny) / (_dot(r, r).flatten() + tiny)
+    return torch.log(share.clamp(math.exp(-5.0), 1.0))
+
+
 def _iterate(
-    x: Tensor, residual: Tensor, damping: Tensor, adjoint: Tensor, normal: Normal, iterations: int
+    x: Tensor,
+    residual: Tensor,
+    damping: Tensor,
+    adjoint: Tensor,
+    normal: Normal,
+    iterations: int,
+    applied: Tensor | None = None,
 ) -> Tensor:
     # Real views: products of complex images with real numbers take twice as long.
     x, residual, reference = _real(x), _real(residual), _real(adjoint)
@@ -101,12 +135,14 @@ def _iterate(
     for iteration in range(iterations):
         if not power.is_cuda and bool((power <= CONVERGED**2 * scale).all()):
             break
-        image = torch.addcmul(_real(normal(_as(direction, adjoint))), damping, direction)
-        step = power / (_dot(direction, image) + tiny)
+        if applied is None or iteration:
+            applied = normal(_as(direction, adjoint))
+        image = _real(applied)
+        step = power / (_dot(direction, image) + damping * _dot(direction, direction) + tiny)
         x = torch.addcmul(x, step, direction)
         if iteration + 1 == iterations:
             break
-        residual = torch.addcmul(residual, step, image, value=-1)
+        residual = torch.addcmul(residual, step, torch.addcmul(image, damping, direction), value=-1)
         previous, power = power, _dot(residual, residual)
         direction = torch.addcmul(residual, power / (previous + tiny), direction)
     return _as(x, adjoint)

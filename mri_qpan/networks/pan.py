@@ -18,7 +18,12 @@ from mri_qpan.engines import inplace
 from mri_qpan.engines.fused import Features, Fused
 from mri_qpan.networks.base import Network
 from mri_qpan.networks.config import NetworkConfig
-from mri_qpan.networks.consistency import conjugate_gradient, data_consistency, mismatch
+from mri_qpan.networks.consistency import (
+    conditioning,
+    conjugate_gradient,
+    data_consistency,
+    mismatch,
+)
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.penalties import proximal_average
 
@@ -59,7 +64,7 @@ class Layer(nn.Module):
         if config.carry:
             self.carry = nn.Parameter(torch.zeros(wide))
         if config.adaptive:
-            self.powers = nn.Parameter(torch.zeros(2))
+            self.powers = nn.Parameter(torch.zeros(3))
         if "mcp" in config.penalties:
             self.raw_gamma = _parameter(config.gamma - 1)
         if "scad" in config.penalties:
@@ -69,11 +74,12 @@ class Layer(nn.Module):
         """Return rho > 0, or mu > 0 with data consistency by conjugate gradients."""
         return F.softplus(self.raw_step)
 
-    def trust(self, mismatch: Tensor) -> Tensor:
-        """Return mu for each of the batch: about step() times a learned power of the mismatch."""
+    def trust(self, mismatch: Tensor, conditioning: Tensor) -> Tensor:
+        """Return mu for each of the batch: about step() times learned powers of both (see `consistency`)."""
         if not hasattr(self, "powers"):
             return self.step()
-        return F.softplus(self.raw_step + self.powers[0] * (mismatch - TYPICAL_MISMATCH))
+        far = self.powers[0] * (mismatch - TYPICAL_MISMATCH) + self.powers[2] * conditioning
+        return F.softplus(self.raw_step + far)
 
     def gain(self, mismatch: Tensor) -> Tensor:
         """Return for each of the batch how many times larger its thresholds are than a typical image's."""
@@ -249,7 +255,9 @@ class ProximalNetwork(Network[NetworkConfig]):
             if self.config.consistency:
                 residual = target - normal(x)
                 apart = mismatch(residual, target)
-                x = data_consistency(x, residual, target, normal, layer.trust(apart), self.config.consistency)
+                applied = normal(residual)
+                mu = layer.trust(apart, conditioning(residual, applied))
+                x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
             # Without gradients only the last image is asked for; the others would hold memory.
             images = [*images, x] if training else [x]
             if term is not None:

@@ -4,7 +4,7 @@ import torch
 
 from mri_qpan.encoding import Encoding, RealEncoding, from_linop
 from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, config_from_dict, named_config
-from mri_qpan.networks.consistency import DAMPING, conjugate_gradient, data_consistency
+from mri_qpan.networks.consistency import DAMPING, conditioning, conjugate_gradient, data_consistency
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.penalties import proximal_average
 
@@ -237,7 +237,7 @@ def test_adaptive_thresholds_are_those_of_the_layer_times_the_gain():
     )
     for layer in network.layers:
         torch.nn.init.normal_(layer.carry)
-        layer.powers.data = torch.tensor([0.7, 0.4])
+        layer.powers.data = torch.tensor([0.7, 0.4, 0.3])
     mask = torch.rand(2, 16, 12) < 0.5
     encoding = Encoding(mask)
     kspace = encoding.forward(torch.ones(2, 16, 12, dtype=torch.complex64))
@@ -270,6 +270,40 @@ def test_adaptive_networks_start_as_plain_ones():
     images, _ = adaptive.forward_for_training(adjoint, normal, frozenset())
     images[-1].abs().square().sum().backward()
     assert float(adaptive.layers[1].powers.grad.abs().min()) > 0
+
+
+@pytest.mark.parametrize("mu", [0.05, 0.7])
+def test_the_gradient_by_mu_is_that_of_the_solution_with_one_coil(mu):
+    encoding = Encoding(torch.rand(1, 12, 10, generator=torch.Generator().manual_seed(0)) < 0.5)
+    adjoint = encoding.adjoint(torch.randn(1, 1, 12, 10, dtype=torch.complex64))
+    z = torch.randn(1, 12, 10, dtype=torch.complex64)
+    trust = torch.tensor(mu, requires_grad=True)
+    consistent(z, adjoint, encoding.normal, trust, 3).abs().square().sum().backward()
+    step = 1e-2
+    above, below = (
+        consistent(z, adjoint, encoding.normal, torch.tensor(mu + s), 3).abs().square().sum()
+        for s in (step, -step)
+    )
+    assert float(trust.grad) == pytest.approx(float(above - below) / (2 * step), rel=0.02)
+
+
+def test_conditioning_is_0_for_a_projection_and_below_where_coils_unfold():
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.zeros(2, 16, 12, dtype=torch.bool)
+    mask[:, ::4] = True
+    for mps, expected in (
+        (None, True),
+        (torch.randn(2, 3, 16, 12, generator=draw, dtype=torch.complex64), False),
+    ):
+        if mps is not None:
+            mps = mps / mps.abs().square().sum(1, keepdim=True).sqrt()
+        encoding = Encoding(mask, mps)
+        samples = torch.randn(2, 1 if mps is None else 3, 16, 12, generator=draw, dtype=torch.complex64)
+        residual = encoding.adjoint(samples)
+        found = conditioning(residual, encoding.normal(residual))
+        assert found.shape == (2,)
+        assert bool((found.abs() < 1e-4).all() if expected else (found < -0.05).all())
+    assert conditioning(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)).tolist() == [0.0]
 
 
 def test_any_sigpy_linop_feeds_a_network():
