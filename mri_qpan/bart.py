@@ -22,7 +22,7 @@ from mri_qpan.errors import InputError, ReconError
 DIMENSIONS = 16
 
 
-def write_cfl(stem: Path, array: NDArray[Any]) -> None:
+def write_cfl(stem: Path, array: NDArray[Any], made_by: Sequence[str] = ()) -> None:
     """Write `array` as `stem`.cfl and `stem`.hdr.
 
     Parameters
@@ -31,9 +31,11 @@ def write_cfl(stem: Path, array: NDArray[Any]) -> None:
         Path without suffix.
     array
         Of any shape with up to 16 dimensions, ending in (..., z, y, x); stored as complex64.
+    made_by
+        Lines of the header that say how it was made, as BART writes them.
     """
     sizes = [*reversed(array.shape), *[1] * (DIMENSIONS - array.ndim)]
-    header = "# Dimensions\n" + " ".join(str(n) for n in sizes) + "\n"
+    header = "\n".join(["# Dimensions", " ".join(str(n) for n in sizes), *made_by]) + "\n"
     _with_suffix(stem, ".hdr").write_text(header, encoding="ascii")
     np.ascontiguousarray(array, dtype=np.complex64).tofile(_with_suffix(stem, ".cfl"))
 

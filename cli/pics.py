@@ -1,0 +1,108 @@
+"""`mri-qpan pics`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Ignored = "Accepted for scripts written for `bart pics`; says on stderr that it has no effect."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("pics")(pics)
+
+
+def pics(
+    kspace: Annotated[Path, typer.Argument(help="k-space, .cfl/.hdr without suffix.")],
+    sensitivities: Annotated[Path, typer.Argument(help="Coil maps of `bart ecalib`.")],
+    output: Annotated[Path, typer.Argument(help="Image to write.")],
+    regularization: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-R", help="Q:MODEL, the network: a shipped name or a .safetensors file. Others: ignored."
+        ),
+    ] = None,
+    pattern: Annotated[Path | None, typer.Option("-p", help="Pattern or weights.")] = None,
+    trajectory: Annotated[Path | None, typer.Option("-t", help="k-space trajectory.")] = None,
+    rescale: Annotated[
+        bool, typer.Option("-S", help="Keep the samples' scale; without it the image is divided as BART's.")
+    ] = False,
+    scale: Annotated[
+        float | None, typer.Option("-w", help="Divide the image by this instead.", min=1e-30)
+    ] = None,
+    gpu: Annotated[bool, typer.Option("-g", help="Use the GPU.")] = False,
+    iterations: Annotated[int | None, typer.Option("-i", help=Ignored)] = None,
+    strength: Annotated[float | None, typer.Option("-r", help=Ignored)] = None,
+    norm: Annotated[int | None, typer.Option("-l", help=Ignored)] = None,
+    step: Annotated[float | None, typer.Option("-s", help=Ignored)] = None,
+    block: Annotated[int | None, typer.Option("-b", help=Ignored)] = None,
+    rho: Annotated[float | None, typer.Option("-u", help=Ignored)] = None,
+    inner: Annotated[int | None, typer.Option("-C", help=Ignored)] = None,
+    debug: Annotated[int | None, typer.Option("-d", help=Ignored)] = None,
+    start: Annotated[Path | None, typer.Option("-W", help=Ignored)] = None,
+    wavelet: Annotated[str | None, typer.Option("--wavelet", help=Ignored)] = None,
+    no_spinning: Annotated[bool, typer.Option("-n", help=Ignored)] = False,
+    overlapping: Annotated[bool, typer.Option("-N", help=Ignored)] = False,
+    ist: Annotated[bool, typer.Option("-I", help=Ignored)] = False,
+    eigenvalue: Annotated[bool, typer.Option("-e", help=Ignored)] = False,
+    admm: Annotated[bool, typer.Option("-m", help=Ignored)] = False,
+    primal_dual: Annotated[bool, typer.Option("-a", help=Ignored)] = False,
+    shift: Annotated[bool, typer.Option("-K", help=Ignored)] = False,
+    low_memory: Annotated[bool, typer.Option("-U", "--lowmem", help=Ignored)] = False,
+) -> None:
+    """Reconstruct BART's arrays in the place of `bart pics`: same arguments, same files.
+
+    Looped dimensions (5 and up) are worked one by one, several sets of maps together.
+    """
+    from mri_qpan import bart
+    from mri_qpan._version import __version__
+    from mri_qpan.methods import find_device, get_method
+    from mri_qpan.models import DEFAULT
+    from mri_qpan.recon import pics as work
+
+    model = DEFAULT
+    unused = [
+        flag
+        for flag, value in {
+            "-i": iterations, "-r": strength, "-l": norm, "-s": step, "-b": block, "-u": rho, "-C": inner,
+            "-W": start, "--wavelet": wavelet,
+        }.items()
+        if value is not None
+    ]  # fmt: skip
+    flags = {
+        "-n": no_spinning, "-N": overlapping, "-I": ist, "-e": eigenvalue, "-m": admm, "-a": primal_dual,
+        "-K": shift, "-U": low_memory,
+    }  # fmt: skip
+    unused += [flag for flag, given in flags.items() if given]
+    for term in regularization or []:
+        kind, _, name = term.partition(":")
+        if kind == "Q":
+            model = name or DEFAULT
+        else:
+            unused.append(f"-R {term}")
+    if unused:
+        typer.echo(f"mri-qpan pics: {model} has no use for {', '.join(unused)}", err=True)
+    device = find_device("cuda" if gpu else "cpu")
+    method = get_method(model, device)
+    arrays = work.Arrays(
+        work.full(bart.read_cfl(kspace)),
+        work.full(bart.read_cfl(sensitivities)),
+        None if pattern is None else work.full(bart.read_cfl(pattern)),
+        None if trajectory is None else work.full(bart.read_cfl(trajectory)),
+    )
+    image = work.reconstruct(arrays, method, model, device)
+    if not rescale:
+        image = image / (scale or work.scaling(arrays))
+    files = " ".join(f"<{path}" for path in (trajectory, pattern, sensitivities, kspace) if path is not None)
+    made_by = [
+        "# Command",
+        f"mri-qpan pics {shlex.join(sys.argv[2:])} ",
+        "# Files",
+        f" >{output} {files}",
+        "# Creator",
+        f"mri-qpan {__version__} {method.name} {(method.sha256 or '')[:12]}",
+    ]
+    bart.write_cfl(output, image, made_by)

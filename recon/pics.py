@@ -1,0 +1,247 @@
+"""A trained network in the place of `bart pics`: BART's arrays in, BART's arrays out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import sigpy as sp
+import torch
+from numpy.typing import NDArray
+
+from mri_qpan.app import QPanRecon
+from mri_qpan.bart import DIMENSIONS
+from mri_qpan.encoding import Encoding
+from mri_qpan.errors import InputError
+from mri_qpan.fourier import ifft_numpy
+from mri_qpan.methods import Method
+
+Complex = NDArray[np.complex64]
+LOOPED = DIMENSIONS - 5
+"""BART's dimensions beyond x, y, z, coils and maps: first in C order, each worked on its own."""
+
+HALF = 16
+"""Samples on each side of the k-space centre that set the scale."""
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What `bart pics` reads, in C order with all 16 dimensions: (..., maps, coil, z, y, x).
+
+    Attributes
+    ----------
+    kspace
+        Samples; zeros where nothing was measured. With `trajectory` (..., coil, spokes, samples, 1).
+    sensitivities
+        Coil maps, one or several sets in dimension `maps`; looped dimensions may be 1.
+    pattern
+        Weights of the samples, or None: 1 where any coil has a sample. Looped dimensions may be 1.
+    trajectory
+        (..., spokes, samples, 3), in samples of the field of view's grid from the k-space centre, or None.
+    """
+
+    kspace: Complex
+    sensitivities: Complex
+    pattern: Complex | None = None
+    trajectory: Complex | None = None
+
+
+def full(array: Complex) -> Complex:
+    """Return an array of `bart.read_cfl` with all of BART's dimensions."""
+    return array.reshape((1,) * (DIMENSIONS - array.ndim) + array.shape)
+
+
+def reconstruct(arrays: Arrays, method: Method, model: str, device: torch.device) -> Complex:
+    """Reconstruct every entry of the looped dimensions.
+
+    Parameters
+    ----------
+    arrays
+        What to reconstruct.
+    method
+        The network.
+    model
+        Its name or path, for samples along a trajectory.
+    device
+        Where it runs.
+
+    Returns
+    -------
+    Images, (..., maps, 1, z, y, x) complex64, in the units of a least-squares solution.
+
+    Raises
+    ------
+    InputError
+        If the arrays do not fit each other.
+    """
+    _check(arrays)
+    # A^H A is to have a norm of at most 1: maps over g are the same problem for the image times g.
+    power = (np.abs(arrays.sensitivities) ** 2).sum((-5, -4))
+    g = float(np.sqrt(power.max(initial=0.0)))
+    if not np.isfinite(g) or g == 0:
+        raise InputError("the sensitivities are zero, or not finite")
+    outer = arrays.kspace.shape[:LOOPED]
+    found = np.zeros(
+        (*outer, arrays.sensitivities.shape[-5], 1, *arrays.sensitivities.shape[-3:]), np.complex64
+    )
+    for index in itertools.product(*map(range, outer)):
+        mps = _entry(arrays.sensitivities, index) / np.float32(g)
+        kspace = _entry(arrays.kspace, index)[0]
+        pattern = None if arrays.pattern is None else np.abs(_entry(arrays.pattern, index)[0, 0])
+        if arrays.trajectory is not None:
+            along = _entry(arrays.trajectory, index)[0, 0].real
+            found[index] = _along_trajectory(kspace, mps, pattern, along, model, device)
+        else:
+            found[index] = _cartesian(kspace, mps, pattern, method, model, device)
+    return (found / np.float32(g)).astype(np.complex64)
+
+
+def scaling(arrays: Arrays) -> float:
+    """Return the number by which `bart pics` divides samples, and its image without -S, within 5 %.
+
+    The largest value of a first image (the central 32 samples of each direction; along a trajectory A^H y of
+    each coil), or its 90th percentile unless few pixels are much brighter than that.
+    """
+    first = (0,) * LOOPED
+    kspace = _entry(arrays.kspace, first)[0]
+    if arrays.trajectory is None:
+        centre = [slice(max(0, n // 2 - HALF), n // 2 + HALF) for n in kspace.shape[1:]]
+        coils = ifft_numpy(kspace[:, *centre], (-3, -2, -1))
+        coils *= np.float32(math.sqrt(coils[0].size / kspace[0].size))
+    else:
+        maps = _entry(arrays.sensitivities, first)[0]
+        coord = _coordinates(_entry(arrays.trajectory, first)[0, 0].real, maps.shape[1] == 1)
+        spatial = maps.shape[2:] if maps.shape[1] == 1 else maps.shape[1:]
+        coils = sp.nufft_adjoint(kspace.reshape(len(kspace), -1), coord, (len(kspace), *spatial))
+    image = np.sqrt((np.abs(coils) ** 2).sum(0))
+    middle, high, top = (float(v) for v in np.percentile(image, (50, 90, 100)))
+    return (high if top - high < high - middle else top) or 1.0
+
+
+def _coordinates(trajectory: NDArray[np.float32], plane: bool) -> NDArray[np.float32]:
+    """Return SigPy's coordinates (sample, ndim): BART's x, y, z backwards, in the same unit."""
+    flat = trajectory.reshape(-1, 3)
+    return np.ascontiguousarray(flat[:, 1::-1] if plane else flat[:, ::-1])
+
+
+def _cartesian(
+    kspace: Complex,
+    mps: Complex,
+    pattern: NDArray[np.float32] | None,
+    method: Method,
+    model: str,
+    device: torch.device,
+) -> Complex:
+    """Return (maps, 1, z, y, x) for k-space (coil, z, y, x)."""
+    weights = (kspace != 0).any(0).astype(np.float32) if pattern is None else pattern
+    weights = np.broadcast_to(weights, kspace.shape[1:])
+    if not np.isin(weights, (0, 1)).all():
+        if len(mps) > 1:
+            raise InputError("weights other than 0 and 1 need a single set of maps")
+        plane = kspace.shape[1] == 1
+        cut = (slice(None), 0) if plane else (slice(None),)
+        app = QPanRecon(
+            kspace[cut],
+            mps[0][cut],
+            weights[0] ** 2 if plane else weights**2,
+            None,
+            model,
+            _number(device),
+            False,
+        )
+        return app.run().reshape(1, 1, *kspace.shape[1:])
+    spatial = kspace.shape[1:] if kspace.shape[1] > 1 else kspace.shape[2:]
+    encoding = Encoding(
+        torch.from_numpy(weights.astype(bool).reshape(1, *spatial)),
+        torch.from_numpy(mps.reshape(1, *mps.shape[:2], *spatial)),
+    ).to(device)
+    adjoint = encoding.adjoint(torch.from_numpy(kspace.reshape(1, -1, *spatial)).to(device))
+    with torch.inference_mode():
+        image = method(adjoint, encoding.normal)[0].cpu().numpy()
+    return image.reshape(len(mps), 1, *kspace.shape[1:])
+
+
+def _along_trajectory(
+    kspace: Complex,
+    mps: Complex,
+    pattern: NDArray[np.float32] | None,
+    trajectory: NDArray[np.float32],
+    model: str,
+    device: torch.device,
+) -> Complex:
+    """Return (1, 1, z, y, x) for samples (coil, spokes, samples, 1)."""
+    if len(mps) > 1:
+        raise InputError("samples along a trajectory need a single set of maps")
+    plane = mps.shape[2] == 1
+    coord = _coordinates(trajectory, plane)
+    weights = None if pattern is None else np.broadcast_to(pattern, kspace.shape[1:]).reshape(-1) ** 2
+    maps = mps[0][:, 0] if plane else mps[0]
+    app = QPanRecon(
+        kspace.reshape(len(kspace), -1),
+        maps,
+        weights,
+        coord,
+        model,
+        _number(device),
+        False,
+    )
+    return app.run().reshape(1, 1, *mps.shape[2:])
+
+
+def _number(device: torch.device) -> int:
+    return -1 if device.type == "cpu" else device.index or 0
+
+
+def _entry(array: Complex, index: tuple[int, ...]) -> Complex:
+    """Return one entry of the looped dimensions, (maps, coil, z, y, x)."""
+    return array[tuple(i if n > 1 else 0 for i, n in zip(index, array.shape[:LOOPED], strict=True))]
+
+
+def _check(arrays: Arrays) -> None:
+    kspace, maps = arrays.kspace.shape, arrays.sensitivities.shape
+    if kspace[-5] != 1:
+        raise InputError(f"k-space has {kspace[-5]} entries in BART's dimension 4 (maps): it needs 1")
+    if kspace[-4] != maps[-4]:
+        raise InputError(f"k-space has {kspace[-4]} coils, the sensitivities {maps[-4]}")
+    if arrays.trajectory is None and kspace[-3:] != maps[-3:]:
+        raise InputError(
+            f"k-space of {_words(kspace[-3:])} (x, y, z) does not fit sensitivities of {_words(maps[-3:])}"
+        )
+    if arrays.trajectory is not None:
+        along = arrays.trajectory.shape
+        if along[-1] != 3 or along[-3:-1] != kspace[-3:-1] or kspace[-1] != 1:
+            raise InputError(
+                f"a trajectory of {_words(along[-3:])} does not fit samples of {_words(kspace[-3:])}: with "
+                "-t they are (3, samples, spokes) and (1, samples, spokes)"
+            )
+    others = {
+        "sensitivities": arrays.sensitivities,
+        "pattern": arrays.pattern,
+        "trajectory": arrays.trajectory,
+    }
+    for name, array in others.items():
+        if array is None:
+            continue
+        for own, wanted, dimension in zip(
+            array.shape[:LOOPED], kspace[:LOOPED], range(15, 4, -1), strict=True
+        ):
+            if own not in (1, wanted):
+                raise InputError(
+                    f"the {name} have {own} entries in BART's dimension {dimension}, k-space has {wanted}"
+                )
+    if arrays.pattern is not None:
+        try:
+            np.broadcast_to(_entry(arrays.pattern, (0,) * LOOPED)[0, 0], kspace[-3:])
+        except ValueError as error:
+            raise InputError(
+                f"a pattern of {_words(arrays.pattern.shape[-3:])} does not fit k-space of "
+                f"{_words(kspace[-3:])}"
+            ) from error
+    if not np.isfinite(arrays.kspace).all():
+        raise InputError("k-space holds NaN or infinite values")
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in reversed(shape))

@@ -1,0 +1,167 @@
+"""`mri-qpan pics` in scripts written for BART: its files made, read and judged by Debian's `bart`."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mri_qpan.bart import read_cfl, write_cfl
+from mri_qpan.cli.main import app
+from mri_qpan.errors import InputError
+from mri_qpan.sampling_masks import make_mask
+
+SIZE = 96
+needs_bart = pytest.mark.skipif(shutil.which("bart") is None, reason="BART is not installed")
+
+
+def bart(folder, *words):
+    done = subprocess.run(
+        ["bart", *map(str, words)], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0 or words[0] == "nrmse", done.stderr
+    return done.stdout
+
+
+def nrmse(folder, *words):
+    return float(bart(folder, "nrmse", *words).split()[-1])
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """Full, undersampled and radial k-space of BART's phantom, its maps and the image that they see."""
+    folder = tmp_path_factory.mktemp("bart")
+    bart(folder, "phantom", f"-x{SIZE}", "-s6", "-k", "full")
+    bart(folder, "noise", "-s1", "-n", 100, "full", "noisy")
+    write_cfl(folder / "pattern", make_mask("lines", (SIZE, SIZE), 0.25, seed=1))
+    bart(folder, "fmac", "noisy", "pattern", "kspace")
+    bart(folder, "ecalib", "-m1", "kspace", "maps")
+    bart(folder, "ecalib", "-m2", "kspace", "maps2")
+    bart(folder, "fft", "-i", "-u", 3, "full", "coils")
+    bart(folder, "fmac", "-C", "-s", 8, "coils", "maps", "reference")
+    bart(folder, "traj", "-r", f"-x{SIZE}", "-y", 48, "spokes")
+    bart(folder, "phantom", "-t", "spokes", "-s6", "-k", "radial")
+    return folder
+
+
+def factor(folder, ours, theirs):
+    """Return the least-squares factor from one image to another."""
+    x, y = (read_cfl(folder / name).ravel() for name in (ours, theirs))
+    return np.vdot(x, y) / np.vdot(x, x)
+
+
+def pics(folder, *words):
+    last = [str(folder / word) if word in FILES or word == "out" else str(word) for word in words]
+    return CliRunner().invoke(app, ["pics", *last], catch_exceptions=False)
+
+
+FILES = ("kspace", "noisy", "maps", "maps2", "pattern", "spokes", "radial", "twice", "short")
+
+
+@needs_bart
+def test_one_word_replaced_in_a_script_gives_a_better_image(scan):
+    bart(scan, "pics", "-S", "-i", 50, "-R", "W:3:0:0.002", "kspace", "maps", "theirs")
+    result = pics(scan, "-S", "-i", 50, "-R", "W:3:0:0.002", "-d4", "kspace", "maps", "out")
+    assert result.exit_code == 0
+    assert "has no use for -i, -R W:3:0:0.002" in result.stderr
+    assert nrmse(scan, "reference", "out") < nrmse(scan, "reference", "theirs")
+    header = (scan / "out.hdr").read_text()
+    assert "# Command\nmri-qpan pics" in header
+    assert f"<{scan / 'kspace'}" in header
+    assert bart(scan, "show", "-m", "out").split("AoD:")[1].split()[:4] == [str(SIZE), str(SIZE), "1", "1"]
+
+
+@needs_bart
+def test_the_scale_without_s_is_barts(scan):
+    bart(scan, "pics", "-i", 50, "-R", "W:3:0:0.002", "kspace", "maps", "theirs")
+    assert pics(scan, "kspace", "maps", "out").exit_code == 0
+    assert abs(factor(scan, "out", "theirs")) == pytest.approx(1, abs=0.05)
+    assert pics(scan, "-w", 10, "kspace", "maps", "out").exit_code == 0
+    tenth = read_cfl(scan / "out")
+    assert pics(scan, "-S", "kspace", "maps", "out").exit_code == 0
+    assert np.allclose(read_cfl(scan / "out"), 10 * tenth, rtol=1e-4, atol=1e-3 * np.abs(tenth).max())
+
+
+@needs_bart
+def test_a_pattern_of_zeros_and_ones_masks(scan):
+    pics(scan, "-S", "kspace", "maps", "out")
+    alone = read_cfl(scan / "out")
+    assert pics(scan, "-S", "-p", "pattern", "noisy", "maps", "out").exit_code == 0
+    assert np.allclose(read_cfl(scan / "out"), alone, atol=1e-4 * np.abs(alone).max())
+
+
+@needs_bart
+def test_looped_dimensions_are_worked_one_by_one(scan):
+    bart(scan, "join", 10, "kspace", "noisy", "twice")
+    assert pics(scan, "-S", "twice", "maps", "out").exit_code == 0
+    both = read_cfl(scan / "out")
+    assert both.shape == (2, 1, 1, 1, 1, 1, 1, 1, 1, SIZE, SIZE)
+    for name, found in zip(("kspace", "noisy"), both.reshape(2, SIZE, SIZE), strict=True):
+        pics(scan, "-S", name, "maps", "out")
+        assert np.allclose(read_cfl(scan / "out").reshape(SIZE, SIZE), found, atol=1e-4 * np.abs(found).max())
+
+
+@needs_bart
+def test_two_sets_of_maps_give_two_images(scan):
+    assert pics(scan, "-S", "kspace", "maps2", "out").exit_code == 0
+    images = read_cfl(scan / "out")
+    assert images.shape == (2, 1, 1, SIZE, SIZE)
+    combined = np.linalg.norm(images, axis=0).reshape(SIZE, SIZE)
+    single = np.abs(read_cfl(scan / "reference")).reshape(SIZE, SIZE)
+    assert np.linalg.norm(combined - single) < 0.25 * np.linalg.norm(single)
+
+
+@needs_bart
+def test_radial_samples(scan):
+    assert pics(scan, "-S", "-t", "spokes", "radial", "maps", "out").exit_code == 0
+    bart(scan, "pics", "-S", "-i", 100, "-t", "spokes", "-l2", "-r", 0.001, "radial", "maps", "theirs")
+    assert nrmse(scan, "theirs", "out") < 0.2
+    assert factor(scan, "out", "theirs") == pytest.approx(1, abs=0.02)
+    bart(scan, "pics", "-i", 100, "-t", "spokes", "-l2", "-r", 0.001, "radial", "maps", "theirs")
+    assert pics(scan, "-t", "spokes", "radial", "maps", "out").exit_code == 0
+    assert abs(factor(scan, "out", "theirs")) == pytest.approx(1, abs=0.1)
+
+
+@needs_bart
+def test_maps_of_any_scale_give_the_image_that_they_ask_for(scan):
+    pics(scan, "-S", "kspace", "maps", "out")
+    image = read_cfl(scan / "out")
+    write_cfl(scan / "short", 4 * read_cfl(scan / "maps"))
+    assert pics(scan, "-S", "kspace", "short", "out").exit_code == 0
+    assert np.allclose(4 * read_cfl(scan / "out"), image, atol=1e-3 * np.abs(image).max())
+
+
+def refused(folder, words, message):
+    with pytest.raises(InputError, match=message):
+        pics(folder, *words)
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = (rng.standard_normal((4, 1, 16, 12)) + 0j).astype(np.complex64)
+    write_cfl(tmp_path / "kspace", noise)
+    write_cfl(tmp_path / "maps", noise)
+    refused(tmp_path, ["kspace", "missing", "out"], "missing.hdr")
+    write_cfl(tmp_path / "short", noise[:3])
+    refused(tmp_path, ["kspace", "short", "out"], "4 coils, the sensitivities 3")
+    write_cfl(tmp_path / "short", noise[:, :, :8])
+    refused(tmp_path, ["kspace", "short", "out"], "12 x 16 x 1")
+    write_cfl(tmp_path / "short", 0 * noise)
+    refused(tmp_path, ["kspace", "short", "out"], "zero")
+    write_cfl(tmp_path / "pattern", np.ones((5, 12)))
+    refused(tmp_path, ["-p", "pattern", "kspace", "maps", "out"], "pattern of 12 x 5 x 1")
+    write_cfl(tmp_path / "spokes", np.ones((5, 7, 3)))
+    refused(tmp_path, ["-t", "spokes", "kspace", "maps", "out"], "trajectory of 3 x 7 x 5")
+    write_cfl(tmp_path / "twice", np.stack([noise, noise])[:, None])
+    write_cfl(tmp_path / "short", np.stack([noise] * 3)[:, None])
+    refused(tmp_path, ["twice", "short", "out"], "dimension 5")
+    noise[0, 0, 0, 0] = np.nan
+    write_cfl(tmp_path / "short", noise)
+    refused(tmp_path, ["short", "maps", "out"], "NaN")
+    assert not (tmp_path / "out.cfl").exists()
+
+
+def test_flags_that_would_change_the_problem_are_refused(tmp_path):
+    result = CliRunner().invoke(app, ["pics", "-B", "basis", "a", "b", "c"])
+    assert result.exit_code == 2
