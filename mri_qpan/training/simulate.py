@@ -36,8 +36,8 @@ Calibrate = Callable[[NDArray[np.complex64], NDArray[np.bool_], float], NDArray[
 NOISELESS = 0.15
 """Share of measurements without added noise."""
 
-SHADED, BRIGHT = 0.3, 0.3
-"""Shares of images with a coil's uneven brightness, and with bright vessels."""
+SHADED, BRIGHT, TWO_TISSUES = 0.3, 0.4, 0.2
+"""Shares of images with a coil's uneven brightness, bright vessels, and two tissues out of phase."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,8 @@ def simulate(
         view = shade(view, rng)
     if rng.random() < BRIGHT:
         view = brighten_vessels(view, rng)
+    if rng.random() < TWO_TISSUES:
+        view = dephase_bright(view, rng)
     if not np.iscomplexobj(image):
         view = view * np.exp(1j * smooth_phase(shape, rng)).astype(np.complex64)
     kinds = {k: p for k, p in KINDS.items() if coils > 1 or k != "equispaced"}
@@ -268,21 +270,30 @@ def shade(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 def brighten_vessels(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     """Return `image` (y, x) with a few small spots several times brighter, as blood that flows in.
 
-    Their aliases are as bright as tissue, and no image without them shows a network such aliases.
+    Each has a phase of its own, as flow gives it. Their aliases are as bright as tissue, and no image without
+    them shows a network such aliases.
     """
     places = np.argwhere(np.abs(image) > 0.1)
     if not len(places):
         return image
     y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in image.shape), indexing="ij")
-    gain = np.ones(image.shape, np.float32)
+    gain, phase = np.ones(image.shape, np.float32), np.zeros(image.shape, np.float32)
     for at_y, at_x in places[rng.integers(len(places), size=rng.integers(1, 7))]:
         width = rng.uniform(0.6, 3.0, 2)
         angle = rng.uniform(0, np.pi)
         along = (y - at_y) * np.cos(angle) + (x - at_x) * np.sin(angle)
         across = (x - at_x) * np.cos(angle) - (y - at_y) * np.sin(angle)
-        spot = np.exp(-0.5 * ((along / width[0]) ** 2 + (across / width[1]) ** 2))
-        gain += np.float32(rng.uniform(1, 8)) * spot.astype(np.float32)
-    return image * gain
+        spot = np.exp(-0.5 * ((along / width[0]) ** 2 + (across / width[1]) ** 2)).astype(np.float32)
+        gain += np.float32(rng.uniform(1, 8)) * spot
+        phase += np.float32(rng.uniform(-np.pi, np.pi)) * spot
+    return (image * gain * np.exp(1j * phase)).astype(np.complex64)
+
+
+def dephase_bright(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Return `image` (y, x), maximum 1, whose brightest tissue has a phase of its own, as fat has."""
+    edge, angle = rng.uniform(0.3, 0.8), rng.uniform(-np.pi, np.pi)
+    share = 1 / (1 + np.exp(-(np.abs(image) - edge) / 0.03))
+    return (image * np.exp(1j * angle * share)).astype(np.complex64)
 
 
 def _resize(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:

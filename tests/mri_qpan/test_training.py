@@ -258,22 +258,35 @@ def test_a_calibration_gives_the_maps(monkeypatch):
     assert bool((case.mps == 0.5).all())
 
 
-def test_vessels_and_shading_keep_phase_and_anatomy():
+def test_vessels_are_bright_and_small_with_a_phase_of_their_own():
+    rng = np.random.default_rng(1)
+    image = rng.uniform(0.2, 1, (40, 30)).astype(np.float32)
+    ratio = simulate.brighten_vessels(image, rng) / image
+    assert np.abs(ratio).min() > 0.999
+    assert 1.5 < np.abs(ratio).max() < 49
+    assert (np.abs(ratio) > 1.5).mean() < 0.5
+    assert np.abs(np.angle(ratio)).max() > 0.1
+    assert np.abs(np.angle(ratio[np.abs(ratio) < 1.001])).max() < 0.01
+    assert np.abs(simulate.brighten_vessels(np.zeros((8, 8), np.float32), rng)).max() == 0
+
+
+def test_two_tissues_differ_in_phase_alone():
+    image = np.where(np.arange(12) < 6, 0.1, 1.0).astype(np.float32) * np.ones((10, 1), np.float32)
+    found = simulate.dephase_bright(image, np.random.default_rng(2))
+    assert np.abs(found) == pytest.approx(image)
+    assert np.abs(np.angle(found[:, :6])).max() < 0.05
+    assert np.abs(np.angle(found[:, 6:])).min() > 0.05
+
+
+def test_shading_is_smooth_and_keeps_phase():
     rng = np.random.default_rng(1)
     image = rng.random((40, 30)).astype(np.float32) * np.exp(1j * rng.random((40, 30))).astype(np.complex64)
     image /= np.abs(image).max()
-    bright = simulate.brighten_vessels(image, rng)
-    assert np.abs(np.angle(bright / image)).max() < 1e-5
-    gain = np.abs(bright / image)
-    assert gain.min() > 0.999
-    assert 1.5 < gain.max() < 49
-    assert (gain > 1.5).mean() < 0.5
     shaded = simulate.shade(image, rng)
     assert np.abs(np.angle(shaded / image)).max() < 1e-5
     assert np.abs(shaded).max() == pytest.approx(1)
     steps = np.diff(np.log(np.abs(shaded / image)), axis=0)
     assert np.abs(steps).max() < 0.3  # smooth
-    assert simulate.brighten_vessels(np.zeros((8, 8), np.float32), rng).max() == 0
 
 
 def test_one_step_gives_one_batch_whatever_the_order(bank):
