@@ -123,7 +123,7 @@ def train(
         recipe.published,
         calibrate,
     )
-    cases = validation_cases(bank, recipe.published) if _rank() == 0 else []
+    cases = validation_cases(bank, recipe.published, calibrate) if _rank() == 0 else []
     stop = _StopSignal()
     loader = DataLoader(
         data,

@@ -15,8 +15,11 @@ from torch import Tensor
 from mri_qpan.networks import Network
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.simulate import (
+    Calibrate,
     Case,
     augment,
+    brighten_vessels,
+    dephase_bright,
     measure,
     measure_real,
     random_maps,
@@ -49,10 +52,20 @@ class Score:
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
 
-def validation_cases(bank: Bank, published: bool = False) -> list[Case]:
+def validation_cases(bank: Bank, published: bool = False, calibrate: Calibrate | None = None) -> list[Case]:
     """Make the cases: the same for every training on one bank.
 
-    Images come from the bank's groups that end in "/val", `PER_GROUP` each; masks and coils take turns.
+    Images come from the bank's groups that end in "/val", `PER_GROUP` each; masks and coils take turns, and
+    so do bright vessels and tissues out of phase.
+
+    Parameters
+    ----------
+    bank
+        Images.
+    published
+        Cases of the published experiment.
+    calibrate
+        Estimates coil maps, as in `simulate.Simulation`.
     """
     cases: list[Case] = []
     groups = sorted({group for group in bank.groups if group.endswith("/val")})
@@ -68,11 +81,15 @@ def validation_cases(bank: Bank, published: bool = False) -> list[Case]:
                 cases.append(measure_real(augment(np.abs(image), PUBLISHED_SHAPE, rng), ratio, rng))
                 continue
             view = augment(image, SHAPE, rng)
+            if index % 2:
+                view = brighten_vessels(view, rng)
+            if index % 4 > 1:
+                view = dephase_bright(view, rng)
             if not np.iscomplexobj(image):
                 view = view * np.exp(1j * smooth_phase(SHAPE, rng)).astype(np.complex64)
             if kind == "equispaced" and coils == 1:
                 kind = "lines"
-            cases.append(measure(view, random_maps(SHAPE, coils, rng), kind, ratio, rng))
+            cases.append(measure(view, random_maps(SHAPE, coils, rng), kind, ratio, rng, calibrate))
     return cases
 
 
