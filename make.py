@@ -57,7 +57,9 @@ def set_up(target: str) -> None:
     if sys.version_info < MINIMUM:
         sys.exit(f"make.py: needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     pins = (ROOT / "constraints.txt").read_text()
-    wanted = hashlib.sha256((pins + (ROOT / "pyproject.toml").read_text() + str(ROOT)).encode()).hexdigest()
+    kernels = sorted(p for p in (ROOT / "mri_qpan" / "engines").iterdir() if p.suffix in (".cpp", ".h"))
+    defines = [pins, str(ROOT), *(p.read_text() for p in (ROOT / "pyproject.toml", *kernels))]
+    wanted = hashlib.sha256("".join(defines).encode()).hexdigest()
     done = VENV / f"installed-{target.partition('[')[2].strip(']') or 'package'}"
     if done.is_file() and done.read_text() == wanted:
         return

@@ -36,7 +36,7 @@ def write_cfl(stem: Path, array: NDArray[Any], made_by: Sequence[str] = ()) -> N
     """
     sizes = [*reversed(array.shape), *[1] * (DIMENSIONS - array.ndim)]
     header = "\n".join(["# Dimensions", " ".join(str(n) for n in sizes), *made_by]) + "\n"
-    _with_suffix(stem, ".hdr").write_text(header, encoding="ascii")
+    _with_suffix(stem, ".hdr").write_text(header, "utf-8", "surrogateescape")
     np.ascontiguousarray(array, dtype=np.complex64).tofile(_with_suffix(stem, ".cfl"))
 
 

@@ -54,6 +54,8 @@ class Encoding:
             mps.ndim - mask.ndim not in (1, 2) or mps.shape[-len(self._dims) :] != mask.shape[1:]
         ):
             raise ValueError(f"mps of shape {tuple(mps.shape)} does not fit a mask of {tuple(mask.shape)}")
+        if mps is not None and len(mps) != len(mask) and 1 not in (len(mps), len(mask)):
+            raise ValueError(f"{len(mask)} masks do not fit maps of {len(mps)} images")
         self.mask = mask
         self.mps = mps
         self._sets = mps is not None and mps.ndim == mask.ndim + 2
@@ -71,6 +73,10 @@ class Encoding:
         corner = corner / math.prod(corner.shape[d] for d in self._normal_dims)
         # Once for the real and once for the imaginary part: a complex product would take twice as long.
         self._corner_weights = torch.stack([corner, corner], dim=-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the compiled operators out of copies: they hold addresses."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kernels"}
 
     def forward(self, image: Tensor) -> Tensor:
         """Return A x: image (batch, *spatial) to k-space (batch, coil, *spatial)."""
@@ -91,7 +97,7 @@ class Encoding:
         return Encoding(self.mask.to(device), None if self.mps is None else self.mps.to(device))
 
     def _normal(self, image: Tensor) -> Tensor:
-        if self._kernels is not None and image.dtype == torch.complex64 and not image.is_cuda:
+        if self._kernels is not None and image.dtype == torch.complex64 and image.device.type == "cpu":
             images = image if self._sets else image.unsqueeze(1)
             kernels = self._kernels if len(self._kernels) > 1 else self._kernels * len(images)
             done = [kernel(x) for kernel, x in zip(kernels, images, strict=True)]
@@ -192,7 +198,7 @@ class _SelfAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.map(grad), None
+        return _SelfAdjoint.apply(grad, ctx.map), None  # so that it can be differentiated again
 
 
 def from_linop(A: Any) -> tuple[Callable[[NDArray[Any]], Tensor], Normal]:

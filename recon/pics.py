@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mri_qpan.app import QPanRecon
 from mri_qpan.bart import DIMENSIONS
 from mri_qpan.encoding import Encoding
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, ReconError
 from mri_qpan.fourier import ifft_numpy
 from mri_qpan.methods import Method
 
@@ -37,7 +37,8 @@ class Arrays:
     sensitivities
         Coil maps, one or several sets in dimension `maps`; looped dimensions may be 1.
     pattern
-        Weights of the samples, or None: 1 where any coil has a sample. Looped dimensions may be 1.
+        Weights of the samples, the same for all coils. None: 1 where any coil has a sample; along a
+        trajectory their density compensation. Looped dimensions may be 1.
     trajectory
         (..., spokes, samples, 3), in samples of the field of view's grid from the k-space centre, or None.
     """
@@ -77,11 +78,10 @@ def reconstruct(arrays: Arrays, method: Method, model: str, device: torch.device
         If the arrays do not fit each other.
     """
     _check(arrays)
-    # A^H A is to have a norm of at most 1: maps over g are the same problem for the image times g.
-    power = (np.abs(arrays.sensitivities) ** 2).sum((-5, -4))
-    g = float(np.sqrt(power.max(initial=0.0)))
-    if not np.isfinite(g) or g == 0:
+    if not np.isfinite(arrays.sensitivities).all() or not arrays.sensitivities.any():
         raise InputError("the sensitivities are zero, or not finite")
+    # A^H A is to have a norm of at most 1: maps over g are the same problem for the image times g.
+    g = _norm(arrays.sensitivities)
     outer = arrays.kspace.shape[:LOOPED]
     found = np.zeros(
         (*outer, arrays.sensitivities.shape[-5], 1, *arrays.sensitivities.shape[-3:]), np.complex64
@@ -95,17 +95,32 @@ def reconstruct(arrays: Arrays, method: Method, model: str, device: torch.device
             found[index] = _along_trajectory(kspace, mps, pattern, along, model, device)
         else:
             found[index] = _cartesian(kspace, mps, pattern, method, model, device)
-    return (found / np.float32(g)).astype(np.complex64)
+    seen = (arrays.sensitivities != 0).any(-4, keepdims=True)
+    image = np.where(seen, found / np.float32(g), 0).astype(np.complex64)
+    if not np.isfinite(image).all():
+        raise ReconError("the image is not finite: are the samples, the pattern or the trajectory?")
+    return image
+
+
+def _norm(maps: Complex) -> float:
+    """Return the largest singular value of a pixel's matrix (coil, set) of maps (..., set, coil, z, y, x)."""
+    sets = np.moveaxis(maps, (-5, -4), (-2, -1)).reshape(-1, maps.shape[-5], maps.shape[-4])
+    if maps.shape[-5] == 1:
+        return float(np.linalg.norm(sets, axis=(1, 2)).max())
+    return float(np.sqrt(np.linalg.eigvalsh(sets @ sets.conj().swapaxes(1, 2)).max()))
 
 
 def scaling(arrays: Arrays) -> float:
     """Return the number by which `bart pics` divides samples, and its image without -S, within 5 %.
 
-    The largest value of a first image (the central 32 samples of each direction; along a trajectory A^H y of
-    each coil), or its 90th percentile unless few pixels are much brighter than that.
+    The largest value of a first image (the central 32 samples of each direction; along a trajectory A^H y),
+    or its 90th percentile unless few pixels are much brighter than that. Of several looped entries the first
+    alone is taken; `bart pics` pools them.
     """
     first = (0,) * LOOPED
     kspace = _entry(arrays.kspace, first)[0]
+    if arrays.pattern is not None:
+        kspace = kspace * _entry(arrays.pattern, first)[0, 0]
     if arrays.trajectory is None:
         centre = [slice(max(0, n // 2 - HALF), n // 2 + HALF) for n in kspace.shape[1:]]
         coils = ifft_numpy(kspace[:, *centre], (-3, -2, -1))
@@ -115,9 +130,10 @@ def scaling(arrays: Arrays) -> float:
         coord = _coordinates(_entry(arrays.trajectory, first)[0, 0].real, maps.shape[1] == 1)
         spatial = maps.shape[2:] if maps.shape[1] == 1 else maps.shape[1:]
         coils = sp.nufft_adjoint(kspace.reshape(len(kspace), -1), coord, (len(kspace), *spatial))
+        coils = (coils * maps.reshape(coils.shape).conj()).sum(0, keepdims=True)
     image = np.sqrt((np.abs(coils) ** 2).sum(0))
     middle, high, top = (float(v) for v in np.percentile(image, (50, 90, 100)))
-    return (high if top - high < high - middle else top) or 1.0
+    return (high if top - high < 2 * (high - middle) else top) or 1.0
 
 
 def _coordinates(trajectory: NDArray[np.float32], plane: bool) -> NDArray[np.float32]:
@@ -137,22 +153,22 @@ def _cartesian(
     """Return (maps, 1, z, y, x) for k-space (coil, z, y, x)."""
     weights = (kspace != 0).any(0).astype(np.float32) if pattern is None else pattern
     weights = np.broadcast_to(weights, kspace.shape[1:])
+    # The network works planes: a direction of size 1, whichever, is none.
+    spatial = tuple(n for n in kspace.shape[1:] if n > 1)
+    spatial = spatial if len(spatial) > 1 else kspace.shape[2:]
     if not np.isin(weights, (0, 1)).all():
         if len(mps) > 1:
             raise InputError("weights other than 0 and 1 need a single set of maps")
-        plane = kspace.shape[1] == 1
-        cut = (slice(None), 0) if plane else (slice(None),)
         app = QPanRecon(
-            kspace[cut],
-            mps[0][cut],
-            weights[0] ** 2 if plane else weights**2,
+            kspace.reshape(-1, *spatial),
+            mps[0].reshape(-1, *spatial),
+            weights.reshape(spatial) ** 2,
             None,
             model,
             _number(device),
             False,
         )
         return app.run().reshape(1, 1, *kspace.shape[1:])
-    spatial = kspace.shape[1:] if kspace.shape[1] > 1 else kspace.shape[2:]
     encoding = Encoding(
         torch.from_numpy(weights.astype(bool).reshape(1, *spatial)),
         torch.from_numpy(mps.reshape(1, *mps.shape[:2], *spatial)),
@@ -176,17 +192,15 @@ def _along_trajectory(
         raise InputError("samples along a trajectory need a single set of maps")
     plane = mps.shape[2] == 1
     coord = _coordinates(trajectory, plane)
+    samples = kspace.reshape(len(kspace), -1)
     weights = None if pattern is None else np.broadcast_to(pattern, kspace.shape[1:]).reshape(-1) ** 2
+    measured = (samples != 0).any(0)
+    if not measured.any():
+        raise InputError("every sample is zero")
+    if weights is not None:
+        weights = weights[measured]
     maps = mps[0][:, 0] if plane else mps[0]
-    app = QPanRecon(
-        kspace.reshape(len(kspace), -1),
-        maps,
-        weights,
-        coord,
-        model,
-        _number(device),
-        False,
-    )
+    app = QPanRecon(samples[:, measured], maps, weights, coord[measured], model, _number(device), False)
     return app.run().reshape(1, 1, *mps.shape[2:])
 
 
@@ -232,6 +246,8 @@ def _check(arrays: Arrays) -> None:
                     f"the {name} have {own} entries in BART's dimension {dimension}, k-space has {wanted}"
                 )
     if arrays.pattern is not None:
+        if arrays.pattern.shape[-4] != 1:
+            raise InputError("a pattern for each coil cannot be used: it must be the same for all")
         try:
             np.broadcast_to(_entry(arrays.pattern, (0,) * LOOPED)[0, 0], kspace[-3:])
         except ValueError as error:

@@ -128,6 +128,9 @@ Band best_band(int at_most) {
 
 extern "C" {
 
+// Mirrored in kernels.py: a library built from other sources is not used.
+__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 3; }
+
 // Return the bits of the widest vectors that this processor has for the kernel: 512, 256, or 0 for none.
 __attribute__((visibility("default"))) int mri_qpan_fused_width() {
     return best_band(512) == avx512::band ? 512 : best_band(512) ? 256 : 0;

@@ -70,7 +70,7 @@ class Features(NamedTuple):
 
     def scaled(self, factors: Tensor) -> Features:
         """Return each image's features times a factor."""
-        return Features(self.units, self.steps * factors[:, None])
+        return Features(self.units, self.steps * factors.to(self.steps.dtype)[:, None])
 
 
 def fits(config: Config) -> bool:
@@ -107,7 +107,7 @@ class Fused:
         index
             Of the layer.
         r
-            Images (batch, channels, y, x) float32.
+            Images (batch, channels, y, x); worked in float32.
         features
             What the layer before handed on.
 
@@ -118,10 +118,11 @@ class Fused:
         features
             For the next layer.
         """
-        planes = r.permute(0, 2, 3, 1).contiguous()
+        planes = r.permute(0, 2, 3, 1).to(torch.float32).contiguous()
         image = torch.empty_like(planes)
         made = Features(
-            torch.empty(*planes.shape[:3], FILTERS, dtype=torch.int16), planes.new_empty(planes.shape[:2])
+            planes.new_empty(*planes.shape[:3], FILTERS, dtype=torch.int16),
+            planes.new_empty(planes.shape[:2]),
         )
         library = kernels.library()
         assert library is not None
@@ -142,7 +143,7 @@ class Fused:
             )
             if failed:
                 raise RuntimeError(f"this processor lacks the {self._width}-bit vectors asked for")
-        return image.permute(0, 3, 1, 2), made
+        return image.permute(0, 3, 1, 2).to(r.dtype), made
 
 
 def _address(tensor: Tensor) -> int:
@@ -160,7 +161,7 @@ class _PackedLayer:
             scale = convolution.scale.detach().float().cpu()
             assert convolution.bits is not None
             integers[name] = quantize.levels(weight, scale, convolution.bits)
-            scales[name] = scale.flatten().expand(weight.shape[0]).contiguous()
+            scales[name] = scale.flatten().expand(weight.shape[0]).clone()
         lam, gamma, a = (t.detach().float().cpu() for t in layer.thresholds())
         thresholds = dict(zip(penalties, lam.tolist(), strict=True))
         first = (integers["D"] * scales["D"].reshape(-1, 1, 1, 1)).permute(2, 3, 1, 0).contiguous()
@@ -169,7 +170,7 @@ class _PackedLayer:
         shifts = [_shift(integers[name]) if name in ("H1", "T1") else None for name in FEATURE_CONVOLUTIONS]
         factors = [scales[name] for name in FEATURE_CONVOLUTIONS]
         last = integers["G"].permute(0, 2, 3, 1).to(torch.int16).contiguous()
-        gate = layer.carry.detach().float().cpu().contiguous() if hasattr(layer, "carry") else None
+        gate = layer.carry.detach().float().cpu().clone() if hasattr(layer, "carry") else None
         # The structure holds addresses alone: the tensors must live as long.
         self._kept = (first, middle, shifts, factors, last, scales["G"], gate)
         self.structure = _CLayer(

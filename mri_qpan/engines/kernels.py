@@ -7,16 +7,21 @@ import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+VERSION = 3
+"""Of the calls and structures; mirrored in fused.cpp. Raise it with every change of the C++ code."""
+
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the library, or None where there is none that loads."""
+    """Return the library, or None where there is none that loads, or one of other sources."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name("_fused" + suffix)
         if path.exists():
             try:
-                return ctypes.CDLL(str(path))
-            except OSError:  # built for another machine
+                found = ctypes.CDLL(str(path))
+                if int(found.mri_qpan_kernels_version()) == VERSION:
+                    return found
+            except (OSError, AttributeError):  # built for another machine, or from older sources
                 continue
     return None
 

@@ -63,8 +63,8 @@ def fits(mask: Tensor, mps: Tensor | None) -> bool:
     return (
         kernels.width() > 0
         and mask.ndim == 3
-        and not mask.is_cuda
-        and (mps is None or mps.dtype == torch.complex64)
+        and mask.device.type == "cpu"
+        and (mps is None or (mps.dtype == torch.complex64 and mps.device.type == "cpu"))
         and all(n == 1 or radices(n) for n in mask.shape[1:])
     )
 

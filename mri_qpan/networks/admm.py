@@ -46,7 +46,7 @@ class PiecewiseLinear(nn.Module):
         inside = x.clamp(-1, 1)
         place = (inside + 1) * ((points - 1) / 2)
         left = place.detach().floor().clamp(max=points - 2)
-        index = left.long() + points * torch.arange(filters, device=x.device).reshape(-1, 1, 1)
+        index = left.nan_to_num().long() + points * torch.arange(filters, device=x.device).reshape(-1, 1, 1)
         flat = self.values.flatten()
         low, high = flat[index], flat[index + 1]
         return low + (place - left) * (high - low) + (x - inside)

@@ -76,6 +76,8 @@ def data_consistency(
 def solve(x: Tensor, residual: Tensor, adjoint: Tensor, system: Normal, iterations: int) -> Tensor:
     """Return some CG steps on a positive system from x, whose residual is given.
 
+    Step lengths count as constants in the gradient.
+
     Parameters
     ----------
     x, residual, adjoint

@@ -197,7 +197,8 @@ class ProximalNetwork(Network[NetworkConfig]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the kernel out of copies: it holds addresses."""
-        return {**self.__dict__, "_fused": None}
+        engine = "float32" if self.engine == "fused" else self.engine
+        return {**self.__dict__, "_fused": None, "engine": engine}
 
     def share_step(self, other: Network[NetworkConfig]) -> None:
         """Use the compiled proximal step of `other`, a network of the same configuration."""

@@ -290,7 +290,7 @@ def brighten_vessels(image: NDArray[Any], rng: np.random.Generator) -> NDArray[A
 
 
 def dephase_bright(image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Return `image` (y, x), maximum 1, whose brightest tissue has a phase of its own, as fat has."""
+    """Return `image` (y, x), tissue at most 1, whose brightest parts have a phase of their own, as fat."""
     edge, angle = rng.uniform(0.3, 0.8), rng.uniform(-np.pi, np.pi)
     share = 1 / (1 + np.exp(-(np.abs(image) - edge) / 0.03))
     return (image * np.exp(1j * angle * share)).astype(np.complex64)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from mri_qpan.bart import read_cfl, write_cfl
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
+from mri_qpan.recon.pics import _norm, full
 from mri_qpan.sampling_masks import make_mask
 
 SIZE = 96
@@ -132,6 +133,38 @@ def test_maps_of_any_scale_give_the_image_that_they_ask_for(scan):
     assert np.allclose(4 * read_cfl(scan / "out"), image, atol=1e-3 * np.abs(image).max())
 
 
+@needs_bart
+def test_two_sets_keep_the_norm_of_one(scan):
+    """Sets of maps that are orthonormal in every pixel need no scale."""
+    maps = full(read_cfl(scan / "maps2"))
+    assert _norm(maps) == pytest.approx(1, abs=1e-3)
+
+
+@needs_bart
+def test_spokes_of_zeros_were_not_measured(scan):
+    radial, spokes = read_cfl(scan / "radial"), read_cfl(scan / "spokes")
+    write_cfl(scan / "short", radial * (np.arange(radial.shape[-3]) % 2 == 0)[:, None, None])
+    assert pics(scan, "-S", "-t", "spokes", "short", "maps", "out").exit_code == 0
+    half = read_cfl(scan / "out")
+    write_cfl(scan / "twice", radial[..., ::2, :, :])
+    write_cfl(scan / "short", spokes[::2])
+    assert pics(scan, "-S", "-t", "short", "twice", "maps", "out").exit_code == 0
+    # The norm of the operator is found by a power iteration from a random start.
+    assert np.linalg.norm(read_cfl(scan / "out") - half) < 0.03 * np.linalg.norm(half)
+
+
+@needs_bart
+def test_a_plane_without_x_is_worked_as_a_plane(scan):
+    """The inverse DFT along the readout, and one x of it, leave [1, y, z, coils]."""
+    pics(scan, "-S", "kspace", "maps", "out")
+    image = read_cfl(scan / "out")
+    for name, new in (("kspace", "twice"), ("maps", "short")):
+        array = read_cfl(scan / name)
+        write_cfl(scan / new, array.reshape(array.shape[0], SIZE, SIZE, 1))
+    assert pics(scan, "-S", "twice", "short", "out").exit_code == 0
+    assert np.allclose(read_cfl(scan / "out").ravel(), image.ravel(), atol=1e-4 * np.abs(image).max())
+
+
 def refused(folder, words, message):
     with pytest.raises(InputError, match=message):
         pics(folder, *words)
@@ -156,6 +189,8 @@ def test_what_does_not_fit_is_said(tmp_path):
     write_cfl(tmp_path / "twice", np.stack([noise, noise])[:, None])
     write_cfl(tmp_path / "short", np.stack([noise] * 3)[:, None])
     refused(tmp_path, ["twice", "short", "out"], "dimension 5")
+    write_cfl(tmp_path / "pattern", np.ones((4, 1, 16, 12)))
+    refused(tmp_path, ["-p", "pattern", "kspace", "maps", "out"], "each coil")
     noise[0, 0, 0, 0] = np.nan
     write_cfl(tmp_path / "short", noise)
     refused(tmp_path, ["short", "maps", "out"], "NaN")

@@ -128,6 +128,15 @@ def test_both_kinds_of_vectors_give_the_same_image(vectors):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_of_other_types_come_back_as_they_were(dtype):
+    kernel = fused.Fused(made(channels=1))
+    r = torch.randn(1, 1, 20, 20)
+    image, _ = kernel(0, r.to(dtype), None)
+    assert image.dtype == dtype
+    assert difference(image.float(), kernel(0, r.to(dtype).float(), None)[0]) < 1e-2
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(("consistency", "adaptive"), [(0, False), (2, False), (2, True)])
 def test_a_whole_network_equals_the_plain_module(channels, consistency, adaptive):
@@ -157,9 +166,9 @@ def test_a_model_loads_into_the_engine_asked_for(tmp_path):
         model = models.load_model(str(tmp_path / "m.safetensors"), engine=engine)
         assert model.engine == engine
         images[engine] = model(adjoint, encoding.normal)
-        assert (
-            torch.equal(copy.deepcopy(model)(adjoint, encoding.normal), images[engine]) or engine == "fused"
-        )
+        twin = copy.deepcopy(model)
+        assert twin.engine == ("float32" if engine == "fused" else engine)
+        assert torch.equal(twin(adjoint, encoding.normal), images[engine]) or engine == "fused"
     assert 0 < difference(images["fused"], images["float32"]) < 1e-2
     assert difference(images["bfloat16"], images["float32"]) < 3e-2
     with pytest.raises(ValueError, match="choose from auto, fused"):
@@ -178,3 +187,12 @@ def test_the_kernel_declines_what_it_is_not_made_for(change):
 def test_without_the_kernel_pytorch_takes_over(monkeypatch):
     monkeypatch.setattr(kernels, "width", lambda: 0)
     assert engines.choose("auto", made().config, "cpu") in ("bfloat16", "float32")
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch):
+    kernels.library.cache_clear()
+    monkeypatch.setattr(kernels, "VERSION", -1)
+    try:
+        assert kernels.library() is None
+    finally:
+        kernels.library.cache_clear()

@@ -1,5 +1,7 @@
 """The compiled normal operator against NumPy's DFT, with every width of vectors that this machine has."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +105,19 @@ def test_an_encoding_uses_it_and_gives_what_it_gave_before(monkeypatch, batch):
     fast = Encoding(masks, maps).normal(images)
     monkeypatch.setattr(normal, "fits", lambda *_: False)
     torch.testing.assert_close(fast, Encoding(masks, maps).normal(images), rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoding_survives_copies_and_second_derivatives():
+    mask, mps, image = measured((16, 12), 1, 3, "both", 0)
+    encoding = Encoding(mask[None], mps)
+    x = image.requires_grad_()
+    first = encoding.normal(x)
+    torch.testing.assert_close(copy.deepcopy(encoding).normal(x), first)
+    v = torch.randn_like(first)
+    _, product = torch.autograd.functional.jvp(encoding.normal, x.detach(), v)
+    torch.testing.assert_close(product, encoding.normal(v))
+
+
+def test_masks_and_maps_of_different_batches_are_refused():
+    with pytest.raises(ValueError, match="4 masks"):
+        Encoding(torch.ones(4, 8, 8, dtype=torch.bool), torch.ones(2, 3, 8, 8, dtype=torch.complex64))
