@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Ignored = "Accepted for scripts written for `bart pics`; says on stderr that it has no effect."
+IGNORED = "Accepted for scripts written for `bart pics`; says on stderr that it has no effect."
 
 
 def register(app: typer.Typer) -> None:
@@ -34,24 +34,24 @@ def pics(
         float | None, typer.Option("-w", help="Divide the image by this instead.", min=1e-30)
     ] = None,
     gpu: Annotated[bool, typer.Option("-g", help="Use the GPU.")] = False,
-    iterations: Annotated[int | None, typer.Option("-i", help=Ignored)] = None,
-    strength: Annotated[float | None, typer.Option("-r", help=Ignored)] = None,
-    norm: Annotated[int | None, typer.Option("-l", help=Ignored)] = None,
-    step: Annotated[float | None, typer.Option("-s", help=Ignored)] = None,
-    block: Annotated[int | None, typer.Option("-b", help=Ignored)] = None,
-    rho: Annotated[float | None, typer.Option("-u", help=Ignored)] = None,
-    inner: Annotated[int | None, typer.Option("-C", help=Ignored)] = None,
-    debug: Annotated[int | None, typer.Option("-d", help=Ignored)] = None,
-    start: Annotated[Path | None, typer.Option("-W", help=Ignored)] = None,
-    wavelet: Annotated[str | None, typer.Option("--wavelet", help=Ignored)] = None,
-    no_spinning: Annotated[bool, typer.Option("-n", help=Ignored)] = False,
-    overlapping: Annotated[bool, typer.Option("-N", help=Ignored)] = False,
-    ist: Annotated[bool, typer.Option("-I", help=Ignored)] = False,
-    eigenvalue: Annotated[bool, typer.Option("-e", help=Ignored)] = False,
-    admm: Annotated[bool, typer.Option("-m", help=Ignored)] = False,
-    primal_dual: Annotated[bool, typer.Option("-a", help=Ignored)] = False,
-    shift: Annotated[bool, typer.Option("-K", help=Ignored)] = False,
-    low_memory: Annotated[bool, typer.Option("-U", "--lowmem", help=Ignored)] = False,
+    iterations: Annotated[int | None, typer.Option("-i", help=IGNORED)] = None,
+    strength: Annotated[float | None, typer.Option("-r", help=IGNORED)] = None,
+    norm: Annotated[int | None, typer.Option("-l", help=IGNORED)] = None,
+    step: Annotated[float | None, typer.Option("-s", help=IGNORED)] = None,
+    block: Annotated[int | None, typer.Option("-b", help=IGNORED)] = None,
+    rho: Annotated[float | None, typer.Option("-u", help=IGNORED)] = None,
+    inner: Annotated[int | None, typer.Option("-C", help=IGNORED)] = None,
+    debug: Annotated[int | None, typer.Option("-d", help="Accepted: it never says more.")] = None,
+    start: Annotated[Path | None, typer.Option("-W", help=IGNORED)] = None,
+    wavelet: Annotated[str | None, typer.Option("--wavelet", help=IGNORED)] = None,
+    no_spinning: Annotated[bool, typer.Option("-n", help=IGNORED)] = False,
+    overlapping: Annotated[bool, typer.Option("-N", help=IGNORED)] = False,
+    ist: Annotated[bool, typer.Option("-I", help=IGNORED)] = False,
+    eigenvalue: Annotated[bool, typer.Option("-e", help=IGNORED)] = False,
+    admm: Annotated[bool, typer.Option("-m", help=IGNORED)] = False,
+    primal_dual: Annotated[bool, typer.Option("-a", help=IGNORED)] = False,
+    shift: Annotated[bool, typer.Option("-K", help=IGNORED)] = False,
+    low_memory: Annotated[bool, typer.Option("-U", "--lowmem", help=IGNORED)] = False,
 ) -> None:
     """Reconstruct BART's arrays in the place of `bart pics`: same arguments, same files.
 
@@ -59,8 +59,8 @@ def pics(
     """
     from mri_qpan import bart
     from mri_qpan._version import __version__
-    from mri_qpan.methods import find_device, get_method
-    from mri_qpan.models import DEFAULT
+    from mri_qpan.methods import find_device
+    from mri_qpan.models import DEFAULT, load_model
     from mri_qpan.recon import pics as work
 
     model = DEFAULT
@@ -86,14 +86,14 @@ def pics(
     if unused:
         typer.echo(f"mri-qpan pics: {model} has no use for {', '.join(unused)}", err=True)
     device = find_device("cuda" if gpu else "cpu")
-    method = get_method(model, device)
+    network = load_model(model, device)
     arrays = work.Arrays(
         work.full(bart.read_cfl(kspace)),
         work.full(bart.read_cfl(sensitivities)),
         None if pattern is None else work.full(bart.read_cfl(pattern)),
         None if trajectory is None else work.full(bart.read_cfl(trajectory)),
     )
-    image = work.reconstruct(arrays, method, model, device)
+    image = work.reconstruct(arrays, network, model, device)
     if not rescale:
         image = image / (scale or work.scaling(arrays))
     files = " ".join(f"<{path}" for path in (trajectory, pattern, sensitivities, kspace) if path is not None)
@@ -103,6 +103,6 @@ def pics(
         "# Files",
         f" >{output} {files}",
         "# Creator",
-        f"mri-qpan {__version__} {method.name} {(method.sha256 or '')[:12]}",
+        f"mri-qpan {__version__} {network.name} {network.sha256[:12]}",
     ]
     bart.write_cfl(output, image, made_by)

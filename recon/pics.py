@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from mri_qpan.app import QPanRecon
 from mri_qpan.bart import DIMENSIONS
-from mri_qpan.encoding import Encoding
+from mri_qpan.encoding import Encoding, Reconstructor
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.fourier import ifft_numpy
-from mri_qpan.methods import Method
 
 Complex = NDArray[np.complex64]
 LOOPED = DIMENSIONS - 5
@@ -54,15 +53,15 @@ def full(array: Complex) -> Complex:
     return array.reshape((1,) * (DIMENSIONS - array.ndim) + array.shape)
 
 
-def reconstruct(arrays: Arrays, method: Method, model: str, device: torch.device) -> Complex:
+def reconstruct(arrays: Arrays, network: Reconstructor, model: str, device: torch.device) -> Complex:
     """Reconstruct every entry of the looped dimensions.
 
     Parameters
     ----------
     arrays
         What to reconstruct.
-    method
-        The network.
+    network
+        A trained network; classical solvers expect images of another scale.
     model
         Its name or path, for samples along a trajectory.
     device
@@ -94,7 +93,7 @@ def reconstruct(arrays: Arrays, method: Method, model: str, device: torch.device
             along = _entry(arrays.trajectory, index)[0, 0].real
             found[index] = _along_trajectory(kspace, mps, pattern, along, model, device)
         else:
-            found[index] = _cartesian(kspace, mps, pattern, method, model, device)
+            found[index] = _cartesian(kspace, mps, pattern, network, model, device)
     seen = (arrays.sensitivities != 0).any(-4, keepdims=True)
     image = np.where(seen, found / np.float32(g), 0).astype(np.complex64)
     if not np.isfinite(image).all():
@@ -146,7 +145,7 @@ def _cartesian(
     kspace: Complex,
     mps: Complex,
     pattern: NDArray[np.float32] | None,
-    method: Method,
+    network: Reconstructor,
     model: str,
     device: torch.device,
 ) -> Complex:
@@ -175,7 +174,7 @@ def _cartesian(
     ).to(device)
     adjoint = encoding.adjoint(torch.from_numpy(kspace.reshape(1, -1, *spatial)).to(device))
     with torch.inference_mode():
-        image = method(adjoint, encoding.normal)[0].cpu().numpy()
+        image = network(adjoint, encoding.normal)[0].cpu().numpy()
     return image.reshape(len(mps), 1, *kspace.shape[1:])
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from mri_qpan.networks.config import Config
 
 Engine = Literal["auto", "fused", "bfloat16", "float32"]
-"""fused: the C++ kernel for K-bit networks, 8-bit features, 0.005 dB below float32 on validation data;
-the others: PyTorch's convolutions in that type."""
+"""fused: the C++ kernel for K-bit networks, with 8-bit features; the others: PyTorch's convolutions in that
+type."""
 
 
 def choose(engine: Engine, config: Config, device: torch.device | str) -> Engine:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mri_qpan.bart import read_cfl, write_cfl
 from mri_qpan.cli.main import app
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, ModelError
 from mri_qpan.recon.pics import _norm, full
 from mri_qpan.sampling_masks import make_mask
 
@@ -200,3 +200,10 @@ def test_what_does_not_fit_is_said(tmp_path):
 def test_flags_that_would_change_the_problem_are_refused(tmp_path):
     result = CliRunner().invoke(app, ["pics", "-B", "basis", "a", "b", "c"])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["wavelet", "qpan"])
+def test_the_network_must_be_one(tmp_path, name):
+    """Classical solvers have weights for images of another scale."""
+    with pytest.raises(ModelError, match="no model called"):
+        pics(tmp_path, "-R", f"Q:{name}", "a", "b", "c")
