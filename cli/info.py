@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from mri_qpan.recon.describe import Axis, Sampling
     from mri_qpan.recon.kspace import Index
+    from mri_qpan.recon.readers.mrd_header import MrdHeader
     from mri_qpan.recon.readers.mrd_plan import Measurement, Plan
 
 Row = tuple[str, str]
@@ -26,13 +27,16 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Raw k-space files (ISMRMRD).")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Raw k-space files: ISMRMRD, fastMRI, BART.")
+    ],
 ) -> None:
     """Say what is in a k-space file: matrix, coils, images, sampling, calibration, noise scan, oddities."""
+    from mri_qpan.recon.readers import is_ismrmrd
     from mri_qpan.recon.readers.ismrmrd import inspect
 
     for number, file in enumerate(files):
-        rows = list(_rows(inspect(file)))
+        rows = list(_rows(inspect(file)) if is_ismrmrd(file) else _array_rows(file))
         width = max(len(name) for name, _ in rows) + 2
         typer.echo("\n" * bool(number) + str(file))
         for name, words in rows:
@@ -44,7 +48,7 @@ def _rows(measurement: Measurement) -> Iterator[Row]:
     from mri_qpan.recon.readers.mrd_plan import plan
 
     yield "format", f"ISMRMRD raw data, dataset {measurement.dataset!r}"
-    yield from _scanner(measurement)
+    yield from _scanner(measurement.header)
     yield from _acquisitions(measurement)
     yield from _spaces(measurement)
     try:
@@ -53,15 +57,36 @@ def _rows(measurement: Measurement) -> Iterator[Row]:
         yield from (("note", note) for note in measurement.notes)
         yield "problem", str(error).removeprefix(f"{measurement.path}: ")
         return
-    yield from _images(planned)
+    yield from _count(list(planned.images))
     yield from _sampling(planned)
     yield from _noise(measurement)
     notes = dict.fromkeys(note for index in planned.images for note in planned.notes(index))
     yield from (("note", note) for note in notes)
 
 
-def _scanner(measurement: Measurement) -> Iterator[Row]:
-    header = measurement.header
+def _array_rows(path: Path) -> Iterator[Row]:
+    """Describe a file whose k-space is an array: BART's, fastMRI's."""
+    from mri_qpan.recon.coils import calibration_region
+    from mri_qpan.recon.describe import describe_sampling
+    from mri_qpan.recon.readers import open_kspace
+    from mri_qpan.recon.readers.mrd_header import parse_header
+
+    stream = open_kspace(path)
+    first = next(stream)
+    yield "format", "BART" if stream.xml is None and path.suffix in (".cfl", ".hdr") else "fastMRI's layout"
+    if stream.xml is not None:
+        yield from _scanner(parse_header(stream.xml, str(path)))
+    yield "channels", str(len(first.data))
+    yield "acquired", f"{_times(reversed(first.mask.shape))} (x, y, z)"
+    size = f"{_times(reversed(first.recon_shape))} (x, y, z), {_times(first.geometry.fov)} mm"
+    yield "to deliver", size
+    yield from _count(stream.indices)
+    yield from _pattern(describe_sampling(first.mask), len(stream) > 1)
+    yield "calibration", _block(calibration_region(first.mask), "inside the image")
+    yield from (("note", note) for note in first.notes)
+
+
+def _scanner(header: MrdHeader) -> Iterator[Row]:
     strength = f"{header.field_strength:g} T" if header.field_strength else None
     words = [word for word in (header.vendor, header.model, strength) if word and word != "unknown"]
     if words:
@@ -112,8 +137,7 @@ def _spaces(measurement: Measurement) -> Iterator[Row]:
             yield f"protocol says{of}", f"acceleration {_times(encoding.acceleration)} (y, z){mode}"
 
 
-def _images(planned: Plan) -> Iterator[Row]:
-    indices = list(planned.images)
+def _count(indices: list[Index]) -> Iterator[Row]:
     counts = {name: len({getattr(index, name) for index in indices}) for name in COUNTERS}
     words = " x ".join(f"{count} {name}s" for name, count in counts.items() if count > 1)
     yield "images", f"{len(indices)}" + (f" ({words})" if words else "")
@@ -124,16 +148,19 @@ def _sampling(planned: Plan) -> Iterator[Row]:
 
     first, rows = next(iter(planned.images.items()))
     counts = planned.counts(first, rows)
-    found = describe_sampling(counts > 0)
-    of = " (first image)" if len(planned.images) > 1 else ""
+    yield from _pattern(describe_sampling(counts > 0), len(planned.images) > 1)
+    if counts.max() > 1:
+        yield "averages", f"up to {counts.max()} a sample"
+    yield "calibration", _calibration(planned, first, counts > 0)
+
+
+def _pattern(found: Sampling, several: bool) -> Iterator[Row]:
+    of = " (first image)" if several else ""
     yield "sampling", f"{found.ratio:.1%} of the matrix: {_phase(found)}{of}"
     yield from _extent("partial Fourier", found.y, "y")
     if found.z.size > 1:
         yield from _extent("partial Fourier", found.z, "z")
     yield from _extent("asymmetric echo", found.x, "x")
-    if counts.max() > 1:
-        yield "averages", f"up to {counts.max()} a sample"
-    yield "calibration", _calibration(planned, first, counts > 0)
 
 
 def _phase(found: Sampling) -> str:
@@ -165,6 +192,10 @@ def _calibration(planned: Plan, index: Index, mask: NDArray[np.bool_]) -> str:
     rows = planned.calibration_rows(index)
     block = calibration_region(planned.counts(index, rows) > 0 if rows.size else mask)
     where = f"{rows.size} lines of its own" if rows.size else "inside the image"
+    return _block(block, where)
+
+
+def _block(block: tuple[slice, slice, slice] | None, where: str) -> str:
     if block is None:
         return "none: the k-space centre was not acquired"
     sizes = _times([part.stop - part.start for part in block[1:]])

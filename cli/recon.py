@@ -28,6 +28,8 @@ Examples:
 
   mri-qpan recon scan.h5 --method wavelet --output images
 
+  mri-qpan recon scan.h5 --format dicom,png
+
   mri-qpan recon full.h5 --undersample lines:0.25 --output study
 
 Exit codes: 0 all done, 1 a reconstruction failed, 2 wrong usage, 3 bad input, 4 some of several files failed.
@@ -43,7 +45,9 @@ def recon(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="Raw k-space: ISMRMRD files (.h5), Cartesian.", show_default=False
+            metavar="FILE...",
+            help="Raw Cartesian k-space: ISMRMRD or fastMRI files (.h5), BART's .cfl.",
+            show_default=False,
         ),
     ],
     method: Annotated[
@@ -73,20 +77,30 @@ def recon(
         typer.Option(
             metavar="FILE",
             help="Coil sensitivity maps to use instead of estimated ones: .npy, complex, (coil, y, x)"
-            " or (coil, z, y, x).",
+            " or (coil, z, y, x), or BART's .cfl.",
         ),
     ] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="NAME[,NAME...]",
+            help="What to write: ismrmrd, nifti, png (a contact sheet), dicom, fastmri; complex-valued, cfl"
+            " and npy.",
+        ),
+    ] = "ismrmrd,nifti,png",
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU if there is one.")
     ] = "auto",
 ) -> None:
     """Reconstruct images from raw k-space.
 
-    Writes, for every FILE, into the output folder and under FILE's name with the method's: the images as
-    ISMRMRD (.h5) and NIfTI (.nii.gz), a contact sheet (.png) and a report of what was done (.json).
+    Writes, for every FILE, into the output folder and under FILE's name with the method's: the images in
+    every --format, and a report of what was done (.json).
     """
     _check_names(files)
-    job = _job(method, undersample, maps, device)
+    job = _job(method, undersample, maps, formats, device)
     folder = _folder(output)
     failures: list[MriQpanError] = []
     with _stop_on_sigterm() as stop:
@@ -133,18 +147,21 @@ def _check_names(files: list[Path]) -> None:
             raise InputError(f"{other} and {path} would write outputs of one name: reconstruct them apart")
 
 
-def _job(method: str | None, undersample: str | None, maps: Path | None, device: str) -> Job:
+def _job(method: str | None, undersample: str | None, maps: Path | None, formats: str, device: str) -> Job:
     from mri_qpan import models
     from mri_qpan.methods import find_device, get_method
     from mri_qpan.recon.job import Job, load_maps
     from mri_qpan.recon.study import Undersampling
+    from mri_qpan.recon.writers import find_formats
 
     place = find_device(device)
+    wanted = find_formats([name.strip() for name in formats.split(",")])
     return Job(
         method=get_method(models.DEFAULT if method is None else method, place),
         device=place,
         undersampling=None if undersample is None else Undersampling.parse(undersample),
         mps=None if maps is None else load_maps(maps),
+        formats=wanted,
     )
 
 

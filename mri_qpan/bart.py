@@ -41,7 +41,12 @@ def write_cfl(stem: Path, array: NDArray[Any], made_by: Sequence[str] = ()) -> N
 
 
 def read_cfl(stem: Path) -> NDArray[np.complex64]:
-    """Read `stem`.cfl and `stem`.hdr.
+    """Read `stem`.cfl and `stem`.hdr into memory; else as `open_cfl`."""
+    return np.array(open_cfl(stem))
+
+
+def open_cfl(stem: Path) -> NDArray[np.complex64]:
+    """Map `stem`.cfl into memory, read-only, as `stem`.hdr describes it.
 
     Returns
     -------
@@ -68,7 +73,7 @@ def read_cfl(stem: Path) -> NDArray[np.complex64]:
     shape = list(reversed(sizes))
     while len(shape) > 2 and shape[0] == 1:
         shape.pop(0)
-    return np.fromfile(path, np.complex64).reshape(shape)
+    return np.memmap(path, np.complex64, mode="r", shape=tuple(shape))
 
 
 def available() -> bool:

@@ -12,6 +12,7 @@ position - fov_x / 2 read - fov_y / 2 phase, which is DICOM's ImagePositionPatie
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,16 @@ def stack(images: Sequence[Image]) -> tuple[list[Image], Array]:
     affine[:3, 2] = step
     affine[:3, 3] += positions[0] - np.array(first.geometry.position)
     return [images[i] for i in order], affine
+
+
+def volumes(images: Sequence[Image]) -> list[list[Image]]:
+    """Return images by repetition, contrast, phase and set, in this order: the slices of one volume each."""
+
+    def key(image: Image) -> tuple[int, ...]:
+        index = image.index
+        return index.repetition, index.contrast, index.phase, index.set
+
+    return [list(group) for _, group in groupby(sorted(images, key=key), key=key)]
 
 
 def _check_parallel(images: Sequence[Image]) -> None:

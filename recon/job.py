@@ -8,7 +8,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mri_qpan.bart import read_cfl
 from mri_qpan.errors import InputError, MriQpanError, ReconError
 from mri_qpan.methods import Method
 from mri_qpan.recon.files import staged
@@ -24,8 +25,9 @@ from mri_qpan.recon.kspace import ImageSeries, KSpace
 from mri_qpan.recon.pipeline import Result, reconstruct
 from mri_qpan.recon.provenance import peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.readers.bart import SUFFIXES as CFL
 from mri_qpan.recon.study import Study, Undersampling, study
-from mri_qpan.recon.writers import write_ismrmrd, write_nifti, write_png, write_study_png
+from mri_qpan.recon.writers import DEFAULT, FORMATS, Format, find_formats, write_study_png
 
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -49,12 +51,15 @@ class Job:
         Leave samples of a full measurement out and compare with the full image; None takes it as it is.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
+    formats
+        What to write (see `writers.find_formats`).
     """
 
     method: Method
     device: torch.device
     undersampling: Undersampling | None = None
     mps: NDArray[np.complex64] | None = None
+    formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def output_stem(path: Path, method: Method) -> str:
 
 
 def load_maps(path: Path) -> NDArray[np.complex64]:
-    """Read coil sensitivities from a .npy file: (coil, y, x) or (coil, z, y, x), complex.
+    """Read coil sensitivities from a .npy file, (coil, y, x) or (coil, z, y, x) complex, or BART's .cfl.
 
     Returns
     -------
@@ -84,7 +89,7 @@ def load_maps(path: Path) -> NDArray[np.complex64]:
         If the file cannot be read or holds another kind of array.
     """
     try:
-        maps = np.load(path, allow_pickle=False)
+        maps = read_cfl(path.with_suffix("")) if path.suffix in CFL else np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot read coil maps: not a .npy file of numbers") from error
     if not isinstance(maps, np.ndarray) or maps.ndim not in (3, 4) or not np.iscomplexobj(maps):
@@ -104,9 +109,9 @@ def reconstruct_file(
 ) -> Record:
     """Reconstruct all images of a k-space file and write them into `folder`.
 
-    Written are `<stem>_<method>` with `.h5` (ISMRMRD images), `.nii.gz`, `.png` and `.json`; where a file
-    holds several encodings, `_encoding<n>` follows the method. All of them are moved into place when all are
-    complete; whatever goes wrong before leaves `folder` as it was.
+    Written are `<stem>_<method>` with the suffix of every format, and a `.json`; where a file holds several
+    encodings, `_encoding<n>` follows the method. All of them are moved into place when all are complete;
+    whatever goes wrong before leaves `folder` as it was.
 
     Parameters
     ----------
@@ -155,7 +160,7 @@ def reconstruct_file(
     moment = time.perf_counter()
     try:
         with staged(folder) as stage:
-            record |= _write(stage / output_stem(path, job.method), done, stream.measurement.xml, record)
+            record |= _write(stage / output_stem(path, job.method), done, stream.xml, record, job.formats)
             record["seconds"] = _seconds(done, read_seconds, time.perf_counter() - moment)
             record["peak_memory_mib"] = peak_memory_mib(job.device)
             _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
@@ -222,7 +227,9 @@ def _seconds(done: list[_Done], read: float, write: float) -> dict[str, float]:
     }
 
 
-def _write(stem: Path, done: list[_Done], xml: str, record: Record) -> Record:
+def _write(
+    stem: Path, done: list[_Done], xml: str | None, record: Record, formats: dict[str, Format]
+) -> Record:
     """Write images and sheets of every encoding; return the names written and the notes with any new one."""
     encodings: dict[int, list[_Done]] = defaultdict(list)
     for d in done:
@@ -231,16 +238,17 @@ def _write(stem: Path, done: list[_Done], xml: str, record: Record) -> Record:
     notes = list(record["notes"])
     for encoding, members in encodings.items():
         series = ImageSeries([d.result.image for d in members], xml, origin)
-        name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
-        write_ismrmrd(stem.with_name(f"{name}.h5"), series)
-        try:
-            write_nifti(stem.with_name(f"{name}.nii.gz"), series)
-        except ReconError as error:
-            notes.append(f"no NIfTI file: {error}")
         studies = [d.study for d in members if d.study is not None]
-        if studies:
-            write_study_png(stem.with_name(f"{name}.png"), series, studies)
-        else:
-            write_png(stem.with_name(f"{name}.png"), series)
+        name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
+        for words, kind in formats.items():
+            path = stem.with_name(name + kind.suffix)
+            try:
+                if studies and kind is FORMATS["png"]:
+                    write_study_png(path, series, studies)
+                else:
+                    kind.write(path, series)
+            except ReconError as error:
+                path.unlink(missing_ok=True)
+                notes.append(f"no {words} file: {error}")
     names = sorted(path.name for path in stem.parent.iterdir())
     return {"outputs": [*names, f"{stem.name}.json"], "notes": notes}

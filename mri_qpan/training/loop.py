@@ -42,8 +42,15 @@ AVERAGING = 0.999
 
 CLIP = 1.0
 
-SCALARS = 3.0
+SCALARS = 10.0
 """Learning rate of thresholds, gates and powers, relative to the convolutions'."""
+
+PHASE = 0.1
+"""Weight of the last image's complex error beside that of its magnitude, which is what people look at.
+
+The least complex error alone leaves the magnitude too small wherever noise is as large as the signal: a
+measured image has a noise floor, its complex expectation has none.
+"""
 
 TYPICAL_ERROR = 5e-3
 """Mean squared error of a typical start image at unit scale; see `_loss`."""
@@ -326,6 +333,8 @@ def _optimizers(network: Network[Any], recipe: Recipe) -> list[torch.optim.Optim
 def _loss(network: Network[Any], case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:
     """Eq. 9 at unit scale, each image weighted by how hard it is, earlier layers supervised a little.
 
+    The last image of a complex network is asked for the target's magnitude, and a little for its phase.
+
     The weight is one over the error of the image that the network starts from, so that one coil at 15 % does
     not drown eight coils at 50 %.
     """
@@ -336,9 +345,12 @@ def _loss(network: Network[Any], case: Case, constrained: frozenset[int], recipe
     images, constraint = network.forward_for_training(adjoint, encoding.normal, constrained)
     start, *layers = images
     weight = (TYPICAL_ERROR / _mean_square(start - target).clamp_min(1e-9)).clamp(0.1, 20.0)
-    errors = [(weight * _mean_square(image - target)).mean() for image in reversed(layers)]
+    errors = [_mean_square(image - target) for image in reversed(layers)]
+    if target.is_complex():
+        errors[0] = PHASE * errors[0] + _mean_square(layers[-1].abs() - target.abs())
     error = sum(
-        (recipe.supervision**index * e for index, e in enumerate(errors)), torch.zeros_like(constraint)
+        (recipe.supervision**index * (weight * e).mean() for index, e in enumerate(errors)),
+        torch.zeros_like(constraint),
     )
     return error + recipe.constraint * recipe.network.layers / max(1, len(constrained)) * constraint
 

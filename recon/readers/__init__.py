@@ -1,8 +1,16 @@
 """Readers of raw k-space files; `open_kspace` picks one by what the file holds."""
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
-from mri_qpan.recon.readers.ismrmrd import KSpaceStream, read
+from mri_qpan.recon.readers import bart, fastmri, ismrmrd
+from mri_qpan.recon.readers.hdf5 import Hdf5Process
+from mri_qpan.recon.readers.stream import KSpaceStream
+
+GROUP = "mri_qpan.readers"
+"""Entry points of other packages: name a suffix (".dat"), point to a function path -> `KSpaceStream`."""
+
+__all__ = ["KSpaceStream", "is_ismrmrd", "open_kspace"]
 
 
 def open_kspace(path: str | Path) -> KSpaceStream:
@@ -11,15 +19,32 @@ def open_kspace(path: str | Path) -> KSpaceStream:
     Parameters
     ----------
     path
-        An ISMRMRD (HDF5) file; other formats are refused.
+        A file of ISMRMRD's or fastMRI's layout (HDF5), BART's .cfl or .hdr, or what a reader installed by
+        another package (entry point group `mri_qpan.readers`) takes.
 
     Returns
     -------
-    Iterator of `KSpace`, one an image, in the order of their `Index`; `len()` says how many.
+    Stream of `KSpace`, one an image, in the order of their `Index`; `len()` says how many.
 
     Raises
     ------
     InputError
         If no reader knows the file, or the one that does finds it unusable.
     """
-    return read(path)
+    path = Path(path)
+    for point in entry_points(group=GROUP):
+        if path.suffix.lower() == point.name:
+            return point.load()(path)
+    if path.suffix in bart.SUFFIXES:
+        return bart.read(path)
+    process = Hdf5Process(path)
+    return fastmri.read(process) if process.kind == "fastmri" else ismrmrd.read(process)
+
+
+def is_ismrmrd(path: Path) -> bool:
+    """Return whether `open_kspace` takes a file as ISMRMRD; raises `InputError` as it does."""
+    if path.suffix in bart.SUFFIXES or any(path.suffix.lower() == p.name for p in entry_points(group=GROUP)):
+        return False
+    process = Hdf5Process(path)
+    process.close()
+    return process.kind == "ismrmrd"

@@ -1,4 +1,4 @@
-"""ISMRMRD's HDF5 files, opened in a process of their own.
+"""HDF5 files, ISMRMRD's and fastMRI's, opened in a process of their own.
 
 A damaged file can crash the HDF5 library or send it round in circles (seen on some of a thousand files with a
 few bytes changed); here that ends in an `InputError` instead of the end of a batch or a server.
@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import h5py
-import ismrmrd
 import numpy as np
-from numpy.lib.recfunctions import require_fields
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
@@ -33,23 +31,21 @@ _idle: list[
 
 
 class Hdf5Process:
-    """An open ISMRMRD file.
+    """An open HDF5 file of raw data.
 
     Attributes
     ----------
     path
         The file.
-    name, names
-        The dataset that is read, and all of its kind in the file.
-    xml
-        The ISMRMRD header.
-    heads
-        Header of every acquisition, a structured array of ISMRMRD's fields.
+    kind
+        "ismrmrd" or "fastmri".
+    description, arrays
+        What the process said of it.
 
     Raises
     ------
     InputError
-        Whenever the file turns out not to be ISMRMRD, or damaged.
+        Whenever the file turns out to be neither, or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,29 +57,23 @@ class Hdf5Process:
         except OSError as error:
             raise InputError(f"{path}: cannot be opened ({error})") from error
         if not known:
-            raise InputError(f"{path}: not an HDF5 file, so not ISMRMRD (or cut off at its start)")
+            raise InputError(f"{path}: not an HDF5 file, so not ISMRMRD or fastMRI (or cut off at its start)")
         self._process = _start()
         self._kill = weakref.finalize(self, _stop, os.getpid(), self._process)
-        description, heads = self._ask({"open": str(path.resolve())}, 1)
-        self.name, self.names, self.xml = (description[key] for key in ("name", "names", "xml"))
-        self.heads = self._canonical(heads[0])
-
-    def samples(self, rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
-        """Return the numbers of acquisitions, whose indices increase, read in bulk."""
-        _, (lengths, numbers) = self._ask({"rows": rows.tolist()}, 2)
-        return np.split(numbers, np.cumsum(lengths)[:-1])
+        self.description, self.arrays = self.ask({"open": str(path.resolve())}, 1)
+        self.kind: str = self.description["kind"]
 
     def close(self) -> None:
         """Close the file; its process waits for the next one."""
         if not self._kill.alive:
             return
         with contextlib.suppress(InputError):
-            self._ask({"close": True}, 0)
+            self.ask({"close": True}, 0)
         if self._kill.detach() is not None:
             _idle.append((os.getpid(), self._process))
 
-    def _ask(self, request: dict[str, object], arrays: int) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-        """Send one request and wait for its answer."""
+    def ask(self, request: dict[str, object], arrays: int) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Send one request and wait for its answer, which has so many arrays."""
         try:
             cast(IO[bytes], self._process.stdin).write(json.dumps(request).encode() + b"\n")
             cast(IO[bytes], self._process.stdin).flush()
@@ -113,29 +103,6 @@ class Hdf5Process:
     def _gone(self) -> InputError:
         self._kill()
         return InputError(f"{self.path}: damaged HDF5 file (the HDF5 library crashed or hung on it)")
-
-    def _canonical(self, heads: NDArray[Any]) -> NDArray[np.void]:
-        """Return the headers with exactly ISMRMRD's fields, whatever their order and padding in the file."""
-        expected = ismrmrd.hdf5.acquisition_header_dtype
-        missing = _missing(expected, heads.dtype)
-        if missing:
-            raise InputError(f"{self.path}: the acquisition headers lack {missing}: not ISMRMRD 1.x")
-        try:
-            with np.errstate(invalid="ignore", over="ignore"):
-                return require_fields(heads, expected)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{self.path}: the acquisition headers are not ISMRMRD 1.x ({error})") from error
-
-
-def _missing(expected: np.dtype[Any], found: np.dtype[Any]) -> str:
-    """Return the first field of `expected` that `found` lacks, or ''."""
-    for name in expected.names or ():
-        if name not in (found.names or ()):
-            return name
-        inner = _missing(expected[name], found[name])
-        if inner:
-            return f"{name}.{inner}"
-    return ""
 
 
 def _start() -> subprocess.Popen[bytes]:

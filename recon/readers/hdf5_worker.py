@@ -1,9 +1,10 @@
-"""The process that opens ISMRMRD files: run as a script by `hdf5.Hdf5Process`, imports h5py and NumPy alone.
+"""The process that opens HDF5 files: run as a script by `hdf5.Hdf5Process`, imports h5py and NumPy alone.
 
-Requests are lines of JSON: {"open": path} is answered with what the file holds, {"rows": [...]}, in
-increasing order, with the samples of those acquisitions, {"close": true} when the file is closed. Answers are
-one line of JSON, then the arrays it announces as .npy. A request that fails is answered with {"error": ...},
-and the process ends: HDF5 may be in disorder.
+Requests are lines of JSON: {"open": path} is answered with what the file holds and its "kind". Of "ismrmrd",
+{"rows": [...]}, in increasing order, asks for the samples of those acquisitions; of "fastmri", {"slice": n}
+for a slice's k-space. {"close": true} closes the file. Answers are one line of JSON, then the arrays it
+announces as .npy. A request that fails is answered with {"error": ...}, and the process ends: HDF5 may be in
+disorder.
 """
 
 import io
@@ -22,22 +23,29 @@ class UnusableError(Exception):
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until there are none, or until one fails."""
-    file = rows = cast(Any, None)  # until the first request, which opens a file
+    file = data = cast(Any, None)  # until the first request, which opens a file
     try:
         for line in requests:
             request = json.loads(line)
             if "open" in request:
                 file = h5py.File(request["open"], "r")
                 names = find(file)
+                if not names:
+                    data = file["kspace"]
+                    send(answers, *describe_fastmri(file))
+                    continue
                 name = "dataset" if "dataset" in names else names[0]
-                rows = file[name]["data"]
-                heads = read_heads(rows, name)
-                send(answers, {"names": names, "name": name, "xml": header(file[name])}, heads)
+                data = file[name]["data"]
+                heads = read_heads(data, name)
+                message: dict[str, object] = {"kind": "ismrmrd", "names": names, "name": name}
+                send(answers, message | {"xml": header(file[name], "xml")}, heads)
             elif "close" in request:
                 file.close()
                 send(answers, {})
+            elif "slice" in request:
+                send(answers, {}, data[request["slice"]].astype(np.complex64, copy=False))
             else:
-                send(answers, {}, *samples(rows, np.array(request["rows"], np.intp)))
+                send(answers, {}, *samples(data, np.array(request["rows"], np.intp)))
     except UnusableError as error:
         send(answers, {"error": str(error)})
     except Exception as error:  # HDF5 and h5py fail in many ways on a damaged file
@@ -46,7 +54,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def find(file: h5py.File) -> list[str]:
-    """Return the names of the groups that hold acquisitions."""
+    """Return the names of the groups that hold acquisitions; none where the file is fastMRI's instead."""
     found: list[str] = []
 
     def visit(name: str, item: Any) -> None:
@@ -55,9 +63,9 @@ def find(file: h5py.File) -> list[str]:
             found.append(name.rpartition("/")[0] or "/")
 
     file.visititems(visit)
-    if not found:
+    if not found and not isinstance(file.get("kspace"), h5py.Dataset):
         shown = ", ".join(sorted(repr(name)[1:-1] for name in file)[:6]) or "nothing"
-        raise UnusableError(f"an HDF5 file without ISMRMRD raw data (it holds {shown})")
+        raise UnusableError(f"an HDF5 file without ISMRMRD or fastMRI raw data (it holds {shown})")
     return sorted(found)
 
 
@@ -68,11 +76,24 @@ def read_heads(rows: h5py.Dataset, name: str) -> NDArray[np.void]:
     return rows.fields("head")[:].ravel()
 
 
-def header(group: h5py.Group) -> str:
+def describe_fastmri(file: h5py.File) -> tuple[dict[str, object], NDArray[np.bool_]]:
+    """Return what a file of fastMRI's layout holds, and the mask of its lines: empty where it has none."""
+    kspace = file["kspace"]
+    if kspace.dtype.kind != "c" or kspace.ndim not in (3, 4) or 0 in kspace.shape:
+        raise UnusableError(
+            f"'kspace' of fastMRI's layout is complex, (slice, [coil,] x, y); here {kspace.dtype} of shape "
+            f"{kspace.shape}"
+        )
+    xml = header(file, "ismrmrd_header") if "ismrmrd_header" in file else None
+    mask = np.asarray(file["mask"][()] if "mask" in file else [], bool).ravel()
+    return {"kind": "fastmri", "shape": list(kspace.shape), "xml": xml}, mask
+
+
+def header(group: h5py.Group, name: str) -> str:
     """Return the ISMRMRD header (XML)."""
-    if "xml" not in group:
+    if name not in group:
         raise UnusableError(f"the dataset {group.name.strip('/')!r} has no ISMRMRD header (xml)")
-    text = group["xml"][()]
+    text = group[name][()]
     text = text.ravel()[0] if isinstance(text, np.ndarray) else text
     if not isinstance(text, bytes):
         return str(text)

@@ -6,66 +6,108 @@ image at a time.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import ismrmrd
 import numpy as np
+from numpy.lib.recfunctions import require_fields
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index, KSpace
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, name_of, plan
+from mri_qpan.recon.readers.samples import check_samples
+from mri_qpan.recon.readers.stream import KSpaceStream
 
 BLOCK = 2**26  # bytes of samples read at once
-LARGEST_SAMPLE = 1e15  # no receiver's; squares of larger ones leave single precision
 
 
-class KSpaceStream(Iterator[KSpace]):
-    """The images of one file, read one at a time in the order of their `Index`.
+class IsmrmrdFile:
+    """An open file of ISMRMRD raw data.
 
     Attributes
     ----------
-    measurement
-        What stands in the file; `measurement.xml` is its header.
-    indices
-        The images that will come.
+    path
+        The file.
+    name, names
+        The dataset that is read, and all of its kind in the file.
+    xml
+        The ISMRMRD header.
+    heads
+        Header of every acquisition, a structured array of ISMRMRD's fields.
+
+    Raises
+    ------
+    InputError
+        If the file is not ISMRMRD, or damaged.
     """
 
-    def __init__(self, file: Hdf5Process) -> None:
-        self.measurement = _classify(file)
-        planned = plan(self.measurement)
-        self.indices = list(planned.images)
-        self._file = file
-        self._images = _images(file, planned)
+    def __init__(self, process: Hdf5Process) -> None:
+        self.path = process.path
+        if process.kind != "ismrmrd":
+            raise InputError(f"{self.path}: an HDF5 file without ISMRMRD raw data")
+        self.name: str = process.description["name"]
+        self.names: list[str] = process.description["names"]
+        self.xml: str = process.description["xml"]
+        self._process = process
+        self.heads = self._canonical(process.arrays[0])
 
-    def __len__(self) -> int:
-        """Return how many images the file holds, read or not."""
-        return len(self.indices)
+    def samples(self, rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
+        """Return the numbers of acquisitions, whose indices increase, read in bulk."""
+        _, (lengths, numbers) = self._process.ask({"rows": rows.tolist()}, 2)
+        return np.split(numbers, np.cumsum(lengths)[:-1])
 
-    def __next__(self) -> KSpace:
-        """Read the next image."""
-        return next(self._images)
+    def close(self) -> None:
+        """Close the file."""
+        self._process.close()
+
+    def _canonical(self, heads: NDArray[Any]) -> NDArray[np.void]:
+        """Return the headers with exactly ISMRMRD's fields, whatever their order and padding in the file."""
+        expected = ismrmrd.hdf5.acquisition_header_dtype
+        missing = _missing(expected, heads.dtype)
+        if missing:
+            raise InputError(f"{self.path}: the acquisition headers lack {missing}: not ISMRMRD 1.x")
+        try:
+            with np.errstate(invalid="ignore", over="ignore"):
+                return require_fields(heads, expected)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.path}: the acquisition headers are not ISMRMRD 1.x ({error})") from error
 
 
-def read(path: str | Path) -> KSpaceStream:
+def _missing(expected: np.dtype[Any], found: np.dtype[Any]) -> str:
+    """Return the first field of `expected` that `found` lacks, or ''."""
+    for name in expected.names or ():
+        if name not in (found.names or ()):
+            return name
+        inner = _missing(expected[name], found[name])
+        if inner:
+            return f"{name}.{inner}"
+    return ""
+
+
+def read(process: Hdf5Process) -> KSpaceStream:
     """Read the images of an ISMRMRD file.
 
     Headers are checked here, samples when an image is taken from the stream.
 
     Parameters
     ----------
-    path
-        An HDF5 file with one ISMRMRD dataset of any name.
+    process
+        An open HDF5 file with one ISMRMRD dataset of any name.
 
     Returns
     -------
-    Iterator of `KSpace`, one a slice (or 3-D slab), contrast, phase, repetition and set.
+    Stream of `KSpace`, one a slice (or 3-D slab), contrast, phase, repetition and set.
 
     Raises
     ------
     InputError
         If the file is not ISMRMRD, is damaged, is not Cartesian or contradicts itself.
     """
-    return KSpaceStream(Hdf5Process(Path(path)))
+    file = IsmrmrdFile(process)
+    planned = plan(_classify(file))
+    return KSpaceStream(list(planned.images), _images(file, planned), file.xml)
 
 
 def header(path: str | Path) -> str:
@@ -75,16 +117,16 @@ def header(path: str | Path) -> str:
 
 def inspect(path: str | Path) -> Measurement:
     """Read everything but the samples; raises `InputError` if that is impossible."""
-    file = Hdf5Process(Path(path))
+    file = IsmrmrdFile(Hdf5Process(Path(path)))
     file.close()
     return _classify(file)
 
 
-def _classify(file: Hdf5Process) -> Measurement:
+def _classify(file: IsmrmrdFile) -> Measurement:
     return classify(file.path, file.names, file.name, file.xml, file.heads)
 
 
-def _images(file: Hdf5Process, planned: Plan) -> Iterator[KSpace]:
+def _images(file: IsmrmrdFile, planned: Plan) -> Iterator[KSpace]:
     try:
         noise = _noise_covariance(file, planned)
         for index, rows in planned.images.items():
@@ -94,7 +136,7 @@ def _images(file: Hdf5Process, planned: Plan) -> Iterator[KSpace]:
 
 
 def _image(
-    file: Hdf5Process, planned: Plan, index: Index, rows: Rows, noise: NDArray[np.complex128] | None
+    file: IsmrmrdFile, planned: Plan, index: Index, rows: Rows, noise: NDArray[np.complex128] | None
 ) -> KSpace:
     data, counts = _average(file, planned, index, rows)
     calib = calib_mask = None
@@ -119,7 +161,7 @@ def _image(
 
 
 def _average(
-    file: Hdf5Process, planned: Plan, index: Index, rows: Rows
+    file: IsmrmrdFile, planned: Plan, index: Index, rows: Rows
 ) -> tuple[NDArray[np.complex64], NDArray[np.uint16]]:
     """Average lines on the grid: (coil, z, y, x) samples and how many went into each, (z, y, x)."""
     heads, grid, reverse = file.heads, planned.grids[index.encoding], planned.measurement.reverse
@@ -138,7 +180,7 @@ def _average(
     return data, counts
 
 
-def _noise_covariance(file: Hdf5Process, planned: Plan) -> NDArray[np.complex128] | None:
+def _noise_covariance(file: IsmrmrdFile, planned: Plan) -> NDArray[np.complex128] | None:
     """Covariance of the samples of the noise scans, (coil, coil), or None without any."""
     rows = np.flatnonzero(planned.measurement.noise)
     if not rows.size:
@@ -147,7 +189,7 @@ def _noise_covariance(file: Hdf5Process, planned: Plan) -> NDArray[np.complex128
     return noise @ noise.conj().T / noise.shape[1]
 
 
-def _lines(file: Hdf5Process, rows: Rows) -> Iterator[tuple[int, NDArray[np.complex64]]]:
+def _lines(file: IsmrmrdFile, rows: Rows) -> Iterator[tuple[int, NDArray[np.complex64]]]:
     """Yield each of the rows and its samples (coil, sample), read in blocks."""
     heads = file.heads
     payload = 8 * heads["active_channels"][rows].astype(np.int64) * heads["number_of_samples"][rows]
@@ -157,7 +199,7 @@ def _lines(file: Hdf5Process, rows: Rows) -> Iterator[tuple[int, NDArray[np.comp
             yield int(row), _line(file, int(row), numbers)
 
 
-def _line(file: Hdf5Process, row: int, numbers: NDArray[np.float32]) -> NDArray[np.complex64]:
+def _line(file: IsmrmrdFile, row: int, numbers: NDArray[np.float32]) -> NDArray[np.complex64]:
     heads = file.heads
     channels, length = int(heads["active_channels"][row]), int(heads["number_of_samples"][row])
     if numbers.size != 2 * channels * length:
@@ -165,9 +207,5 @@ def _line(file: Hdf5Process, row: int, numbers: NDArray[np.float32]) -> NDArray[
             f"{file.path}: {name_of(heads, row)} holds {numbers.size} numbers where its header says "
             f"{channels} channels of {length} complex samples: the file is damaged or truncated"
         )
-    if not (np.abs(numbers) < LARGEST_SAMPLE).all():
-        raise InputError(
-            f"{file.path}: {name_of(heads, row)} holds samples that are NaN, infinite or beyond "
-            f"{LARGEST_SAMPLE:g}: the file is damaged"
-        )
+    check_samples(numbers, file.path, name_of(heads, row))
     return numbers.view(np.complex64).reshape(channels, length)

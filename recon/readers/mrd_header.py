@@ -70,6 +70,30 @@ def parse_header(xml: str | bytes, where: str) -> MrdHeader:
     return _Parser(where).header(xml)
 
 
+def parse_xml(xml: str | bytes, where: str) -> Element:
+    """Return the root of an ISMRMRD header, tags without their namespace.
+
+    Raises
+    ------
+    InputError
+        If the XML does not parse.
+    """
+    try:
+        root = ElementTree.fromstring(xml)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise InputError(f"{where}: the ISMRMRD header is not valid XML ({error})") from error
+    for element in root.iter():
+        if isinstance(element.tag, str):
+            element.tag = element.tag.rpartition("}")[2]
+    return root
+
+
+def text_of(element: Element, path: str) -> str | None:
+    """Return the text at a path below `element` without the blanks around it, None where there is none."""
+    found = element.findtext(path)
+    return found.strip() if found and found.strip() else None
+
+
 class _Parser:
     """Walks the document and collects notes on what was not as the schema has it."""
 
@@ -78,13 +102,7 @@ class _Parser:
         self.notes: list[str] = []
 
     def header(self, xml: str | bytes) -> MrdHeader:
-        try:
-            root = ElementTree.fromstring(xml)
-        except (ElementTree.ParseError, ValueError, LookupError) as error:
-            raise InputError(f"{self.where}: the ISMRMRD header is not valid XML ({error})") from error
-        for element in root.iter():
-            if isinstance(element.tag, str):
-                element.tag = element.tag.rpartition("}")[2]
+        root = parse_xml(xml, self.where)
         encodings = tuple(self._encoding(e, i) for i, e in enumerate(root.findall("encoding")))
         if not encodings:
             raise InputError(
@@ -94,10 +112,10 @@ class _Parser:
         return MrdHeader(
             encodings=encodings,
             relative_noise_bandwidth=self._float(root, system + "relativeReceiverNoiseBandwidth"),
-            vendor=_text(root, system + "systemVendor"),
-            model=_text(root, system + "systemModel"),
+            vendor=text_of(root, system + "systemVendor"),
+            model=text_of(root, system + "systemModel"),
             field_strength=self._float(root, system + "systemFieldStrength_T"),
-            protocol=_text(root, "measurementInformation/protocolName"),
+            protocol=text_of(root, "measurementInformation/protocolName"),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
@@ -111,7 +129,7 @@ class _Parser:
         if recon is None:
             self.notes.append("the header has no reconSpace: the encoded matrix is delivered uncropped")
             recon = encoded
-        trajectory = _text(element, "trajectory")
+        trajectory = text_of(element, "trajectory")
         if trajectory is None:
             self.notes.append("the header names no trajectory: taken as Cartesian")
         factors = [
@@ -125,7 +143,7 @@ class _Parser:
             step_2=self._limit(element, "kspace_encoding_step_2"),
             trajectory=(trajectory or "cartesian").lower(),
             acceleration=None if factors[0] is None else (factors[0], factors[1] or 1.0),
-            calibration_mode=_text(element, "parallelImaging/calibrationMode"),
+            calibration_mode=text_of(element, "parallelImaging/calibrationMode"),
         )
 
     def _space(self, encoding: Element, name: str, number: int) -> Space | None:
@@ -154,7 +172,7 @@ class _Parser:
         return Limit(values[0] or 0, values[1] or 0, values[2])
 
     def _integer(self, element: Element, path: str) -> int | None:
-        text = _text(element, path)
+        text = text_of(element, path)
         if text is None:
             return None
         try:
@@ -174,7 +192,7 @@ class _Parser:
         return value
 
     def _float(self, element: Element, path: str) -> float | None:
-        text = _text(element, path)
+        text = text_of(element, path)
         if text is None:
             return None
         try:
@@ -187,8 +205,3 @@ class _Parser:
             )
             return None
         return value
-
-
-def _text(element: Element, path: str) -> str | None:
-    found = element.findtext(path)
-    return found.strip() if found and found.strip() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import groupby
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_qpan.errors import ReconError
-from mri_qpan.recon.geometry import LPS_TO_RAS, stack
+from mri_qpan.recon.geometry import LPS_TO_RAS, stack, volumes
 from mri_qpan.recon.kspace import Image, ImageSeries
 
 SCANNER_ANATOMICAL = 1
@@ -36,13 +35,13 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
     ReconError
         If the slices do not make one volume (not parallel, not evenly spaced, or differing in time).
     """
-    volumes = [stack(images) for images in _volumes(series.images)]
-    affine = volumes[0][1]
-    for images, other in volumes:
-        if len(images) != len(volumes[0][0]) or not np.allclose(other, affine, atol=1e-3):
+    stacks = [stack(images) for images in volumes(series.images)]
+    affine = stacks[0][1]
+    for images, other in stacks:
+        if len(images) != len(stacks[0][0]) or not np.allclose(other, affine, atol=1e-3):
             raise ReconError("the repetitions or contrasts differ in their slices: no single volume")
-    pixels = np.stack([_pixels(images) for images, _ in volumes], axis=-1)
-    nifti = nib.Nifti1Image(pixels[..., 0] if len(volumes) == 1 else pixels, LPS_TO_RAS @ affine)
+    pixels = np.stack([_pixels(images) for images, _ in stacks], axis=-1)
+    nifti = nib.Nifti1Image(pixels[..., 0] if len(stacks) == 1 else pixels, LPS_TO_RAS @ affine)
     nifti.header.set_xyzt_units("mm", "sec")
     nifti.set_sform(nifti.affine, SCANNER_ANATOMICAL)
     nifti.set_qform(nifti.affine, SCANNER_ANATOMICAL)
@@ -51,14 +50,6 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
     provenance = json.dumps(origin).encode()
     nifti.header.extensions.append(nib.nifti1.Nifti1Extension(TEXT_COMMENT, provenance))
     nib.save(nifti, path)
-
-
-def _volumes(images: list[Image]) -> list[list[Image]]:
-    def key(image: Image) -> tuple[int, ...]:
-        index = image.index
-        return index.repetition, index.contrast, index.phase, index.set
-
-    return [list(group) for _, group in groupby(sorted(images, key=key), key=key)]
 
 
 def _pixels(images: list[Image]) -> NDArray[np.float32]:

@@ -1,11 +1,13 @@
 from pathlib import Path
 
+import h5py
 import ismrmrd
 import numpy as np
 import pytest
 from mrd_files import header_xml, line, lines, random_kspace, write
 from typer.testing import CliRunner
 
+from mri_qpan import bart
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
 
@@ -100,3 +102,29 @@ class TestInfo:
 
     def test_radial(self, shared_data):
         assert "radial" in info(shared_data / "kspace/radial_phantom_16ch_69spokes_traj.h5")["problem"]
+
+
+class TestArrays:
+    def test_bart(self, tmp_path):
+        kspace = KSPACE.copy()
+        kspace[:, 1:8:2] = 0
+        bart.write_cfl(tmp_path / "k", kspace[:, None])
+        rows = info(tmp_path / "k.cfl")
+        assert rows["format"] == "BART"
+        assert rows["channels"] == "4"
+        assert rows["acquired"] == "32 x 24 x 1 (x, y, z)"
+        assert rows["sampling"].startswith("83.3% of the matrix: 20 of 24 lines")
+        assert rows["calibration"].startswith("inside the image")
+        assert "1 mm" in rows["note"]
+
+    def test_fastmri(self, path):
+        with h5py.File(path, "w") as file:
+            file["kspace"] = np.stack([KSPACE.transpose(0, 2, 1)] * 2)
+            file["ismrmrd_header"] = header_xml(
+                (32, 24, 1), (16, 16, 1), system="<systemVendor>V</systemVendor>"
+            )
+        rows = info(path)
+        assert rows["format"] == "fastMRI's layout"
+        assert rows["scanner"] == "V"
+        assert rows["images"] == "2 (2 slices)"
+        assert rows["to deliver"] == "16 x 16 x 1 (x, y, z), 16 x 16 x 1 mm"

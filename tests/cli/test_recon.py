@@ -11,6 +11,7 @@ import pytest
 
 from mri_qpan.cli import main, recon
 from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.writers import FORMATS, Format
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
 
 Run = Callable[..., tuple[int, str, str]]
@@ -70,7 +71,23 @@ def test_maps_are_taken(run: Run, raw: Path) -> None:
     assert "coil maps as given" in said
 
 
+def test_formats_are_chosen(run: Run, raw: Path, tmp_path: Path) -> None:
+    code, said, _ = run(raw, "-m", "zero-filled", "-o", "o", "-f", "dicom, cfl,npy,fastmri")
+    assert code == 0
+    stem = "scan_zero-filled"
+    written = {path.name for path in (tmp_path / "o").iterdir()}
+    suffixes = ("_0001.dcm", "_0002.dcm", ".cfl", ".hdr", ".npy", ".fastmri.h5", ".json")
+    assert written == {stem + suffix for suffix in suffixes}
+    assert f"wrote o/{stem}_0002.dcm" in said
+    again, said, _ = run(
+        f"o/{stem}.cfl", "-m", "zero-filled", "-o", "again"
+    )  # images as k-space: BART's dims
+    assert again == 0
+    assert "2 images" in said
+
+
 WRONG = {
+    "unknown format": (["nothing.h5", "-f", "png,jpeg"], "no format called 'jpeg'"),
     "missing file": (["nothing.h5", "-m", "tv"], "nothing.h5: no such file"),
     "folder": ([".", "-m", "tv"], "is a folder: give the files in it"),
     "another kind of file": (["notes.txt", "-m", "tv"], "notes.txt: not an HDF5 file"),
@@ -143,7 +160,7 @@ def test_ctrl_c_leaves_nothing(run: Run, raw: Path, monkeypatch: pytest.MonkeyPa
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mri_qpan.recon.job.write_png", interrupt)
+    monkeypatch.setitem(FORMATS, "png", Format(".png", interrupt))
     code, _, errors = run(raw, "-m", "zero-filled")
     assert code == 130
     assert "interrupted" in errors

@@ -13,7 +13,7 @@ from mri_qpan import fourier
 from mri_qpan.phantom import coil_covariance, combined
 from mri_qpan.phantom_head import FOV, head
 from mri_qpan.recon.kspace import Geometry, Index, KSpace, Stamp
-from mri_qpan.recon.readers.ismrmrd import read
+from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.writers.ismrmrd_raw import NoiseScan, draw_noise_scan, write_raw
 
 COILS, Z, Y, X = 3, 2, 24, 40
@@ -56,7 +56,7 @@ def test_reader_gets_back_what_was_written(path: Path) -> None:
     series = [image(i, index=Index(slice=i % 2, repetition=i // 2)) for i in range(4)]
     series = [replace(k, mask=mask, data=k.data * mask) for k in series]
     write_raw(path, series)
-    for written, back in zip(series, read(path), strict=True):
+    for written, back in zip(series, open_kspace(path), strict=True):
         np.testing.assert_array_equal(back.data, written.data)
         np.testing.assert_array_equal(back.mask, written.mask)
         assert (back.recon_shape, back.index, back.stamp) == (
@@ -73,7 +73,7 @@ def test_reader_gets_back_what_was_written(path: Path) -> None:
 def test_partitions_of_a_slab(path: Path) -> None:
     slab = image(z=Z)
     write_raw(path, [slab])
-    (back,) = read(path)
+    (back,) = open_kspace(path)
     np.testing.assert_array_equal(back.data, slab.data)
     assert back.recon_shape == (Z, Y, X // 2)
 
@@ -81,7 +81,7 @@ def test_partitions_of_a_slab(path: Path) -> None:
 def test_images_of_one_index_are_averages(path: Path) -> None:
     pair = [image(0), image(1)]
     write_raw(path, pair)
-    (back,) = read(path)
+    (back,) = open_kspace(path)
     np.testing.assert_allclose(back.data, (pair[0].data + pair[1].data) / 2, rtol=1e-5)
     assert [a.idx.average for a in acquisitions(path)] == [0] * Y + [1] * Y
 
@@ -91,7 +91,7 @@ def test_backward_lines_and_late_echoes(path: Path) -> None:
     late[..., :9] = False
     asymmetric = image(mask=late, data=image().data * late)
     write_raw(path, [asymmetric], reverse=True)
-    (back,) = read(path)
+    (back,) = open_kspace(path)
     np.testing.assert_array_equal(back.data, asymmetric.data)
     np.testing.assert_array_equal(back.mask, late)
     first, second = acquisitions(path)[:2]
@@ -119,7 +119,7 @@ def test_calibration_lines_in_the_image_and_before_it(path: Path) -> None:
         if a.is_flag_set(constants.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
     ]
     assert (alone, both) == ([11, 13], [10, 12])
-    (back,) = read(path)
+    (back,) = open_kspace(path)
     np.testing.assert_array_equal(back.data, full.data * mask)
     assert back.calib is not None
     np.testing.assert_array_equal(back.calib, full.data * calib_mask)
@@ -148,7 +148,7 @@ def test_noise_scan_is_of_its_own_dwell_time_and_whitens(path: Path) -> None:
     lines = acquisitions(path)
     assert lines[0].is_flag_set(constants.ACQ_IS_NOISE_MEASUREMENT)
     assert lines[0].sample_time_us != lines[-1].sample_time_us
-    (back,) = read(path)
+    (back,) = open_kspace(path)
     assert back.noise_covariance is not None
     np.testing.assert_allclose(back.noise_covariance, covariance, atol=0.01)
 
@@ -213,6 +213,6 @@ def test_debian_tools_read_it(path: Path) -> None:
 
 def test_phantom_survives_the_reader(path: Path) -> None:
     expected = _phantom_file(path)
-    (back,) = read(path)
+    (back,) = open_kspace(path)
     coils = fourier.ifft_numpy(back.data, (-2, -1))[:, 0, :, 24:72]
     np.testing.assert_allclose(np.sqrt((np.abs(coils) ** 2).sum(0)), expected, atol=1e-5)

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from mri_qpan.encoding import Normal
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.methods import Method, get_method
-from mri_qpan.recon import job as job_module
 from mri_qpan.recon.job import Job, StoppedError, load_maps, output_stem, reconstruct_file
 from mri_qpan.recon.kspace import Index, KSpace
 from mri_qpan.recon.study import Undersampling
+from mri_qpan.recon.writers import Format, find_formats
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
 
 Maker = Callable[..., KSpace]
@@ -95,19 +96,28 @@ def test_a_failure_leaves_nothing(raw: Path, tmp_path: Path, error: BaseExceptio
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_failure_to_write_leaves_nothing(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_a_failure_to_write_leaves_nothing(raw: Path, tmp_path: Path, error: BaseException) -> None:
     def fail(path: Path, series: object) -> None:
         path.write_text("half")
         raise error
 
-    monkeypatch.setattr(job_module, "write_png", fail)
+    job = replace(ZERO_FILLED, formats=find_formats(["ismrmrd"]) | {"half": Format(".half", fail)})
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ReconError) as caught:
-        reconstruct_file(raw, tmp_path, ZERO_FILLED)
+        reconstruct_file(raw, tmp_path, job)
     assert names(tmp_path) == []
     if isinstance(error, OSError):
         assert "No space left" in str(caught.value)
+
+
+def test_a_format_that_cannot_hold_the_series_is_left_out(raw: Path, tmp_path: Path) -> None:
+    def refuse(path: Path, series: object) -> None:
+        path.write_text("half")
+        raise ReconError("too many images")
+
+    job = replace(ZERO_FILLED, formats=find_formats(["png"]) | {"one": Format(".one", refuse)})
+    record = reconstruct_file(raw, tmp_path, job)
+    assert names(tmp_path) == ["scan_zero-filled.json", "scan_zero-filled.png"]
+    assert "no one file: too many images" in record["notes"]
 
 
 def test_a_stop_finishes_the_image_in_hand(raw: Path, tmp_path: Path) -> None:
@@ -140,7 +150,7 @@ def test_slices_that_are_no_volume_still_give_the_other_files(tmp_path: Path, sm
     out.mkdir()
     record = reconstruct_file(path, out, ZERO_FILLED)
     assert names(out) == [f"uneven_zero-filled.{s}" for s in ("h5", "json", "png")]
-    assert any("no NIfTI file" in note and "evenly spaced" in note for note in record["notes"])
+    assert any("no nifti file" in note and "evenly spaced" in note for note in record["notes"])
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from mrd_files import (
 from mri_qpan.errors import InputError
 from mri_qpan.recon.readers import hdf5, open_kspace
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
+from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
 
 
 class TestBadInput:
@@ -159,17 +160,17 @@ class TestProcess:
     """The HDF5 library works in a process of its own: its crashes and hangs end in an `InputError`."""
 
     def test_crash(self, path):
-        file = Hdf5Process(write(path, XML, lines(KSPACE)))
-        file._process.kill()
+        process = Hdf5Process(write(path, XML, lines(KSPACE)))
+        process._process.kill()
         with pytest.raises(InputError, match="crashed or hung"):
-            file.samples(np.arange(2))
+            IsmrmrdFile(process).samples(np.arange(2))
 
     def test_hang(self, path, monkeypatch):
-        file = Hdf5Process(write(path, XML, lines(KSPACE)))
+        process = Hdf5Process(write(path, XML, lines(KSPACE)))
         monkeypatch.setattr(hdf5, "PATIENCE", 0.05)
-        os.kill(file._process.pid, signal.SIGSTOP)
+        os.kill(process._process.pid, signal.SIGSTOP)
         with pytest.raises(InputError, match="crashed or hung"):
-            file.samples(np.arange(2))
+            IsmrmrdFile(process).samples(np.arange(2))
 
     def test_file_is_free_after_the_last_image(self, path):
         list(open_kspace(write(path, XML, lines(KSPACE))))

@@ -1,0 +1,69 @@
+"""BART's .cfl/.hdr pairs to `KSpace`.
+
+Of BART's 16 dimensions, 0 to 3 are x, y, z and the coil; echoes (5), time (10), a second time (11) and slices
+(13) become contrasts, repetitions, phases and slices. As in `bart pics`, what is zero in every coil was not
+measured.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.bart import open_cfl
+from mri_qpan.errors import InputError
+from mri_qpan.recon.kspace import Geometry, Index, KSpace
+from mri_qpan.recon.readers.samples import check_samples
+from mri_qpan.recon.readers.stream import KSpaceStream
+
+SUFFIXES = (".cfl", ".hdr")
+COUNTERS = {13: "slice", 11: "phase", 10: "repetition", 5: "contrast"}  # as they lie in memory
+NOTE = "BART's files tell neither field of view nor position: pixels taken as 1 mm"
+
+
+def read(path: Path) -> KSpaceStream:
+    """Read the images of Cartesian k-space in BART's format.
+
+    Parameters
+    ----------
+    path
+        Its .cfl or .hdr file.
+
+    Returns
+    -------
+    Stream of `KSpace`, one for each index of the dimensions above the coils'.
+
+    Raises
+    ------
+    InputError
+        If the pair is damaged, other dimensions are in use, or the samples are non-Cartesian.
+    """
+    array = open_cfl(path.with_suffix(""))
+    sizes = [*reversed(array.shape), *[1] * (16 - array.ndim)]
+    nx, ny, nz, coils = sizes[:4]
+    odd = [d for d, n in enumerate(sizes) if n > 1 and d > 3 and d not in COUNTERS]
+    if odd:
+        raise InputError(
+            f"{path}: dimension {odd[0]} has size {sizes[odd[0]]}; k-space of images uses 0 to 3, 5, 10, 11 "
+            "and 13: is this another kind of array?"
+        )
+    if nx == 1 and nz > 1:
+        raise InputError(
+            f"{path}: {ny} samples along {nz} trajectories: not Cartesian; use `mri-qpan pics -t`"
+        )
+    looped = array.reshape(*(sizes[d] for d in COUNTERS), coils, nz, ny, nx)
+    places = {
+        Index(**dict(zip(COUNTERS.values(), place, strict=True))): place
+        for place in np.ndindex(*looped.shape[:4])
+    }
+    indices = sorted(places)
+    geometry = Geometry((float(nx), float(ny), float(nz)))
+
+    def images() -> Iterator[KSpace]:
+        for index in indices:
+            data: NDArray[np.complex64] = np.array(looped[places[index]])
+            check_samples(data, path, f"image {places[index]}")
+            yield KSpace(data, np.asarray(data.any(axis=0)), (nz, ny, nx), geometry, index, notes=(NOTE,))
+
+    return KSpaceStream(indices, images(), None)

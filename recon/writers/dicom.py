@@ -1,0 +1,292 @@
+"""Images to DICOM: one MR Image Storage file a plane, as archives and viewers take them."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.errors import ReconError
+from mri_qpan.recon.geometry import Array, affine_lps, stack, volumes, voxel_size
+from mri_qpan.recon.kspace import Image, ImageSeries
+from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
+from mri_qpan.recon.writers.window import display_range
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+WHITEST = 32767  # some viewers take 16 bits as signed
+NAMESPACE = uuid.UUID("6b1f0c1e-4a39-4a39-9f5e-6f3f1f0f7d52")
+PRIVATE_GROUP = 0x2025
+PROCESSING_EQUIPMENT = ("109102", "DCM", "Processing Equipment")
+
+TEXTS = {
+    "PatientName": ("subjectInformation/patientName", 64),
+    "PatientID": ("subjectInformation/patientID", 64),
+    "StudyID": ("studyInformation/studyID", 16),
+    "AccessionNumber": ("studyInformation/accessionNumber", 16),
+    "ReferringPhysicianName": ("studyInformation/referringPhysicianName", 64),
+    "StudyDescription": ("studyInformation/studyDescription", 64),
+    "ProtocolName": ("measurementInformation/protocolName", 64),
+    "Manufacturer": ("acquisitionSystemInformation/systemVendor", 64),
+    "ManufacturerModelName": ("acquisitionSystemInformation/systemModel", 64),
+    "InstitutionName": ("acquisitionSystemInformation/institutionName", 64),
+    "StationName": ("acquisitionSystemInformation/stationName", 16),
+    "DeviceSerialNumber": ("acquisitionSystemInformation/deviceSerialNumber", 64),
+}
+"""DICOM keyword: path in the ISMRMRD header, longest value that DICOM allows."""
+
+DATES = {
+    "PatientBirthDate": "subjectInformation/patientBirthdate",
+    "StudyDate": "studyInformation/studyDate",
+    "SeriesDate": "measurementInformation/seriesDate",
+}
+TIMES = {"StudyTime": "studyInformation/studyTime", "SeriesTime": "measurementInformation/seriesTime"}
+NUMBERS = {
+    "PatientWeight": ("subjectInformation/patientWeight_kg", 1.0),
+    "MagneticFieldStrength": ("acquisitionSystemInformation/systemFieldStrength_T", 1.0),
+    "ImagingFrequency": ("experimentalConditions/H1resonanceFrequency_Hz", 1e-6),
+}
+PARAMETERS = {"RepetitionTime": "TR", "EchoTime": "TE", "InversionTime": "TI", "FlipAngle": "flipAngle_deg"}
+EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "StudyID",
+    "AccessionNumber",
+    "StudyDate",
+    "StudyTime",
+)
+"""What a file must have, if only empty."""
+
+
+def write_dicom(path: Path, series: ImageSeries) -> None:
+    """Write the magnitudes of a series as DICOM, `<path without suffix>_<number>.dcm`, one a plane.
+
+    16-bit pixels on one scale for the whole series, and one window for it. RescaleSlope is 1: the input's
+    units are often so small that a window in them would be narrower than DICOM allows. They stand in the
+    RealWorldValueMappingSequence.
+
+    Patient, study, equipment and sequence come from the ISMRMRD header, and with it the study's UID where it
+    has one: otherwise series of one input share one made from the input's path and header. Every file has a
+    new SOPInstanceUID and every call a new SeriesInstanceUID.
+
+    Parameters
+    ----------
+    path
+        Names the files.
+    series
+        What to write.
+    """
+    from pydicom.uid import generate_uid
+
+    header = parse_xml(series.xml, str(path)) if series.xml is not None else Element("none")
+    low, high = display_range(series.images)
+    slope = max((float(np.abs(image.data).max()) for image in series.images), default=0.0) / WHITEST or 1.0
+    common = _common(header, series)
+    common.SeriesInstanceUID = generate_uid(prefix=None)
+    common.RescaleIntercept, common.RescaleSlope, common.RescaleType = 0, 1, "US"
+    common.WindowCenter = _decimal((low + high) / 2 / slope)
+    common.WindowWidth = _decimal(max(1.0, (high - low) / slope))
+    common.RealWorldValueMappingSequence = [_real_world(slope)]
+    for number, (image, plane, affine) in enumerate(_planes(series.images), start=1):
+        dataset = _file(common)
+        _describe(dataset, header, image, number)
+        _place(dataset, image, affine, plane)
+        pixels = np.abs(image.data[plane if image.data.shape[0] > 1 else 0])
+        _set_pixels(dataset, np.round(pixels / slope).astype(np.uint16))
+        dataset.save_as(path.with_name(f"{path.stem}_{number:04d}.dcm"), enforce_file_format=True)
+
+
+def _planes(images: list[Image]) -> Iterator[tuple[Image, int, Array]]:
+    """Yield every plane: its image, its number along the volume, and the volume's affine."""
+    for volume in volumes(images):
+        try:
+            ordered, affine = stack(volume)
+        except ReconError:  # planes of their own, as localisers are
+            yield from ((i, z, affine_lps(i.geometry, i.data.shape)) for i in volume for z in _depth(i))
+            continue
+        if len(ordered) > 1:
+            yield from ((image, z, affine) for z, image in enumerate(ordered))
+        else:
+            yield from ((ordered[0], z, affine) for z in _depth(ordered[0]))
+
+
+def _depth(image: Image) -> range:
+    return range(image.data.shape[0])
+
+
+def _common(header: Element, series: ImageSeries) -> Dataset:
+    """Return what all files of a series share."""
+    from pydicom.dataset import Dataset
+
+    dataset, origin = Dataset(), series.provenance
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.Modality = "MR"
+    for keyword in EMPTY:
+        setattr(dataset, keyword, "")
+    dataset.PatientSex = _sex(header)
+    dataset.Manufacturer, dataset.ReferringPhysicianName = "", ""
+    for keyword, (place, longest) in TEXTS.items():
+        value = text_of(header, place)
+        if value is not None:
+            setattr(dataset, keyword, " ".join(value.replace("\\", "/").split())[:longest])
+    for keyword, place in DATES.items():
+        _set_moment(dataset, keyword, text_of(header, place), "%Y-%m-%d", "%Y%m%d")
+    for keyword, place in TIMES.items():
+        _set_moment(dataset, keyword, (text_of(header, place) or "")[:8], "%H:%M:%S", "%H%M%S")
+    for keyword, (place, factor) in NUMBERS.items():
+        _set_number(dataset, keyword, text_of(header, place), factor)
+    identity = f"{origin['input']}\n{series.xml}"
+    dataset.StudyInstanceUID = _uid(header, "studyInformation/studyInstanceUID", f"study\n{identity}")
+    dataset.FrameOfReferenceUID = _uid(
+        header, "measurementInformation/frameOfReferenceUID", f"frame\n{identity}"
+    )
+    dataset.PositionReferenceIndicator = dataset.Laterality = ""
+    position = text_of(header, "measurementInformation/patientPosition") or ""
+    dataset.PatientPosition = position if position[:2] in ("HF", "FF") and len(position) < 5 else ""
+    dataset.SeriesNumber = 1
+    dataset.SeriesDescription = f"{dataset.get('ProtocolName', '')} {origin['method']}".strip()[-64:]
+    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "RM", "NONE", ""
+    deep = any(image.data.shape[0] > 1 for image in series.images)
+    dataset.MRAcquisitionType = "3D" if deep else "2D"
+    dataset.EchoTrainLength = None
+    _set_origin(dataset, origin)
+    return dataset
+
+
+def _set_origin(dataset: Dataset, origin: dict[str, Any]) -> None:
+    """Say what made the images: in words, as contributing equipment, and whole as a private element."""
+    from pydicom.dataset import Dataset
+
+    made_by = f"mri-qpan {origin['version']}"
+    dataset.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
+    model = f" (sha256 {str(origin['model_sha256'])[:12]})" if origin.get("model_sha256") else ""
+    dataset.DerivationDescription = (
+        f"Reconstructed by {made_by}, {origin['method']}{model}, from {float(origin['mask_ratio']):.1%} of "
+        "k-space. For research, not for diagnosis."
+    )
+    dataset.ImageComments = f"{made_by} {origin['method']}: not for diagnosis"
+    equipment = Dataset()
+    equipment.PurposeOfReferenceCodeSequence = [_code(*PROCESSING_EQUIPMENT)]
+    equipment.Manufacturer = "mri-qpan"
+    equipment.ManufacturerModelName = str(origin["method"])[:64]
+    equipment.SoftwareVersions = str(origin["version"])
+    dataset.ContributingEquipmentSequence = [equipment]
+    block = dataset.private_block(PRIVATE_GROUP, "mri-qpan", create=True)
+    block.add_new(0x01, "UT", json.dumps(origin))
+
+
+def _real_world(slope: float) -> Dataset:
+    """Return how pixels become the input's units."""
+    from pydicom.dataset import Dataset
+
+    mapping = Dataset()
+    mapping.add_new(0x00409216, "US", 0)  # first and last value mapped: US or SS, so said here
+    mapping.add_new(0x00409211, "US", WHITEST)
+    mapping.RealWorldValueIntercept, mapping.RealWorldValueSlope = 0.0, slope
+    mapping.LUTExplanation = mapping.LUTLabel = "input units"
+    mapping.MeasurementUnitsCodeSequence = [_code("1", "UCUM", "no units")]
+    return mapping
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
+
+
+def _file(common: Dataset) -> Dataset:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    dataset = Dataset()
+    dataset.update(common)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(prefix=None)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta = meta
+    return dataset
+
+
+def _describe(dataset: Dataset, header: Element, image: Image, number: int) -> None:
+    """Fill in the counters, the moment, and the sequence's parameters of an image's contrast."""
+    now = datetime.now()
+    dataset.InstanceCreationDate = dataset.ContentDate = now.strftime("%Y%m%d")
+    dataset.InstanceCreationTime = dataset.ContentTime = now.strftime("%H%M%S")
+    dataset.InstanceNumber = number
+    dataset.AcquisitionNumber = image.index.repetition + 1
+    dataset.TemporalPositionIdentifier = image.index.repetition + 1
+    dataset.EchoNumbers = image.index.contrast + 1
+    dataset.RepetitionTime = dataset.EchoTime = None
+    for keyword, name in PARAMETERS.items():
+        values = [element.text for element in header.findall(f"sequenceParameters/{name}")]
+        if values:
+            _set_number(dataset, keyword, values[min(image.index.contrast, len(values) - 1)], 1.0)
+
+
+def _place(dataset: Dataset, image: Image, affine: Array, plane: int) -> None:
+    geometry = image.geometry
+    x, y, z = voxel_size(geometry, image.data.shape)
+    first = affine @ [0, 0, plane, 1]
+    dataset.PixelSpacing = [_decimal(y), _decimal(x)]
+    dataset.SliceThickness = _decimal(z)
+    dataset.SpacingBetweenSlices = _decimal(float(np.linalg.norm(affine[:3, 2])))
+    dataset.ImagePositionPatient = [_decimal(v) for v in first[:3]]
+    dataset.ImageOrientationPatient = [_decimal(v) for v in (*geometry.read_dir, *geometry.phase_dir)]
+    dataset.SliceLocation = _decimal(float(first[:3] @ np.array(geometry.slice_dir)))
+    dataset.InPlanePhaseEncodingDirection = "COL"
+
+
+def _set_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+
+
+def _sex(header: Element) -> str:
+    sex = (text_of(header, "subjectInformation/patientGender") or "").upper()
+    return sex if sex in ("M", "F", "O") else ""
+
+
+def _uid(header: Element, place: str, identity: str) -> str:
+    """Return the header's UID if it is one, else a UID made from `identity`."""
+    found = text_of(header, place) or ""
+    valid = len(found) <= 64 and re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", found)
+    return found if valid else f"2.25.{uuid.uuid5(NAMESPACE, identity).int}"
+
+
+def _set_moment(dataset: Dataset, keyword: str, value: str | None, written: str, wanted: str) -> None:
+    try:
+        setattr(dataset, keyword, datetime.strptime(value or "", written).strftime(wanted))
+    except ValueError:  # a date that is none stays empty
+        return
+
+
+def _set_number(dataset: Dataset, keyword: str, value: str | None, factor: float) -> None:
+    try:
+        number = float(value or "") * factor
+    except ValueError:
+        return
+    if np.isfinite(number):
+        setattr(dataset, keyword, _decimal(number))
+
+
+def _decimal(value: float) -> Any:
+    """Return a decimal string of at most 16 characters, DICOM's limit."""
+    from pydicom.valuerep import DSfloat
+
+    return DSfloat(float(value), auto_format=True)

@@ -1,0 +1,242 @@
+"""DICOM files, held against pydicom, dcmtk, dicom3tools and Orthanc."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mri_qpan.recon.geometry import affine_lps
+from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index
+from mri_qpan.recon.writers import write_dicom
+
+PROVENANCE: dict[str, object] = {
+    "method": "qpan+-3bit",
+    "model_sha256": "21c0e4c33f0c" + "0" * 52,
+    "version": "1.2",
+    "input": "/data/a.h5",
+    "mask_ratio": 0.25,
+    "mask_hash": "0123456789ab",
+}
+XML = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+<subjectInformation><patientName>Doe^Jane</patientName><patientWeight_kg>61.5</patientWeight_kg>
+<patientID>P-7</patientID><patientBirthdate>1980-02-29</patientBirthdate><patientGender>F</patientGender>
+</subjectInformation>
+<studyInformation><studyDate>2026-01-31</studyDate><studyTime>09:15:00.5</studyTime><studyID>12</studyID>
+<studyDescription>Knee \\ left</studyDescription>
+<studyInstanceUID>1.2.3.4.5</studyInstanceUID></studyInformation>
+<measurementInformation><patientPosition>HFS</patientPosition><protocolName>t1 tse</protocolName>
+<frameOfReferenceUID>not a uid</frameOfReferenceUID></measurementInformation>
+<acquisitionSystemInformation><systemVendor>Vendor</systemVendor><systemModel>Model</systemModel>
+<systemFieldStrength_T>2.89362</systemFieldStrength_T><institutionName>Klinik für Radiologie</institutionName>
+</acquisitionSystemInformation>
+<experimentalConditions><H1resonanceFrequency_Hz>123253101</H1resonanceFrequency_Hz></experimentalConditions>
+<sequenceParameters><TR>500</TR><TE>12.5</TE><TE>30</TE><flipAngle_deg>15</flipAngle_deg></sequenceParameters>
+</ismrmrdHeader>"""
+
+
+def series(contrasts: int = 2, slices: int = 3, xml: str | None = XML, scale: float = 1e-5) -> ImageSeries:
+    rng = np.random.default_rng(0)
+    images = [
+        Image(
+            (scale * (rng.normal(size=(1, 8, 12)) + 1j * rng.normal(size=(1, 8, 12)))).astype(np.complex64),
+            Geometry((24.0, 16.0, 3.0), (1.0, 2.0, 4.0 * s)),
+            Index(contrast=c, slice=s),
+        )
+        for c in range(contrasts)
+        for s in range(slices)
+    ]
+    return ImageSeries(images, xml, PROVENANCE)
+
+
+def written(folder: Path, images: ImageSeries) -> list[pydicom.Dataset]:
+    write_dicom(folder / "a.dcm", images)
+    return [pydicom.dcmread(path) for path in sorted(folder.glob("a_*.dcm"))]
+
+
+def test_header_comes_from_the_measurement(tmp_path: Path) -> None:
+    files = written(tmp_path, series())
+    assert len(files) == 6
+    first, last = files[0], files[-1]
+    assert (str(first.PatientName), first.PatientID, first.PatientSex) == ("Doe^Jane", "P-7", "F")
+    assert (first.PatientBirthDate, first.StudyDate, first.StudyTime) == ("19800229", "20260131", "091500")
+    assert first.StudyDescription == "Knee / left"  # a backslash separates values in DICOM
+    assert (first.Manufacturer, first.ManufacturerModelName) == ("Vendor", "Model")
+    assert first.InstitutionName == "Klinik für Radiologie"
+    assert first.MagneticFieldStrength == pytest.approx(2.89362)
+    assert first.ImagingFrequency == pytest.approx(123.253101)
+    assert (first.RepetitionTime, first.FlipAngle, first.PatientPosition) == (500, 15, "HFS")
+    assert (first.EchoTime, last.EchoTime) == (12.5, 30)
+    assert (first.EchoNumbers, last.EchoNumbers) == (1, 2)
+    assert [f.InstanceNumber for f in files] == [1, 2, 3, 4, 5, 6]
+
+
+def test_identifiers(tmp_path: Path) -> None:
+    first = written(tmp_path, series())
+    (tmp_path / "again").mkdir()
+    again = written(tmp_path / "again", series())
+    assert {f.StudyInstanceUID for f in first + again} == {"1.2.3.4.5"}
+    assert len({f.FrameOfReferenceUID for f in first + again}) == 1
+    assert len({f.SeriesInstanceUID for f in first}) == 1
+    assert first[0].SeriesInstanceUID != again[0].SeriesInstanceUID
+    assert len({f.SOPInstanceUID for f in first + again}) == 12
+    assert all(f.file_meta.MediaStorageSOPInstanceUID == f.SOPInstanceUID for f in first)
+    (tmp_path / "none").mkdir()
+    bare = written(tmp_path / "none", series(xml=None))
+    assert pydicom.uid.UID(bare[0].StudyInstanceUID).is_valid
+    assert bare[0].StudyInstanceUID != "1.2.3.4.5"
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+def test_pixels_window_and_units(tmp_path: Path, scale: float) -> None:
+    images = series(scale=scale)
+    files = written(tmp_path, images)
+    largest = max(float(np.abs(i.data).max()) for i in images.images)
+    for file, image in zip(files, images.images, strict=True):
+        (mapping,) = file.RealWorldValueMappingSequence
+        values = file.pixel_array * mapping.RealWorldValueSlope
+        np.testing.assert_allclose(values, np.abs(image.data[0]), atol=largest / 32767)
+        assert file.WindowWidth >= 1
+        assert file.WindowCenter == files[0].WindowCenter
+        assert (file.RescaleSlope, file.RescaleIntercept) == (1, 0)
+    assert max(int(f.pixel_array.max()) for f in files) == 32767
+
+
+def test_black_images(tmp_path: Path) -> None:
+    image = Image(np.zeros((1, 4, 4), np.complex64), Geometry((4.0, 4.0, 1.0)))
+    (file,) = written(tmp_path, ImageSeries([image], None, PROVENANCE))
+    assert not file.pixel_array.any()
+
+
+def test_provenance(tmp_path: Path) -> None:
+    file = written(tmp_path, series())[0]
+    assert "qpan+-3bit (sha256 21c0e4c33f0c)" in file.DerivationDescription
+    assert "25.0%" in file.DerivationDescription
+    assert list(file.ImageType[:2]) == ["DERIVED", "PRIMARY"]
+    assert file.ContributingEquipmentSequence[0].Manufacturer == "mri-qpan"
+    assert json.loads(file.private_block(0x2025, "mri-qpan")[1].value) == PROVENANCE
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    angles=st.tuples(*[st.floats(-3, 3)] * 3),
+    centre=st.tuples(*[st.floats(-200, 200)] * 3),
+)
+@settings(deadline=None, max_examples=25)
+def test_every_voxel_has_the_place_that_nifti_gives_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    shape: tuple[int, int, int],
+    angles: tuple[float, float, float],
+    centre: tuple[float, float, float],
+) -> None:
+    from scipy.spatial.transform import Rotation
+
+    axes = [tuple(float(v) for v in column) for column in Rotation.from_rotvec(angles).as_matrix().T]
+    geometry = Geometry((30.0, 20.0, 9.0), centre, *axes)  # type: ignore[arg-type]
+    image = Image(np.ones(shape, np.complex64), geometry)
+    files = written(tmp_path_factory.mktemp("dicom"), ImageSeries([image], None, PROVENANCE))
+    assert len(files) == shape[0]
+    affine = affine_lps(geometry, shape)
+    for z, file in enumerate(files):
+        row, column = np.reshape(np.array(file.ImageOrientationPatient, float), (2, 3))
+        down, across = (float(v) for v in file.PixelSpacing)
+        for y, x in ((0, 0), (shape[1] - 1, 0), (0, shape[2] - 1)):
+            place = np.array(file.ImagePositionPatient, float) + x * across * row + y * down * column
+            np.testing.assert_allclose(place, (affine @ [x, y, z, 1])[:3], atol=1e-3)
+
+
+def test_slices_that_are_no_volume_keep_their_own_places(tmp_path: Path) -> None:
+    planes = [
+        Image(np.ones((1, 4, 4), np.complex64), Geometry((4.0, 4.0, 1.0), (0.0, 0.0, z)), Index(slice=s))
+        for s, z in enumerate((0.0, 1.0, 7.0))
+    ]
+    files = written(tmp_path, ImageSeries(planes, None, PROVENANCE))
+    assert [float(f.ImagePositionPatient[2]) for f in files] == [0, 1, 7]
+
+
+@pytest.mark.skipif(shutil.which("dcmdump") is None, reason="dcmtk is not installed")
+def test_dcmtk_reads_it(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "a.dcm", series())
+    for path in tmp_path.glob("*.dcm"):
+        result = subprocess.run(["dcmdump", "-q", "+P", "PatientName", path], capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "Doe^Jane" in result.stdout
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+@pytest.mark.parametrize("xml", [XML, None])
+def test_the_standards_rules_are_kept(tmp_path: Path, xml: str | None) -> None:
+    write_dicom(tmp_path / "a.dcm", series(xml=xml))
+    for path in tmp_path.glob("*.dcm"):
+        result = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
+        assert "MRImage" in result.stderr
+        assert "Error" not in result.stderr, result.stderr
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a fresh Orthanc."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    if program is None:
+        pytest.skip("Orthanc is not installed")
+    folder = tmp_path_factory.mktemp("orthanc")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "StorageDirectory": str(folder),
+        "IndexDirectory": str(folder),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    log = (folder / "log.txt").open("w")
+    process = subprocess.Popen([program, str(folder / "settings.json")], stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/system", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail("Orthanc did not start: " + (folder / "log.txt").read_text()[-2000:])
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def test_orthanc_takes_and_files_it(orthanc: str, tmp_path: Path) -> None:
+    images = series()
+    write_dicom(tmp_path / "a.dcm", images)
+    for path in sorted(tmp_path.glob("*.dcm")):
+        request = urllib.request.Request(f"{orthanc}/instances", path.read_bytes(), method="POST")
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert json.load(answer)["Status"] == "Success"
+
+    def ask(what: str) -> object:
+        with urllib.request.urlopen(orthanc + what, timeout=20) as answer:
+            return json.load(answer)
+
+    (patient,) = ask("/patients?expand")  # type: ignore[misc]
+    assert patient["MainDicomTags"]["PatientName"] == "Doe^Jane"
+    (stored,) = ask("/series?expand")  # type: ignore[misc]
+    assert len(stored["Instances"]) == 6
+    with urllib.request.urlopen(
+        f"{orthanc}/instances/{stored['Instances'][0]}/preview", timeout=20
+    ) as answer:
+        assert answer.read(4) == b"\x89PNG"
