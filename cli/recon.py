@@ -80,6 +80,14 @@ def recon(
             " or (coil, z, y, x), or BART's .cfl.",
         ),
     ] = None,
+    coils: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss.",
+        ),
+    ] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -100,7 +108,7 @@ def recon(
     every --format, and a report of what was done (.json).
     """
     _check_names(files)
-    job = _job(method, undersample, maps, formats, device)
+    job = _job(method, undersample, maps, coils, formats, device)
     folder = _folder(output)
     failures: list[MriQpanError] = []
     with _stop_on_sigterm() as stop:
@@ -147,7 +155,14 @@ def _check_names(files: list[Path]) -> None:
             raise InputError(f"{other} and {path} would write outputs of one name: reconstruct them apart")
 
 
-def _job(method: str | None, undersample: str | None, maps: Path | None, formats: str, device: str) -> Job:
+def _job(
+    method: str | None,
+    undersample: str | None,
+    maps: Path | None,
+    coils: int | None,
+    formats: str,
+    device: str,
+) -> Job:
     from mri_qpan import models
     from mri_qpan.methods import find_device, get_method
     from mri_qpan.recon.job import Job, load_maps
@@ -161,6 +176,7 @@ def _job(method: str | None, undersample: str | None, maps: Path | None, formats
         device=place,
         undersampling=None if undersample is None else Undersampling.parse(undersample),
         mps=None if maps is None else load_maps(maps),
+        compress=coils,
         formats=wanted,
     )
 

@@ -51,6 +51,8 @@ class Job:
         Leave samples of a full measurement out and compare with the full image; None takes it as it is.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
+    compress
+        Number of virtual channels to compress the channels to; None keeps all.
     formats
         What to write (see `writers.find_formats`).
     """
@@ -59,6 +61,7 @@ class Job:
     device: torch.device
     undersampling: Undersampling | None = None
     mps: NDArray[np.complex64] | None = None
+    compress: int | None = None
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
@@ -171,10 +174,11 @@ def reconstruct_file(
 
 def _one(path: Path, kspace: KSpace, job: Job) -> _Done:
     """Reconstruct one image; an error says which one of which file it was."""
+    options: dict[str, Any] = {"device": job.device, "mps": job.mps, "compress": job.compress}
     try:
         if job.undersampling is None:
-            return _Done(reconstruct(kspace, job.method, device=job.device, mps=job.mps), None)
-        compared = study(kspace, job.method, job.undersampling, device=job.device, mps=job.mps)
+            return _Done(reconstruct(kspace, job.method, **options), None)
+        compared = study(kspace, job.method, job.undersampling, **options)
         return _Done(compared.result, compared)
     except MriQpanError as error:
         raise type(error)(f"{path}: slice {kspace.index.slice}: {error}") from error

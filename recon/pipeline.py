@@ -57,6 +57,7 @@ def reconstruct(
     *,
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
+    compress: int | None = None,
 ) -> Result:
     """Reconstruct one image.
 
@@ -71,6 +72,8 @@ def reconstruct(
         Where it runs.
     mps
         Coil sensitivities (coil, z, y, x) on the prepared matrix instead of estimated ones.
+    compress
+        Number of virtual channels to compress the channels to; None keeps all.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def reconstruct(
         If the method fails: out of memory, values that are not finite.
     """
     started = time.perf_counter()
-    prepared = prepare(kspace, mps=mps, sets=None)
+    prepared = prepare(kspace, mps=mps, sets=None, compress=compress)
     return solve(prepared, kspace, method, device=device, maps_seconds=time.perf_counter() - started)
 
 

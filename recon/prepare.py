@@ -42,7 +42,9 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1) -> Prepared:
+def prepare(
+    kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1, compress: int | None = None
+) -> Prepared:
     """Whiten, crop the readout oversampling and find the coil maps.
 
     Parameters
@@ -53,6 +55,8 @@ def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1)
         Coil maps to use, (coil, z, y, x) on the grid of `kspace.data` or of the result; None: estimate them.
     sets
         Sets of maps to estimate. None: 2 where the object is larger than the field of view, else 1.
+    compress
+        See `condition`.
 
     Raises
     ------
@@ -60,9 +64,9 @@ def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1)
         If there are no samples, or given maps do not fit them.
     """
     given = None if mps is None else _checked(mps, kspace)
-    kspace, whitener = condition(kspace)
+    kspace, mixer = condition(kspace, compress)
     if given is not None:
-        given = given if whitener is None else _mix(whitener, given)
+        given = given if mixer is None else _mix(mixer, given)
         found = coils.normalise(_centre(given, kspace.data.shape[3]))
         notes = ["coil maps as given, normalised to unit sum of squares"]
     else:
@@ -70,18 +74,26 @@ def prepare(kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1)
     return Prepared(kspace.data, kspace.mask, found, kspace.recon_shape, [*kspace.notes, *notes])
 
 
-def condition(kspace: KSpace) -> tuple[KSpace, Complex | None]:
-    """Whiten the channels and remove the readout oversampling.
+def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Complex | None]:
+    """Whiten the channels, remove the readout oversampling and compress the channels.
 
     The crop is exact, because it is done only where every line is sampled over its whole length. Other
     measurements (asymmetric echoes) keep their oversampling: their images are cropped at the end.
+
+    Parameters
+    ----------
+    kspace
+        One image's k-space.
+    compress
+        Number of virtual channels to mix the channels into: the strongest principal components of the
+        calibration samples (Buehrer et al., MRM 57:1131, 2007). None, or more than there are: all are kept.
 
     Returns
     -------
     kspace
         Of channels with equal and uncorrelated noise, with notes on what was done.
-    whitener
-        The matrix (coil, coil) that the channels were mixed with, or None.
+    mixer
+        The matrix (virtual coil, coil) that the channels were mixed with, or None.
 
     Raises
     ------
@@ -114,7 +126,10 @@ def condition(kspace: KSpace) -> tuple[KSpace, Complex | None]:
         noise_covariance=covariance,
         notes=(*kspace.notes, *notes),
     )
-    return conditioned, whitener
+    if compress is None or compress >= len(data):
+        return conditioned, whitener
+    conditioned, components = _compressed(conditioned, compress)
+    return conditioned, components if whitener is None else components @ whitener
 
 
 def whitening_matrix(covariance: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -148,6 +163,28 @@ def _whitener(
     if matrix is None or not np.isfinite(matrix).all():
         return None, ("the noise scan is too short or has a dead channel: channels not whitened",)
     return matrix, ("channels whitened with the noise scan",)
+
+
+def _compressed(kspace: KSpace, number: int) -> tuple[KSpace, Complex]:
+    """Return k-space of the strongest principal components of the channels, and the components."""
+    samples = (kspace.data if kspace.calib is None else kspace.calib).reshape(len(kspace.data), -1)
+    power, vectors = np.linalg.eigh((samples @ samples.conj().T).astype(np.complex128))
+    components = vectors[:, : -number - 1 : -1].conj().T.astype(np.complex64)
+    kept = power[-number:].sum() / power.sum()
+    covariance = kspace.noise_covariance
+    if covariance is not None:
+        covariance = components @ covariance @ components.conj().T
+    compressed = replace(
+        kspace,
+        data=_mix(components, kspace.data),
+        calib=None if kspace.calib is None else _mix(components, kspace.calib),
+        noise_covariance=covariance,
+        notes=(
+            *kspace.notes,
+            f"{len(samples)} channels compressed to {number} with {kept:.2%} of their power",
+        ),
+    )
+    return compressed, components
 
 
 def _mix(matrix: NDArray[np.complex64], data: Complex) -> Complex:

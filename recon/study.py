@@ -76,6 +76,7 @@ def study(
     *,
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
+    compress: int | None = None,
 ) -> Study:
     """Undersample a fully sampled measurement, reconstruct it and compare.
 
@@ -94,6 +95,8 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
+    compress
+        Number of virtual channels to compress the channels to; None keeps all.
 
     Raises
     ------
@@ -103,14 +106,14 @@ def study(
         If the method fails.
     """
     started = time.perf_counter()
-    full, whitener = condition(kspace)
+    full, mixer = condition(kspace, compress)
     if not full.mask.all():
         raise InputError(
             f"--undersample needs a fully sampled measurement, and {ratio_of(full.mask):.1%} of this one's"
             " matrix is filled: reconstruct it without --undersample"
         )
-    if mps is not None and whitener is not None:
-        mps = np.tensordot(whitener, mps, axes=1).astype(np.complex64)
+    if mps is not None and mixer is not None:
+        mps = np.tensordot(mixer, mps, axes=1).astype(np.complex64)
     kept = full.mask & _mask(full.mask.shape, undersampling)
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
     prepared = prepare(partial, mps=mps, sets=None)

@@ -86,6 +86,12 @@ def test_formats_are_chosen(run: Run, raw: Path, tmp_path: Path) -> None:
     assert "2 images" in said
 
 
+def test_channels_are_compressed(run: Run, raw: Path) -> None:
+    code, said, _ = run(raw, "-m", "zero-filled", "--coils", "2", "--undersample", "lines:0.5")
+    assert code == 0
+    assert "4 channels compressed to 2" in said
+
+
 WRONG = {
     "unknown format": (["nothing.h5", "-f", "png,jpeg"], "no format called 'jpeg'"),
     "missing file": (["nothing.h5", "-m", "tv"], "nothing.h5: no such file"),

@@ -44,6 +44,49 @@ def correlated_noise(samples: int = 20000) -> tuple[NDArray[np.complex64], NDArr
     return noise, noise @ noise.conj().T / samples
 
 
+class TestCompression:
+    def test_dependent_channels_lose_nothing(self):
+        mixing = random_kspace(3 * COILS, COILS, seed=5)
+        many = kspace_of(np.tensordot(mixing, phantom(), axes=1).astype(np.complex64))
+        found, mixer = condition(many, COILS)
+        assert found.data.shape[0] == COILS
+        np.testing.assert_allclose(mixer @ mixer.conj().T, np.eye(COILS), atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(found.data), np.linalg.norm(many.data), rtol=1e-5)
+        assert any("12 channels compressed to 4 with 100.00%" in note for note in found.notes)
+
+    def test_white_noise_stays_white(self):
+        _, covariance = correlated_noise()
+        kspace = replace(kspace_of(phantom()), noise_covariance=covariance)
+        found, mixer = condition(kspace, 2)
+        expected = np.trace(covariance).real / COILS * np.eye(2)
+        np.testing.assert_allclose(found.noise_covariance, expected, atol=1e-4)
+        np.testing.assert_allclose(mixer @ covariance @ mixer.conj().T, expected, atol=1e-3)
+
+    def test_the_components_are_those_of_the_calibration(self):
+        kspace = kspace_of(phantom())
+        calib = kspace.data.copy()
+        calib[1:] = 0
+        found, mixer = condition(replace(kspace, calib=calib, calib_mask=kspace.mask), 1)
+        np.testing.assert_allclose(np.abs(mixer), [[1, 0, 0, 0]], atol=1e-6)
+        np.testing.assert_allclose(np.abs(found.data[0]), np.abs(kspace.data[0]), rtol=1e-5)
+
+    @pytest.mark.parametrize("number", [COILS, COILS + 3, None])
+    def test_no_more_channels_than_there_are(self, number):
+        found, mixer = condition(kspace_of(phantom()), number)
+        assert mixer is None
+        assert found.data.shape[0] == COILS
+
+    def test_given_maps_are_mixed_alike(self):
+        kspace, maps = kspace_of(phantom()), sigpy.mri.birdcage_maps((COILS, NY, NX))[:, None]
+        every = prepare(kspace, mps=maps.astype(np.complex64))
+        few = prepare(kspace, mps=maps.astype(np.complex64), compress=3)
+        images = [
+            (p.mps.conj() * ifft_numpy(p.data, (2, 3))).sum(0) / (np.abs(p.mps) ** 2).sum(0)
+            for p in (every, few)
+        ]
+        assert np.linalg.norm(np.abs(images[0]) - np.abs(images[1])) < 0.05 * np.linalg.norm(images[0])
+
+
 class TestWhitening:
     def test_channels_become_white_at_the_same_power(self):
         noise, covariance = correlated_noise()
