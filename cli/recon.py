@@ -88,6 +88,12 @@ def recon(
             help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss.",
         ),
     ] = None,
+    hard_dc: Annotated[
+        bool,
+        typer.Option(
+            "--hard-dc", help="Keep to the acquired samples, noise included, as closely as they agree."
+        ),
+    ] = False,
     formats: Annotated[
         str,
         typer.Option(
@@ -108,7 +114,7 @@ def recon(
     every --format, and a report of what was done (.json).
     """
     _check_names(files)
-    job = _job(method, undersample, maps, coils, formats, device)
+    job = _job(method, undersample, maps, coils, hard_dc, formats, device)
     folder = _folder(output)
     failures: list[MriQpanError] = []
     with _stop_on_sigterm() as stop:
@@ -160,6 +166,7 @@ def _job(
     undersample: str | None,
     maps: Path | None,
     coils: int | None,
+    hard_dc: bool,
     formats: str,
     device: str,
 ) -> Job:
@@ -177,6 +184,7 @@ def _job(
         undersampling=None if undersample is None else Undersampling.parse(undersample),
         mps=None if maps is None else load_maps(maps),
         compress=coils,
+        hard_dc=hard_dc,
         formats=wanted,
     )
 

@@ -51,8 +51,8 @@ class Job:
         Leave samples of a full measurement out and compare with the full image; None takes it as it is.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress
-        Number of virtual channels to compress the channels to; None keeps all.
+    compress, hard_dc
+        See `pipeline.reconstruct`.
     formats
         What to write (see `writers.find_formats`).
     """
@@ -62,6 +62,7 @@ class Job:
     undersampling: Undersampling | None = None
     mps: NDArray[np.complex64] | None = None
     compress: int | None = None
+    hard_dc: bool = False
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
@@ -174,7 +175,7 @@ def reconstruct_file(
 
 def _one(path: Path, kspace: KSpace, job: Job) -> _Done:
     """Reconstruct one image; an error says which one of which file it was."""
-    options: dict[str, Any] = {"device": job.device, "mps": job.mps, "compress": job.compress}
+    options: dict[str, Any] = {name: getattr(job, name) for name in ("device", "mps", "compress", "hard_dc")}
     try:
         if job.undersampling is None:
             return _Done(reconstruct(kspace, job.method, **options), None)

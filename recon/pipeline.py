@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from mri_qpan.encoding import Encoding, Reconstructor
 from mri_qpan.errors import ReconError
+from mri_qpan.networks.consistency import data_consistency
 from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.sampling_masks import mask_hash, ratio_of
 from mri_qpan.scaling import robust_scale
 
 Complex = NDArray[np.complex64]
+
+HARD, HARD_STEPS = 1e-3, 15
+"""Weight of the method's image against the samples where these must win, and CG steps towards them."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def reconstruct(
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
     compress: int | None = None,
+    hard_dc: bool = False,
 ) -> Result:
     """Reconstruct one image.
 
@@ -74,6 +79,8 @@ def reconstruct(
         Coil sensitivities (coil, z, y, x) on the prepared matrix instead of estimated ones.
     compress
         Number of virtual channels to compress the channels to; None keeps all.
+    hard_dc
+        Change the method's image as little as its agreement with the acquired samples asks for.
 
     Returns
     -------
@@ -89,7 +96,8 @@ def reconstruct(
     """
     started = time.perf_counter()
     prepared = prepare(kspace, mps=mps, sets=None, compress=compress)
-    return solve(prepared, kspace, method, device=device, maps_seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return solve(prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc)
 
 
 @torch.inference_mode()
@@ -100,6 +108,7 @@ def solve(
     *,
     device: torch.device | str = "cpu",
     maps_seconds: float = 0.0,
+    hard_dc: bool = False,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
     started = time.perf_counter()
@@ -113,6 +122,13 @@ def solve(
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
         raise ReconError("the method returned values that are not finite: it diverged on these data")
     image = image * support(encoding)
+    notes = list(prepared.notes)
+    if hard_dc:
+        before = _residual(encoding, image, samples)
+        missing = adjoint - encoding.normal(image)
+        mu = scale.new_full((), HARD)
+        image = data_consistency(image, missing, adjoint, encoding.normal, mu, HARD_STEPS)
+        notes.append(f"data consistency enforced: |Ax - y|/|y| was {before:.2%}")
     residual = _residual(encoding, image, samples)
     mask = prepared.mask[0] if prepared.mask.shape[0] == 1 else prepared.mask
     figures = Figures(
@@ -122,7 +138,7 @@ def solve(
         maps_seconds=maps_seconds,
         recon_seconds=time.perf_counter() - started,
     )
-    return Result(to_image(image, prepared, kspace), figures, tuple(prepared.notes))
+    return Result(to_image(image, prepared, kspace), figures, tuple(notes))
 
 
 def _apply(method: Reconstructor, adjoint: torch.Tensor, encoding: Encoding) -> torch.Tensor:

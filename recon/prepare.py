@@ -173,7 +173,7 @@ def _compressed(kspace: KSpace, number: int) -> tuple[KSpace, Complex]:
     kept = power[-number:].sum() / power.sum()
     covariance = kspace.noise_covariance
     if covariance is not None:
-        covariance = components @ covariance @ components.conj().T
+        covariance = (components @ covariance @ components.conj().T).astype(np.complex64)
     compressed = replace(
         kspace,
         data=_mix(components, kspace.data),

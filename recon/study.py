@@ -77,6 +77,7 @@ def study(
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
     compress: int | None = None,
+    hard_dc: bool = False,
 ) -> Study:
     """Undersample a fully sampled measurement, reconstruct it and compare.
 
@@ -95,8 +96,8 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress
-        Number of virtual channels to compress the channels to; None keeps all.
+    compress, hard_dc
+        See `pipeline.reconstruct`.
 
     Raises
     ------
@@ -117,7 +118,8 @@ def study(
     kept = full.mask & _mask(full.mask.shape, undersampling)
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
     prepared = prepare(partial, mps=mps, sets=None)
-    result = solve(prepared, kspace, method, device=device, maps_seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    result = solve(prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc)
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
     images = {"zero-filled": zero_filled, method.name: result.image}

@@ -49,6 +49,36 @@ def test_one_fully_sampled_coil_is_its_inverse_transform(small_kspace: Maker) ->
     assert result.figures.residual < 1e-5
 
 
+def half(adjoint: Tensor, normal: Normal) -> Tensor:
+    return 0.5 * adjoint
+
+
+def test_hard_data_consistency_of_one_coil_restores_the_samples(small_kspace: Maker) -> None:
+    under = undersampled(small_kspace(coils=1))
+    soft = reconstruct(under, half)
+    hard = reconstruct(under, half, hard_dc=True)
+    assert soft.figures.residual == pytest.approx(0.5, abs=1e-4)
+    assert hard.figures.residual < 2e-3
+    zero_filled = ifft_numpy(under.data, (-2, -1))[0]
+    np.testing.assert_allclose(hard.image.data, zero_filled, atol=2e-3 * np.abs(zero_filled).max())
+    assert any("was 50.00%" in note for note in hard.notes)
+
+
+def test_hard_data_consistency_of_coils_keeps_what_no_sample_says(small_kspace: Maker) -> None:
+    under = undersampled(small_kspace())
+
+    def invent(adjoint: Tensor, normal: Normal) -> Tensor:
+        """Add what one coil would not see: nearly in the operator's null space."""
+        rng = torch.Generator().manual_seed(0)
+        noise = torch.randn(adjoint.shape, dtype=adjoint.dtype, generator=rng)
+        return adjoint + 0.1 * (noise - normal(noise))
+
+    soft, hard = reconstruct(under, invent), reconstruct(under, invent, hard_dc=True)
+    assert hard.figures.residual < 0.3 * soft.figures.residual
+    changed = np.linalg.norm(hard.image.data - soft.image.data)
+    assert 0 < changed < 0.5 * np.linalg.norm(soft.image.data)
+
+
 def test_coils_are_combined_and_figures_name_the_mask(small_kspace: Maker) -> None:
     kspace = small_kspace()
     under = undersampled(kspace)
