@@ -46,11 +46,15 @@ def info(
 def _rows(measurement: Measurement) -> Iterator[Row]:
     from mri_qpan.errors import InputError
     from mri_qpan.recon.readers.mrd_plan import plan
+    from mri_qpan.recon.readers.mrd_trajectory import is_along_trajectory
 
     yield "format", f"ISMRMRD raw data, dataset {measurement.dataset!r}"
     yield from _scanner(measurement.header)
     yield from _acquisitions(measurement)
     yield from _spaces(measurement)
+    if is_along_trajectory(measurement):
+        yield from _along(measurement)
+        return
     try:
         planned = plan(measurement)
     except InputError as error:
@@ -62,6 +66,25 @@ def _rows(measurement: Measurement) -> Iterator[Row]:
     yield from _noise(measurement)
     notes = dict.fromkeys(note for index in planned.images for note in planned.notes(index))
     yield from (("note", note) for note in notes)
+
+
+def _along(measurement: Measurement) -> Iterator[Row]:
+    """Describe a measurement along a trajectory."""
+    from mri_qpan.errors import InputError
+    from mri_qpan.recon.readers.mrd_trajectory import plan_trajectory
+
+    try:
+        planned = plan_trajectory(measurement)
+    except InputError as error:
+        yield from (("note", note) for note in measurement.notes)
+        yield "problem", str(error).removeprefix(f"{measurement.path}: ")
+        return
+    yield from _count(list(planned.images))
+    first, rows = next(iter(planned.images.items()))
+    samples = _span(measurement.heads["number_of_samples"][rows])
+    yield "sampling", f"{len(rows)} readouts of {samples} samples along the trajectory"
+    yield from _noise(measurement)
+    yield from (("note", note) for note in planned.notes(first))
 
 
 def _array_rows(path: Path) -> Iterator[Row]:

@@ -46,7 +46,7 @@ def recon(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Raw Cartesian k-space: ISMRMRD or fastMRI files (.h5), BART's .cfl.",
+            help="Raw k-space: ISMRMRD or fastMRI files (.h5), BART's .cfl.",
             show_default=False,
         ),
     ],

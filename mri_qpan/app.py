@@ -8,10 +8,11 @@ import numpy as np
 import sigpy as sp
 import torch
 from numpy.typing import NDArray
-from sigpy.mri import dcf, linop
+from sigpy.mri import linop
 
 from mri_qpan.encoding import Encoding, from_linop
 from mri_qpan.models import DEFAULT, load_model
+from mri_qpan.noncartesian import NonCartesian
 
 
 class QPanRecon(sp.app.App):
@@ -108,11 +109,12 @@ def _problem(
                 torch.from_numpy(mps.astype(np.complex64))[None].to(place),
             )
             return encoding.adjoint(torch.from_numpy(y.astype(np.complex64))[None].to(place)), encoding.normal
-    elif weights is None:
-        weights = np.abs(dcf.pipe_menon_dcf(coord, mps.shape[1:], show_pbar=False))
-        weights = weights / weights.max()
+        weights = measured
+    if coord is not None:
+        along = NonCartesian(coord, mps.astype(np.complex64), weights, place)
+        return along.adjoint(along.measured(y.astype(np.complex64))), along.normal
     assert weights is not None
-    A = linop.Sense(mps, coord=coord, weights=weights)
+    A = linop.Sense(mps, weights=weights)
     norm = sp.app.MaxEig(A.N, dtype=np.complex64, show_pbar=False).run()
     A = np.sqrt(1 / norm) * A
     adjoint, normal = from_linop(A)

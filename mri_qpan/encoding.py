@@ -90,7 +90,7 @@ class Encoding:
 
     def normal(self, image: Tensor) -> Tensor:
         """Return A^H A x; its gradient is A^H A again, so nothing is kept for the backward pass."""
-        return _SelfAdjoint.apply(image, self._normal)
+        return SelfAdjoint.apply(image, self._normal)
 
     def to(self, device: torch.device | str) -> Encoding:
         """Return this operator on `device`."""
@@ -182,23 +182,25 @@ class RealEncoding:
 
     def normal(self, image: Tensor) -> Tensor:
         """Return Re F^H M F x."""
-        return _SelfAdjoint.apply(image, self._normal)
+        return SelfAdjoint.apply(image, self._normal)
 
     def _normal(self, image: Tensor) -> Tensor:
         return self._encoding._normal(image.to(torch.complex64)).real
 
 
-class _SelfAdjoint(torch.autograd.Function):
+class SelfAdjoint(torch.autograd.Function):
     """A self-adjoint linear map: its gradient is the map itself."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, apply: Normal) -> Tensor:
+        """Return the map of x."""
         ctx.map = apply
         return apply(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _SelfAdjoint.apply(grad, ctx.map), None  # so that it can be differentiated again
+        """Return the map of the gradient."""
+        return SelfAdjoint.apply(grad, ctx.map), None  # so that it can be differentiated again
 
 
 def from_linop(A: Any) -> tuple[Callable[[NDArray[Any]], Tensor], Normal]:
@@ -222,7 +224,7 @@ def from_linop(A: Any) -> tuple[Callable[[NDArray[Any]], Tensor], Normal]:
         return _batched(A.H(samples))
 
     def normal(image: Tensor) -> Tensor:
-        return _SelfAdjoint.apply(image, lambda x: _batched(A.N(x[0].detach().cpu().numpy())).to(x.device))
+        return SelfAdjoint.apply(image, lambda x: _batched(A.N(x[0].detach().cpu().numpy())).to(x.device))
 
     return adjoint, normal
 

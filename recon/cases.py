@@ -104,6 +104,8 @@ def _measured_cases(path: Path, specs: Sequence[str]) -> Iterator[Case]:
     several = len(stream) > 1
     for number, kspace in enumerate(stream):
         full, _ = condition(kspace)
+        if full.coord is not None:
+            raise InputError(f"{path}: a benchmark needs samples on a grid, these lie along a trajectory")
         if full.mask.shape[0] > 1 or not full.mask.all():
             raise InputError(
                 f"{path}: a benchmark needs fully sampled 2-D slices; this is a matrix (z, y, x) of "

@@ -57,14 +57,18 @@ class Stamp:
 
 @dataclass(frozen=True)
 class KSpace:
-    """The samples of one image (one slice or one 3-D slab), centred, zeros where nothing was measured.
+    """The samples of one image (one slice or one 3-D slab).
+
+    On a grid they are centred, with zeros where nothing was measured; along a trajectory `coord` says where
+    each of them lies.
 
     Attributes
     ----------
     data
-        Samples, (coil, z, y, x) complex64; z is 1 for a 2-D slice. Averages are averaged.
+        Samples, (coil, z, y, x) complex64; z is 1 for a 2-D slice. Averages are averaged. With `coord`
+        (coil, 1, 1, sample).
     mask
-        True where a sample was acquired, (z, y, x).
+        True where a sample was acquired, (z, y, x); with `coord` True for every sample.
     calib
         Calibration samples on the same grid as `data`, zeros elsewhere, or None when the
         calibration region is part of `data` alone.
@@ -83,6 +87,9 @@ class KSpace:
         Header values of the readout nearest the k-space centre.
     notes
         What the reader assumed or left out, in words for a person.
+    coord
+        Of samples along a trajectory, (sample, 2) float32: y and x in cycles over the delivered field of
+        view. None on a grid.
     """
 
     data: NDArray[np.complex64]
@@ -95,6 +102,7 @@ class KSpace:
     calib_mask: NDArray[np.bool_] | None = None
     noise_covariance: NDArray[np.complex64] | None = None
     notes: tuple[str, ...] = ()
+    coord: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mri_qpan.encoding import Encoding, Reconstructor
+from mri_qpan.encoding import Encoding, Normal, Reconstructor
 from mri_qpan.errors import ReconError
 from mri_qpan.networks.consistency import data_consistency
+from mri_qpan.noncartesian import NonCartesian
 from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.sampling_masks import mask_hash, ratio_of
@@ -113,15 +114,18 @@ def solve(
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
     started = time.perf_counter()
     encoding, samples = to_torch(prepared, device)
+    sets = prepared.mps.ndim == 5
     adjoint = encoding.adjoint(samples)
     scale = robust_scale(adjoint)
     try:
-        image = scale * _apply(method, adjoint / scale, encoding)
+        image = scale * _apply(method, adjoint / scale, encoding.normal, sets)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ReconError(f"out of memory on {device}: use another --device") from error
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
         raise ReconError("the method returned values that are not finite: it diverged on these data")
-    image = image * support(encoding)
+    assert encoding.mps is not None
+    # Where no coil sees anything, no sample says what the image is.
+    image = image * (encoding.mps != 0).any(dim=2 if sets else 1)
     notes = list(prepared.notes)
     if hard_dc:
         before = _residual(encoding, image, samples)
@@ -141,27 +145,22 @@ def solve(
     return Result(to_image(image, prepared, kspace), figures, tuple(notes))
 
 
-def _apply(method: Reconstructor, adjoint: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+def _apply(method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool) -> torch.Tensor:
     """Call a method; sets of maps (a batch of one, set, y, x) stand where it takes images one by one.
 
     That is the batch for a solver, whose spatial axes are all that follow, and beside it for a network,
     which scales every entry of a batch on its own.
     """
-    sets = adjoint.ndim > encoding.mask.ndim
     if not sets or isinstance(getattr(method, "run", method), torch.nn.Module):
-        return method(adjoint, encoding.normal)
-    return method(adjoint[0], lambda image: encoding.normal(image[None])[0])[None]
+        return method(adjoint, normal)
+    return method(adjoint[0], lambda image: normal(image[None])[0])[None]
 
 
-def support(encoding: Encoding) -> torch.Tensor:
-    """Return where the coils see anything, (1, [set,] y, x): outside, no sample says what the image is."""
-    assert encoding.mps is not None
-    coil_axis = -encoding.mask.ndim
-    return (encoding.mps != 0).any(dim=coil_axis)
-
-
-def to_torch(prepared: Prepared, device: torch.device | str) -> tuple[Encoding, torch.Tensor]:
+def to_torch(prepared: Prepared, device: torch.device | str) -> tuple[Encoding | NonCartesian, torch.Tensor]:
     """Return A and y in torch with a batch of one; a single slice loses its z axis."""
+    if prepared.coord is not None:
+        along = NonCartesian(prepared.coord, prepared.mps[:, 0], prepared.weights, device)
+        return along, along.measured(prepared.data[:, 0, 0])
     mask, mps, data = prepared.mask, prepared.mps, prepared.data
     if mask.shape[0] == 1:
         mask, mps, data = mask[0], mps[..., 0, :, :], data[:, 0]
@@ -192,7 +191,7 @@ def _batch(array: NDArray[np.generic], device: torch.device | str) -> torch.Tens
     return torch.from_numpy(np.ascontiguousarray(array))[None].to(device)
 
 
-def _residual(encoding: Encoding, image: torch.Tensor, samples: torch.Tensor) -> float:
+def _residual(encoding: Encoding | NonCartesian, image: torch.Tensor, samples: torch.Tensor) -> float:
     size = float(samples.norm())
     if size == 0:
         raise ReconError("all samples are zero: there is no signal to reconstruct")

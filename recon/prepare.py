@@ -1,17 +1,22 @@
 """From measured k-space to what a reconstruction needs: white noise, no readout oversampling, coil maps."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_qpan import noncartesian
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon import coils
 from mri_qpan.recon.kspace import KSpace
 
 Complex = NDArray[np.complex64]
+REMEMBERED = 8
+CALIBRATION = 16  # samples on each side of the k-space centre that calibrate along a trajectory
+_densities: dict[tuple[str, tuple[int, ...]], NDArray[np.float32]] = {}
 Entry = TypeVar("Entry", bound=np.generic)
 SINGULAR = 1e-5  # of the mean noise power: a combination of channels with less noise is a fault
 FOLDED = 0.02  # share of the object with a second eigenvalue near 1 that calls for a second set of maps
@@ -26,13 +31,17 @@ class Prepared:
     data
         Samples, (coil, z, y, x), of unit-correlated channels, in the input's intensity units.
     mask
-        True where a sample was acquired, (z, y, x).
+        True where a sample was acquired, (z, y, x); along a trajectory, the places of the image's grid
+        nearest to a sample.
     mps
         Coil maps, (coil, z, y, x), or (set, coil, z, y, x) for several sets.
     recon_shape
         Matrix (z, y, x) to crop the image to.
     notes
         What was assumed or done, in words, the reader's notes first.
+    coord, weights
+        Coordinates (sample, 2) of samples along a trajectory and their density compensation (sample,);
+        `data` is (coil, 1, 1, sample) then. None on a grid.
     """
 
     data: Complex
@@ -40,6 +49,8 @@ class Prepared:
     mps: Complex
     recon_shape: tuple[int, int, int]
     notes: list[str]
+    coord: NDArray[np.float32] | None = None
+    weights: NDArray[np.float32] | None = None
 
 
 def prepare(
@@ -65,13 +76,54 @@ def prepare(
     """
     given = None if mps is None else _checked(mps, kspace)
     kspace, mixer = condition(kspace, compress)
+    width = kspace.data.shape[3] if kspace.coord is None else kspace.recon_shape[2]
+    weights, mask = None, kspace.mask
+    if kspace.coord is not None:
+        weights = density(kspace.coord, kspace.recon_shape[1:])
+        mask = _nearest(kspace.coord, kspace.recon_shape)
     if given is not None:
         given = given if mixer is None else _mix(mixer, given)
-        found = coils.normalise(_centre(given, kspace.data.shape[3]))
+        found = coils.normalise(_centre(given, width))
         notes = ["coil maps as given, normalised to unit sum of squares"]
+    elif kspace.coord is not None and weights is not None:
+        found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1)
     else:
         found, notes = _estimate(kspace, sets)
-    return Prepared(kspace.data, kspace.mask, found, kspace.recon_shape, [*kspace.notes, *notes])
+    notes = [*kspace.notes, *notes]
+    return Prepared(kspace.data, mask, found, kspace.recon_shape, notes, kspace.coord, weights)
+
+
+def density(coord: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return the density compensation of a trajectory (sample, 2); the last ones are remembered."""
+    key = (hashlib.sha256(coord.tobytes()).hexdigest(), shape)
+    if key not in _densities:
+        while len(_densities) >= REMEMBERED:
+            del _densities[next(iter(_densities))]
+        _densities[key] = noncartesian.density(coord, shape)
+    return _densities[key]
+
+
+def _nearest(coord: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """Return which places of a grid (1, y, x) are nearest to a sample."""
+    size = np.array(shape[1:])
+    places = np.rint(coord).astype(int) + size // 2
+    inside = ((places >= 0) & (places < size)).all(axis=1)
+    mask = np.zeros(shape, bool)
+    y, x = places[inside].T
+    mask[0, y, x] = True
+    return mask
+
+
+def _gridded(kspace: KSpace, coord: NDArray[np.float32], weights: NDArray[np.float32]) -> KSpace:
+    """Return the central k-space that samples along a trajectory make on the grid: a calibration region."""
+    samples = kspace.data[:, 0, 0] * weights
+    images = noncartesian.grid(samples, coord, kspace.recon_shape[1:])
+    data = fft_numpy(images.astype(np.complex64), (-2, -1))[:, None]
+    mask = np.zeros(kspace.recon_shape, bool)
+    reach = min(CALIBRATION, int(np.abs(coord).max()))
+    y, x = (slice(max(0, n // 2 - reach), n // 2 + reach) for n in kspace.recon_shape[1:])
+    mask[0, y, x] = True
+    return replace(kspace, data=data * mask, mask=mask, coord=None, noise_covariance=None)
 
 
 def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Complex | None]:
@@ -112,7 +164,12 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         data = _mix(whitener, data)
         calib = None if calib is None else _mix(whitener, calib)
     acquired, width = data.shape[3], kspace.recon_shape[2]
-    if width < acquired and _full_readouts(mask) and (calib_mask is None or _full_readouts(calib_mask)):
+    if (
+        kspace.coord is None
+        and width < acquired
+        and _full_readouts(mask)
+        and (calib_mask is None or _full_readouts(calib_mask))
+    ):
         notes = (*notes, f"readout oversampling removed: {acquired} to {width} samples")
         data, mask = _crop_readout(data, width), _centre(mask, width)
         calib = None if calib is None else _crop_readout(calib, width)
@@ -209,7 +266,7 @@ def _centre(array: NDArray[Entry], width: int) -> NDArray[Entry]:
 def _checked(mps: Complex, kspace: KSpace) -> Complex:
     """Return maps as (coil, z, y, x) complex64 if they fit the samples."""
     maps = np.asarray(mps)
-    wanted = kspace.data.shape
+    wanted = kspace.data.shape if kspace.coord is None else (len(kspace.data), *kspace.recon_shape)
     if maps.ndim == 3 and wanted[1] == 1:
         maps = maps[:, None]
     if maps.shape[:3] != wanted[:3] or maps.shape[3] not in (wanted[3], kspace.recon_shape[2]):

@@ -108,6 +108,8 @@ def study(
     """
     started = time.perf_counter()
     full, mixer = condition(kspace, compress)
+    if kspace.coord is not None:
+        raise InputError("--undersample makes masks of a grid: these samples lie along a trajectory")
     if not full.mask.all():
         raise InputError(
             f"--undersample needs a fully sampled measurement, and {ratio_of(full.mask):.1%} of this one's"

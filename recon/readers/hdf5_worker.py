@@ -1,10 +1,10 @@
 """The process that opens HDF5 files: run as a script by `hdf5.Hdf5Process`, imports h5py and NumPy alone.
 
 Requests are lines of JSON: {"open": path} is answered with what the file holds and its "kind". Of "ismrmrd",
-{"rows": [...]}, in increasing order, asks for the samples of those acquisitions; of "fastmri", {"slice": n}
-for a slice's k-space. {"close": true} closes the file. Answers are one line of JSON, then the arrays it
-announces as .npy. A request that fails is answered with {"error": ...}, and the process ends: HDF5 may be in
-disorder.
+{"rows": [...]}, in increasing order, asks for the samples of those acquisitions, or with "field": "traj" for
+their trajectories; of "fastmri", {"slice": n} for a slice's k-space. {"close": true} closes the file. Answers
+are one line of JSON, then the arrays it announces as .npy. A request that fails is answered with
+{"error": ...}, and the process ends: HDF5 may be in disorder.
 """
 
 import io
@@ -45,7 +45,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             elif "slice" in request:
                 send(answers, {}, data[request["slice"]].astype(np.complex64, copy=False))
             else:
-                send(answers, {}, *samples(data, np.array(request["rows"], np.intp)))
+                field = request.get("field", "data")
+                send(answers, {}, *samples(data, np.array(request["rows"], np.intp), field))
     except UnusableError as error:
         send(answers, {"error": str(error)})
     except Exception as error:  # HDF5 and h5py fail in many ways on a damaged file
@@ -103,13 +104,15 @@ def header(group: h5py.Group, name: str) -> str:
         return text.decode("latin-1")
 
 
-def samples(rows: h5py.Dataset, wanted: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return how many numbers each wanted acquisition holds, and all of them in one array, read in bulk."""
+def samples(
+    rows: h5py.Dataset, wanted: NDArray[np.intp], field: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return how many numbers a field of each acquisition holds, and all in one array, read in bulk."""
     first, last = int(wanted[0]), int(wanted[-1]) + 1
     if last - first <= 4 * wanted.size:
-        found = rows.fields("data")[first:last].ravel()[wanted - first]
+        found = rows.fields(field)[first:last].ravel()[wanted - first]
     else:
-        found = rows.fields("data")[wanted].ravel()
+        found = rows.fields(field)[wanted].ravel()
     for row, values in zip(wanted, found, strict=True):
         if values.dtype != np.float32:
             raise UnusableError(f"acquisition {row} holds {values.dtype} numbers, not ISMRMRD's float32")

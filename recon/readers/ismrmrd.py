@@ -17,6 +17,7 @@ from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index, KSpace
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, name_of, plan
+from mri_qpan.recon.readers.mrd_trajectory import TrajectoryPlan, is_along_trajectory, plan_trajectory
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
@@ -53,9 +54,9 @@ class IsmrmrdFile:
         self._process = process
         self.heads = self._canonical(process.arrays[0])
 
-    def samples(self, rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
-        """Return the numbers of acquisitions, whose indices increase, read in bulk."""
-        _, (lengths, numbers) = self._process.ask({"rows": rows.tolist()}, 2)
+    def samples(self, rows: NDArray[np.intp], field: str = "data") -> list[NDArray[np.float32]]:
+        """Return the numbers of a field of acquisitions, whose indices increase, read in bulk."""
+        _, (lengths, numbers) = self._process.ask({"rows": rows.tolist(), "field": field}, 2)
         return np.split(numbers, np.cumsum(lengths)[:-1])
 
     def close(self) -> None:
@@ -103,10 +104,14 @@ def read(process: Hdf5Process) -> KSpaceStream:
     Raises
     ------
     InputError
-        If the file is not ISMRMRD, is damaged, is not Cartesian or contradicts itself.
+        If the file is not ISMRMRD, is damaged or contradicts itself.
     """
     file = IsmrmrdFile(process)
-    planned = plan(_classify(file))
+    measurement = _classify(file)
+    if is_along_trajectory(measurement):
+        along = plan_trajectory(measurement)
+        return KSpaceStream(list(along.images), _images_along(file, along), file.xml)
+    planned = plan(measurement)
     return KSpaceStream(list(planned.images), _images(file, planned), file.xml)
 
 
@@ -128,7 +133,7 @@ def _classify(file: IsmrmrdFile) -> Measurement:
 
 def _images(file: IsmrmrdFile, planned: Plan) -> Iterator[KSpace]:
     try:
-        noise = _noise_covariance(file, planned)
+        noise = _noise_covariance(file, planned.measurement)
         for index, rows in planned.images.items():
             yield _image(file, planned, index, rows, noise)
     finally:
@@ -180,9 +185,33 @@ def _average(
     return data, counts
 
 
-def _noise_covariance(file: IsmrmrdFile, planned: Plan) -> NDArray[np.complex128] | None:
+def _images_along(file: IsmrmrdFile, planned: TrajectoryPlan) -> Iterator[KSpace]:
+    """Read images whose samples lie along a trajectory."""
+    try:
+        noise = _noise_covariance(file, planned.measurement)
+        for index, rows in planned.images.items():
+            lines = [line[:, planned.kept(row)] for row, line in _lines(file, rows)]
+            paths = zip(rows, file.samples(rows, "traj"), strict=True)
+            coord = [planned.coordinates(row, path)[planned.kept(row)] for row, path in paths]
+            data = np.concatenate(lines, axis=1)[:, None, None]
+            yield KSpace(
+                data=data,
+                mask=np.ones(data.shape[1:], bool),
+                recon_shape=planned.recon_shape,
+                geometry=planned.geometry(index),
+                index=index,
+                stamp=planned.stamp(index),
+                noise_covariance=None if noise is None else noise.astype(np.complex64),
+                notes=planned.notes(index),
+                coord=planned.in_field_of_view(np.concatenate(coord)),
+            )
+    finally:
+        file.close()
+
+
+def _noise_covariance(file: IsmrmrdFile, measurement: Measurement) -> NDArray[np.complex128] | None:
     """Covariance of the samples of the noise scans, (coil, coil), or None without any."""
-    rows = np.flatnonzero(planned.measurement.noise)
+    rows = np.flatnonzero(measurement.noise)
     if not rows.size:
         return None
     noise = np.concatenate([line for _, line in _lines(file, rows)], axis=1).astype(np.complex128)

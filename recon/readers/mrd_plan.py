@@ -147,15 +147,7 @@ class Plan:
 
     def stamp(self, index: Index) -> Stamp:
         """Return what an image header copies from the acquisition nearest the k-space centre."""
-        head = self.central_head(index)
-        first, second, third = (int(v) for v in head["physiology_time_stamp"])
-        return Stamp(
-            measurement_uid=int(head["measurement_uid"]),
-            acquisition_time_stamp=int(head["acquisition_time_stamp"]),
-            physiology_time_stamp=(first, second, third),
-            user_int=tuple(int(v) for v in head["user_int"]),
-            user_float=tuple(float(v) for v in head["user_float"]),
-        )
+        return stamp_of(self.central_head(index))
 
     def recon_shape(self, index: Index) -> tuple[int, int, int]:
         """Return the matrix (z, y, x) to deliver."""
@@ -163,7 +155,7 @@ class Plan:
 
     def geometry(self, index: Index) -> Geometry:
         """Return place and size of the image to deliver."""
-        return _geometry(self.central_head(index), self._recon_space(index)[1])[0]
+        return geometry_of(self.central_head(index), self._recon_space(index)[1])[0]
 
     def noise_scale(self, index: Index) -> float:
         """Return the noise power of an unaveraged sample over that of a sample of the noise scan.
@@ -178,7 +170,7 @@ class Plan:
         """Return what was assumed for an image, in words."""
         measurement = self.measurement
         notes = [*measurement.notes, *self.grids[index.encoding].notes, *self._recon_space(index)[2]]
-        notes += _geometry(self.central_head(index), self._recon_space(index)[1])[1]
+        notes += geometry_of(self.central_head(index), self._recon_space(index)[1])[1]
         if not measurement.noise.any():
             if measurement.heads["active_channels"][self.images[index][0]] > 1:
                 notes.append("no noise scan: the channels are taken as equally noisy and uncorrelated")
@@ -241,13 +233,13 @@ def classify(path: Path, names: list[str], name: str, xml: str, heads: Heads) ->
 
 def plan(measurement: Measurement) -> Plan:
     """Group and place the lines of a measurement; raises `InputError` if that is impossible."""
-    images = _group(measurement)
-    _check_channels(measurement)
+    images = group(measurement)
+    check_channels(measurement)
     grids = {encoding: _lay_out(measurement, encoding) for encoding in sorted({i.encoding for i in images})}
     return Plan(measurement, images, grids)
 
 
-def _group(measurement: Measurement) -> dict[Index, Rows]:
+def group(measurement: Measurement) -> dict[Index, Rows]:
     """Return the imaging acquisitions of every image, in the order of `Index`."""
     rows = np.flatnonzero(measurement.imaging)
     if not rows.size:
@@ -274,7 +266,6 @@ def _lay_out(measurement: Measurement, encoding: int) -> Grid:
             f"{len(encodings)}: header and acquisitions do not belong together"
         )
     described = encodings[encoding]
-    _check_trajectory(measurement, described)
     heads = measurement.heads
     used = (measurement.imaging | measurement.calibration) & (heads["encoding_space_ref"] == encoding)
     notes: list[str] = []
@@ -357,7 +348,20 @@ def _recon_space(
     return (z, y, x), (lengths[0], lengths[1], lengths[2]), tuple(notes)
 
 
-def _geometry(head: np.void, fov: Vector) -> tuple[Geometry, tuple[str, ...]]:
+def stamp_of(head: np.void) -> Stamp:
+    """Return what an image header copies from an acquisition's."""
+    first, second, third = (int(v) for v in head["physiology_time_stamp"])
+    return Stamp(
+        measurement_uid=int(head["measurement_uid"]),
+        acquisition_time_stamp=int(head["acquisition_time_stamp"]),
+        physiology_time_stamp=(first, second, third),
+        user_int=tuple(int(v) for v in head["user_int"]),
+        user_float=tuple(float(v) for v in head["user_float"]),
+    )
+
+
+def geometry_of(head: np.void, fov: Vector) -> tuple[Geometry, tuple[str, ...]]:
+    """Return where an image of an acquisition's slice lies, and what was assumed."""
     notes = []
     axes = np.array([head["read_dir"], head["phase_dir"], head["slice_dir"]], np.float64)
     lengths = np.linalg.norm(axes, axis=1)
@@ -381,15 +385,8 @@ def _vector(values: NDArray[Any]) -> Vector:
     return x, y, z
 
 
-def _check_trajectory(measurement: Measurement, described: EncodingHeader) -> None:
-    if described.trajectory != "cartesian":
-        raise InputError(
-            f"{measurement.path}: the trajectory is {described.trajectory!r:.40}; only Cartesian data can be "
-            "reconstructed yet: grid it first, or acquire Cartesian lines"
-        )
-
-
-def _check_channels(measurement: Measurement) -> None:
+def check_channels(measurement: Measurement) -> None:
+    """Raise `InputError` if acquisitions are empty or differ in their channels."""
     heads = measurement.heads
     used = np.flatnonzero(measurement.imaging | measurement.calibration | measurement.noise)
     channels, samples = heads["active_channels"][used], heads["number_of_samples"][used]

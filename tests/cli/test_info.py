@@ -101,7 +101,9 @@ class TestInfo:
         )
 
     def test_radial(self, shared_data):
-        assert "radial" in info(shared_data / "kspace/radial_phantom_16ch_69spokes_traj.h5")["problem"]
+        rows = info(shared_data / "kspace/radial_phantom_16ch_69spokes_traj.h5")
+        assert rows["trajectory"] == "radial"
+        assert rows["sampling"] == "69 readouts of 384 samples along the trajectory"
 
 
 class TestArrays:

@@ -63,7 +63,7 @@ class TestBadInput:
         with h5py.File(path, "w") as file:
             file["dataset/data"] = np.zeros(3)
             file["dataset/xml"] = "<a/>"
-        assert "without ISMRMRD raw data" in refused(path)
+        assert "without ISMRMRD or fastMRI raw data" in refused(path)
 
     def test_no_acquisitions(self, path):
         with h5py.File(path, "w") as file:
@@ -190,7 +190,7 @@ class TestProcess:
 
     def test_process_ends_with_an_unread_stream(self, path):
         stream = open_kspace(write(path, XML, lines(KSPACE)))
-        process = stream._file._process
+        process = stream._images.gi_frame.f_locals["file"]._process._process
         del stream
         gc.collect()
         assert process.poll() is not None
@@ -199,9 +199,21 @@ class TestProcess:
 class TestDamagedFiles:
     """Whatever bytes change: an `InputError` or a result, never a traceback of HDF5 or NumPy."""
 
-    @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory) -> bytes:
+    @pytest.fixture(scope="class", params=["cartesian", "radial", "fastmri"])
+    def whole(self, request, tmp_path_factory) -> bytes:
         path = tmp_path_factory.mktemp("whole") / "scan.h5"
+        if request.param == "radial":
+            spokes = [
+                ismrmrd.Acquisition.from_array(KSPACE[:, y], np.full((NX, 2), 0.1 * y, np.float32))
+                for y in range(NY)
+            ]
+            return write(path, XML.replace("cartesian", "radial"), spokes).read_bytes()
+        if request.param == "fastmri":
+            with h5py.File(path, "w") as file:
+                file["kspace"] = KSPACE[None]
+                file["ismrmrd_header"] = XML
+                file["mask"] = np.ones(NX, bool)
+            return path.read_bytes()
         noise = line(random_kspace(2, 30), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
         return write(path, XML, [noise, *lines(KSPACE)]).read_bytes()
 

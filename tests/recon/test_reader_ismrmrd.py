@@ -19,7 +19,6 @@ from mrd_files import (
     only,
     quick,
     random_kspace,
-    refused,
     write,
 )
 
@@ -350,9 +349,6 @@ class TestRealFiles:
         full = only(shared_data / "kspace/head_8ch_256.h5")
         part = only(shared_data / "kspace/head_8ch_256_R3_acs24.h5")
         np.testing.assert_array_equal(part.data, full.data * part.mask)
-
-    def test_radial_is_refused(self, shared_data):
-        assert "radial" in refused(shared_data / "kspace/radial_phantom_16ch_69spokes_traj.h5")
 
 
 GENERATOR = "ismrmrd_generate_cartesian_shepp_logan"

@@ -1,0 +1,141 @@
+"""The measurement of samples along a trajectory (radial, spiral), in torch: A = sqrt(W) N S over its norm.
+
+W is the density compensation, N SigPy's non-uniform DFT. The normal operator is a convolution with the
+trajectory's point spread, done by DFTs of twice the matrix (Fessler et al., IEEE Trans Signal Process
+53:3393, 2005), so that an iteration costs no gridding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import sigpy as sp
+import torch
+from numpy.typing import NDArray
+from sigpy.mri import dcf
+from torch import Tensor
+
+from mri_qpan.encoding import SelfAdjoint
+from mri_qpan.engines import normal as compiled
+
+POWER_STEPS = 20
+
+ACCURATE: dict[str, float] = {"oversamp": 2, "width": 6}
+"""Of SigPy's gridding: its defaults are 0.5 % off, and it runs but twice an image."""
+
+
+def density(coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return a trajectory's density compensation, at most 1 (Pipe and Menon, Magn Reson Med 41:179, 1999).
+
+    Parameters
+    ----------
+    coord
+        (..., ndim) cycles a field of view.
+    shape
+        Matrix of the image.
+    """
+    weights = np.abs(dcf.pipe_menon_dcf(coord, shape, show_pbar=False))
+    return (weights / weights.max()).astype(np.float32)
+
+
+def grid(samples: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.complex64]:
+    """Return N^H of samples (coil, ...): images (coil, *shape)."""
+    return sp.nufft_adjoint(samples, coord, (len(samples), *shape), **ACCURATE)
+
+
+class NonCartesian:
+    """A = sqrt(W) N S / c with its adjoint and normal operator; c makes the largest eigenvalue of A^H A 1.
+
+    Parameters
+    ----------
+    coord
+        Coordinates of the samples, (..., ndim) in cycles a field of view, y before x, as in SigPy.
+    mps
+        Coil sensitivities, (coil, y, x) or (coil, z, y, x) complex64.
+    weights
+        W, (...) and not negative. None: `density`.
+    device
+        Where images live.
+
+    Notes
+    -----
+    Images are (1, *spatial) and samples (1, coil, ...): a batch of one.
+    """
+
+    def __init__(
+        self,
+        coord: NDArray[Any],
+        mps: NDArray[np.complex64],
+        weights: NDArray[Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = mps.shape[1:]
+        self._coord = np.ascontiguousarray(coord, np.float32)
+        weights = density(self._coord, shape) if weights is None else weights
+        self._weights = np.broadcast_to(weights, coord.shape[:-1]).astype(np.float32)
+        self.mps = torch.from_numpy(np.ascontiguousarray(mps))[None].to(device)
+        self._dims = tuple(range(-len(shape), 0))
+        self._wide = tuple(2 * n for n in shape)
+        self._inside: tuple[Any, ...] = (..., *(slice(n) for n in shape))
+        spectrum = _point_spread(self._coord, self._weights, shape)
+        start = torch.randn(1, *shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+        self._spectrum = torch.fft.ifftshift(spectrum, dim=self._dims).to(device)
+        self._kernel = None
+        eigenvalue = _largest_eigenvalue(self._normal, start.to(device))
+        self._scale = np.float32(eigenvalue**-0.5)
+        self._spectrum = self._spectrum / eigenvalue
+        maps = self.mps.new_zeros(1, len(mps), *self._wide)
+        maps[self._inside] = self.mps
+        if compiled.fits(spectrum[None], maps):
+            self._kernel = compiled.Normal(spectrum / eigenvalue, maps)
+
+    def measured(self, samples: NDArray[np.complex64]) -> Tensor:
+        """Return acquired samples (coil, ...) as this operator measures: y of A x = y, (1, coil, ...)."""
+        weighted = samples * (self._scale * np.sqrt(self._weights))
+        return torch.from_numpy(weighted.astype(np.complex64))[None].to(self.mps.device)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return A x."""
+        coils = (self.mps * image.unsqueeze(1))[0].cpu().numpy()
+        return self.measured(sp.nufft(coils, self._coord, **ACCURATE))
+
+    def adjoint(self, samples: Tensor) -> Tensor:
+        """Return A^H y."""
+        weighted = samples[0].cpu().numpy() * (self._scale * np.sqrt(self._weights))
+        coils = grid(weighted, self._coord, self.mps.shape[2:])
+        combined = (self.mps[0].cpu().numpy().conj() * coils).sum(0, keepdims=True)
+        return torch.from_numpy(combined.astype(np.complex64)).to(self.mps.device)
+
+    def normal(self, image: Tensor) -> Tensor:
+        """Return A^H A x; its gradient is A^H A again."""
+        return SelfAdjoint.apply(image, self._normal)
+
+    def _normal(self, image: Tensor) -> Tensor:
+        if self._kernel is not None:
+            wide = image.new_zeros(1, *self._wide)
+            wide[self._inside] = image
+            return self._kernel(wide)[self._inside]
+        kspace = torch.fft.fftn(self.mps * image.unsqueeze(1), self._wide, self._dims) * self._spectrum
+        coils = torch.fft.ifftn(kspace, dim=self._dims)[self._inside]
+        return (self.mps.conj() * coils).sum(1)
+
+
+def _point_spread(coord: NDArray[np.float32], weights: NDArray[np.float32], shape: tuple[int, ...]) -> Tensor:
+    """Return the spectrum of N^H W N's convolution on twice the matrix, centred, real."""
+    wide = tuple(2 * n for n in shape)
+    spread = sp.nufft_adjoint(weights.astype(np.complex64), 2 * coord, wide, **ACCURATE)
+    # SigPy's NUFFT is orthonormal on its matrix: here on the wide one, where N^H W N is on the small one.
+    spread = spread * (math.sqrt(math.prod(wide)) / math.prod(shape))
+    spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(spread)))
+    return torch.from_numpy(np.ascontiguousarray(spectrum.real, np.float32))
+
+
+def _largest_eigenvalue(normal: Any, x: Tensor) -> float:
+    """Return it by power iteration from x."""
+    value = 1.0
+    for _ in range(POWER_STEPS):
+        x = normal(x / x.norm())
+        value = float(x.norm())
+    return value

@@ -1,0 +1,154 @@
+"""ISMRMRD measurements along a trajectory (radial, spiral): images and the place of every sample."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError
+from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
+from mri_qpan.recon.readers.mrd_plan import (
+    Measurement,
+    Rows,
+    check_channels,
+    geometry_of,
+    group,
+    name_of,
+    stamp_of,
+)
+
+CARTESIAN = "cartesian"
+TOLERANCE = 1.05  # trajectories may reach a little beyond the matrix
+
+
+def is_along_trajectory(measurement: Measurement) -> bool:
+    """Return whether the imaging acquisitions lie along a trajectory, by the header of their encoding."""
+    used = np.unique(measurement.heads["encoding_space_ref"][measurement.imaging])
+    encodings = measurement.header.encodings
+    return any(n < len(encodings) and encodings[n].trajectory != CARTESIAN for n in used)
+
+
+@dataclass(frozen=True)
+class TrajectoryPlan:
+    """The images of a measurement along a trajectory.
+
+    Attributes
+    ----------
+    measurement
+        What is planned.
+    images
+        The imaging acquisitions of every image, in the order of `Index`.
+    recon_shape
+        Matrix (z, y, x) to deliver.
+    fov
+        Its field of view (x, y, z) in mm.
+    encoded, ratio
+        Encoded matrix, and the encoded field of view over the one delivered, both (y, x).
+    """
+
+    measurement: Measurement
+    images: dict[Index, Rows]
+    recon_shape: tuple[int, int, int]
+    fov: Vector
+    encoded: NDArray[np.float64]
+    ratio: NDArray[np.float64]
+
+    def kept(self, row: int | np.intp) -> slice:
+        """Return the samples of an acquisition that are not to be discarded."""
+        head = self.measurement.heads[row]
+        return slice(int(head["discard_pre"]), int(head["number_of_samples"]) - int(head["discard_post"]))
+
+    def coordinates(self, row: int | np.intp, path: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return an acquisition's trajectory as (sample, 2), y before x, in the file's unit."""
+        heads = self.measurement.heads
+        dimensions, samples = int(heads["trajectory_dimensions"][row]), int(heads["number_of_samples"][row])
+        if path.size != dimensions * samples:
+            raise InputError(
+                f"{self.measurement.path}: the trajectory of {name_of(heads, row)} has {path.size} numbers "
+                f"where its header says {samples} samples of {dimensions}: the file is damaged or truncated"
+            )
+        if not np.isfinite(path).all():
+            raise InputError(
+                f"{self.measurement.path}: the trajectory of {name_of(heads, row)} is not finite"
+            )
+        return path.reshape(samples, dimensions)[:, 1::-1]
+
+    def in_field_of_view(self, coord: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return coordinates (sample, 2) in cycles over the field of view delivered.
+
+        The format does not settle their unit: up to 0.5 they are cycles a pixel, else cycles over the field
+        of view, both as encoded.
+        """
+        reach = float(np.abs(coord).max())
+        if reach == 0:
+            raise InputError(f"{self.measurement.path}: the trajectory is zero everywhere")
+        scale = self.encoded if reach <= 0.5 * TOLERANCE else np.ones(2)
+        if reach > self.encoded.max() / 2 * TOLERANCE:
+            raise InputError(
+                f"{self.measurement.path}: a trajectory that reaches {reach:g} is beyond cycles a pixel "
+                f"(0.5) and cycles over the field of view ({self.encoded.max() / 2:g}): rescale it"
+            )
+        return (coord * (scale / self.ratio)).astype(np.float32)
+
+    def geometry(self, index: Index) -> Geometry:
+        """Return place and size of the image to deliver."""
+        return geometry_of(self._head(index), self.fov)[0]
+
+    def stamp(self, index: Index) -> Stamp:
+        """Return what an image header copies from an acquisition's."""
+        return stamp_of(self._head(index))
+
+    def notes(self, index: Index) -> tuple[str, ...]:
+        """Return what was assumed for an image, in words."""
+        measurement = self.measurement
+        notes = [*measurement.notes, *geometry_of(self._head(index), self.fov)[1]]
+        heads = measurement.heads[self.images[index]]
+        notes.append(
+            f"{len(heads)} readouts along a trajectory as the file has it: gradient delays uncorrected"
+        )
+        if (heads["trajectory_dimensions"] > 2).any():
+            notes.append("only kx and ky of the trajectory were used")
+        if not measurement.noise.any() and heads["active_channels"][0] > 1:
+            notes.append("no noise scan: the channels are taken as equally noisy and uncorrelated")
+        return tuple(notes)
+
+    def _head(self, index: Index) -> np.void:
+        rows = self.images[index]
+        return self.measurement.heads[rows[len(rows) // 2]]
+
+
+def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
+    """Group the readouts of a measurement along a trajectory; raises `InputError` if that is impossible."""
+    path, heads = measurement.path, measurement.heads
+    images = group(measurement)
+    check_channels(measurement)
+    if len({index.encoding for index in images}) > 1:
+        raise InputError(f"{path}: several encodings, one of them not Cartesian: reconstruct them apart")
+    described = measurement.header.encodings[next(iter(images)).encoding]
+    used = np.concatenate(list(images.values()))
+    lacking = used[heads["trajectory_dimensions"][used] < 2]
+    if lacking.size:
+        raise InputError(
+            f"{path}: the trajectory is {described.trajectory!r:.40} and {name_of(heads, lacking[0])} has no "
+            "coordinates of its samples: add them to the file"
+        )
+    if described.encoded.matrix[2] > 1 or np.ptp(heads["idx"]["kspace_encode_step_2"][used]) > 0:
+        raise InputError(
+            f"{path}: 3-D trajectories cannot be read yet: use mri_qpan.app.QPanRecon with coord"
+        )
+    discarded = heads["discard_pre"][used].astype(int) + heads["discard_post"][used]
+    empty = used[discarded >= heads["number_of_samples"][used]]
+    if empty.size:
+        raise InputError(f"{path}: {name_of(heads, empty[0])} discards all of its samples: header damaged")
+    encoded, recon = described.encoded, described.recon
+    fov_encoded = encoded.fov or tuple(float(n) for n in encoded.matrix)
+    fov = recon.fov or fov_encoded
+    nx, ny, _ = recon.matrix
+    return TrajectoryPlan(
+        measurement=measurement,
+        images=images,
+        recon_shape=(1, ny, nx),
+        fov=(fov[0], fov[1], fov[2]),
+        encoded=np.array([encoded.matrix[1], encoded.matrix[0]], np.float64),
+        ratio=np.array([fov_encoded[1] / fov[1], fov_encoded[0] / fov[0]]),
+    )

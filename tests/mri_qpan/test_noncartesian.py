@@ -1,0 +1,85 @@
+"""Samples along a trajectory, held against SigPy's operators."""
+
+import numpy as np
+import pytest
+import sigpy as sp
+import sigpy.mri as mr
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mri_qpan.engines import kernels
+from mri_qpan.noncartesian import ACCURATE, NonCartesian, density
+
+SHAPE, COILS = (24, 20), 3
+
+
+def maps() -> np.ndarray:
+    mps = mr.birdcage_maps((COILS, *SHAPE), dtype=np.complex64)
+    return (mps / np.sqrt((np.abs(mps) ** 2).sum(0)).max()).astype(np.complex64)
+
+
+def spokes(number: int = 15) -> np.ndarray:
+    return mr.radial((number, 40, 2), SHAPE, golden=True).astype(np.float32)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def sigpys(coord: np.ndarray, weights: np.ndarray) -> sp.linop.Linop:
+    coils = sp.linop.Multiply(SHAPE, maps())
+    along = sp.linop.NUFFT((COILS, *SHAPE), coord, **ACCURATE)
+    return sp.linop.Multiply(along.oshape, np.sqrt(weights)) * along * coils
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_it_is_sigpys_operator_over_its_norm(kernel: bool) -> None:
+    coord = spokes()
+    weights = density(coord, SHAPE)
+    ours, theirs = NonCartesian(coord, maps(), weights), sigpys(coord, weights)
+    assert (ours._kernel is not None) == (kernels.width() > 0)
+    if not kernel:
+        ours._kernel = None
+    x = random(1, *SHAPE)
+    expected = theirs.N(x[0].numpy())
+    found = ours.normal(x)[0].numpy()
+    scale = np.vdot(expected, found) / np.vdot(expected, expected)
+    assert np.linalg.norm(found - scale * expected) < 1e-3 * np.linalg.norm(found)
+    norm = sp.app.MaxEig(theirs.N, dtype=np.complex64, max_iter=60, show_pbar=False).run()
+    assert scale.real == pytest.approx(1 / norm, rel=0.02)
+    projected = ours.forward(x)[0].numpy() / np.sqrt(scale.real)
+    np.testing.assert_allclose(projected, theirs(x[0].numpy()), atol=2e-3 * np.abs(projected).max())
+
+
+@given(seed=st.integers(0, 99), number=st.integers(1, 20))
+@settings(deadline=None, max_examples=10)
+def test_adjoint_and_normal(seed: int, number: int) -> None:
+    rng = np.random.default_rng(seed)
+    coord = ((rng.random((number, 2)) - 0.5) * SHAPE).astype(np.float32)
+    A = NonCartesian(coord, maps(), rng.random(number).astype(np.float32) + 0.1)
+    x, y = random(1, *SHAPE, seed=seed), random(1, COILS, number, seed=seed + 1)
+    left, right = (
+        torch.vdot(y.flatten(), A.forward(x).flatten()),
+        torch.vdot(A.adjoint(y).flatten(), x.flatten()),
+    )
+    assert abs(left - right) < 1e-4 * float(y.norm() * x.norm())
+    both = A.adjoint(A.forward(x))
+    assert float((A.normal(x) - both).norm()) < 2e-3 * float(both.norm() + 1e-3 * x.norm())
+
+
+def test_gradient_flows() -> None:
+    A = NonCartesian(spokes(), maps())
+    x = random(1, *SHAPE).requires_grad_()
+    v = random(1, *SHAPE, seed=3)
+    A.normal(x).backward(v)
+    assert torch.allclose(x.grad, A.normal(v), atol=1e-6)
+
+
+def test_samples_are_weighted_as_the_operator_is() -> None:
+    coord = spokes()
+    A = NonCartesian(coord, maps())
+    x = random(1, *SHAPE)
+    coils = maps() * x[0].numpy()
+    samples = sp.nufft(coils, coord, **ACCURATE).astype(np.complex64)
+    assert torch.allclose(A.measured(samples), A.forward(x), atol=1e-5)
