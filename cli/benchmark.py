@@ -30,7 +30,10 @@ Figures = Annotated[
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(help="Comma-separated methods instead of all: names from the table, or .safetensors files."),
+    typer.Option(
+        help="Comma-separated methods instead of all: names from the table, .safetensors files, or"
+        " FILE.py:FUNCTION."
+    ),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Images to take of each folder.")]
 Rounds = Annotated[
@@ -172,16 +175,15 @@ def _choose(names: str | None, threads: int) -> list[Method]:
 
 
 def _network(name: str, classical: list[str]) -> Method:
-    from mri_qpan import models
     from mri_qpan.benchmark import peers
+    from mri_qpan.methods import get_method
 
-    if name not in models.list_models() and not name.endswith(".safetensors"):
-        choices = ", ".join([*classical, *models.list_models()])
-        raise InputError(
-            f"--methods: no method called {name!r}: choose from {choices}, or a .safetensors file"
-        )
-    model = models.load_model(name)
-    return peers.network(model.name, model, sha256=model.sha256[:12], engine=model.engine)
+    try:
+        method = get_method(name)
+    except InputError as error:
+        raise InputError(f"--methods: {error}; and, to compare with, {', '.join(classical)}") from error
+    stated = {} if method.sha256 is None else {"sha256": method.sha256[:12], "engine": method.engine}
+    return peers.network(method.name, method.run, **stated)
 
 
 @contextmanager

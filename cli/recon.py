@@ -56,8 +56,8 @@ def recon(
             "--method",
             "-m",
             metavar="NAME",
-            help="A shipped model (see `mri-qpan models`), a .safetensors file, or a classical method:"
-            " zero-filled, cg-sense, wavelet, tv, paisa. Left out: the default model.",
+            help="A shipped model (see `mri-qpan models`), a .safetensors file, a classical method"
+            " (zero-filled, cg-sense, wavelet, tv, paisa), or FILE.py:FUNCTION. Left out: the default model.",
         ),
     ] = None,
     undersample: Annotated[

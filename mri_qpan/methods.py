@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mri_qpan import models
 from mri_qpan.encoding import Normal, Reconstructor
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, ReconError
 from mri_qpan.solvers import SOLVERS
+
+GROUP = "mri_qpan.methods"
+"""Entry points of other packages: name a method, point to a function with the call of `Method`."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,39 @@ class Method:
         return self.run(adjoint, normal)
 
 
+def as_reconstructor(function: Reconstructor, name: str | None = None) -> Method:
+    """Let a function of one's own take part wherever a method's name is asked for.
+
+    Parameters
+    ----------
+    function
+        (A^H y, x -> A^H A x) -> x, on torch tensors (batch, *spatial) complex64, A^H y of maximum about 1.
+    name
+        What outputs are named after; None takes the function's own name.
+
+    Returns
+    -------
+    Method
+        It raises `ReconError` if the function fails, or returns anything but an image of A^H y's shape.
+    """
+    called = name or str(getattr(function, "__name__", type(function).__name__))
+
+    def run(adjoint: Tensor, normal: Normal) -> Tensor:
+        try:
+            image: Any = function(adjoint, normal)
+        except Exception as error:  # someone else's code
+            raise ReconError(f"{called} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(image, Tensor) or image.shape != adjoint.shape:
+            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ReconError(f"{called} returned {found}, not an image tensor of {tuple(adjoint.shape)}")
+        return image.to(adjoint.dtype)
+
+    return Method(called, run)
+
+
 def method_names() -> list[str]:
-    """Return the names that `get_method` knows: shipped models, then classical solvers."""
-    return [*models.list_models(), *SOLVERS]
+    """Return the names that `get_method` knows: shipped models, solvers, other packages' methods."""
+    return [*models.list_models(), *SOLVERS, *sorted({point.name for point in entry_points(group=GROUP)})]
 
 
 def get_method(name: str, device: torch.device | str = "cpu") -> Method:
@@ -52,7 +89,8 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
     Parameters
     ----------
     name
-        One of `method_names`, or the path of a .safetensors file.
+        One of `method_names`, the path of a .safetensors file, or FILE.py:FUNCTION for a function of one's
+        own (see `as_reconstructor`).
     device
         Where a network runs; solvers run where their input lies.
 
@@ -65,6 +103,12 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
     """
     if name in SOLVERS:
         return Method(name, SOLVERS[name]())
+    file, _, function = name.rpartition(":")
+    if file.endswith(".py"):
+        return as_reconstructor(_function(Path(file), function))
+    if name not in models.list_models():
+        for point in entry_points(group=GROUP, name=name):
+            return as_reconstructor(point.load(), name)
     if name not in models.list_models() and not _is_path(name):
         raise InputError(_unknown(name))
     model = models.load_model(name, device)
@@ -87,6 +131,24 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
+def _function(file: Path, name: str) -> Reconstructor:
+    """Return a function of a Python file."""
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # someone else's code
+        raise InputError(f"{file}: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{file}: no function called {name!r}")
+    return function
+
+
 def _is_path(name: str) -> bool:
     return name.endswith(".safetensors") or os.sep in name
 
@@ -95,4 +157,5 @@ def _unknown(name: str) -> str:
     names = method_names()
     near = get_close_matches(name.lower(), names, 1)
     question = f"did you mean {near[0]}? " if near else ""
-    return f"no method called {name!r}: {question}choose from {', '.join(names)} or a .safetensors file"
+    choices = f"{', '.join(names)}, a .safetensors file or FILE.py:FUNCTION"
+    return f"no method called {name!r}: {question}choose from {choices}"

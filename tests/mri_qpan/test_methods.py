@@ -5,7 +5,7 @@ import torch
 
 from mri_qpan import methods, models
 from mri_qpan.encoding import Encoding
-from mri_qpan.errors import InputError, ModelError
+from mri_qpan.errors import InputError, ModelError, ReconError
 from mri_qpan.methods import find_device, get_method, method_names
 from mri_qpan.models import store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
@@ -69,3 +69,72 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         find_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert find_device("auto").type == find_device("cuda").type == "cuda"
+
+
+MINE = """
+def half(adjoint, normal):
+    return 0.5 * adjoint
+
+def broken(adjoint, normal):
+    raise RuntimeError("no luck")
+
+def numpy(adjoint, normal):
+    return adjoint.numpy()
+
+def small(adjoint, normal):
+    return adjoint[..., 1:]
+
+number = 3
+"""
+
+
+class TestFunctionsOfOnesOwn:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "mine.py"
+        path.write_text(MINE)
+        return path
+
+    def test_a_function_of_a_file(self, file: Path) -> None:
+        method = get_method(f"{file}:half")
+        assert (method.name, method.sha256) == ("half", None)
+        image = torch.ones(1, 4, 4, dtype=torch.complex64)
+        assert torch.equal(method(image, lambda x: x), image / 2)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("broken", "broken failed: RuntimeError: no luck"),
+            ("numpy", "returned ndarray"),
+            ("small", r"returned \(1, 4, 3\), not an image tensor of \(1, 4, 4\)"),
+        ],
+    )
+    def test_what_it_does_wrong_is_said(self, file: Path, name: str, words: str) -> None:
+        with pytest.raises(ReconError, match=words):
+            get_method(f"{file}:{name}")(torch.ones(1, 4, 4, dtype=torch.complex64), lambda x: x)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("mine.py:nothing", "no function called 'nothing'"),
+            ("mine.py:number", "no function"),
+            ("x.py:f", "no such"),
+        ],
+    )
+    def test_files_without_it(self, file: Path, name: str, words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            get_method(str(file.with_name(name)))
+
+    def test_a_file_that_fails(self, file: Path) -> None:
+        file.write_text("1 / 0")
+        with pytest.raises(InputError, match="ZeroDivisionError"):
+            get_method(f"{file}:half")
+
+    def test_a_method_of_another_package(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        info = file.parent / "lab-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[mri_qpan.methods]\nlab-half = mine:half\n")
+        monkeypatch.syspath_prepend(str(file.parent))
+        assert "lab-half" in method_names()
+        assert get_method("lab-half").name == "lab-half"
