@@ -94,6 +94,10 @@ def recon(
             "--hard-dc", help="Keep to the acquired samples, noise included, as closely as they agree."
         ),
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse measurements unlike those that the model was trained on."),
+    ] = False,
     formats: Annotated[
         str,
         typer.Option(
@@ -114,7 +118,7 @@ def recon(
     every --format, and a report of what was done (.json).
     """
     _check_names(files)
-    job = _job(method, undersample, maps, coils, hard_dc, formats, device)
+    job = _job(method, undersample, maps, coils, hard_dc, strict, formats, device)
     folder = _folder(output)
     failures: list[MriQpanError] = []
     with _stop_on_sigterm() as stop:
@@ -167,6 +171,7 @@ def _job(
     maps: Path | None,
     coils: int | None,
     hard_dc: bool,
+    strict: bool,
     formats: str,
     device: str,
 ) -> Job:
@@ -185,6 +190,7 @@ def _job(
         mps=None if maps is None else load_maps(maps),
         compress=coils,
         hard_dc=hard_dc,
+        strict=strict,
         formats=wanted,
     )
 
@@ -244,6 +250,8 @@ def _report(path: Path, folder: Path, record: dict[str, Any]) -> None:
     mask = f"mask {hashes}" if isinstance(hashes, str) else f"{len(hashes)} masks"
     typer.echo(f"  {record['mask_ratio']:.1%} of k-space ({mask}), |Ax - y|/|y| {record['residual']:.1%}")
     typer.echo("  seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in seconds.items()))
+    for warning in record["warnings"]:
+        typer.echo(f"  warning: {warning}")
     for note in record["notes"]:
         typer.echo(f"  note: {note}")
     for name in record["outputs"]:

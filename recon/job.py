@@ -53,6 +53,8 @@ class Job:
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
     compress, hard_dc
         See `pipeline.reconstruct`.
+    strict
+        Refuse measurements unlike those that the model was trained on, instead of a warning.
     formats
         What to write (see `writers.find_formats`).
     """
@@ -63,6 +65,7 @@ class Job:
     mps: NDArray[np.complex64] | None = None
     compress: int | None = None
     hard_dc: bool = False
+    strict: bool = False
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
@@ -178,9 +181,13 @@ def _one(path: Path, kspace: KSpace, job: Job) -> _Done:
     options: dict[str, Any] = {name: getattr(job, name) for name in ("device", "mps", "compress", "hard_dc")}
     try:
         if job.undersampling is None:
-            return _Done(reconstruct(kspace, job.method, **options), None)
-        compared = study(kspace, job.method, job.undersampling, **options)
-        return _Done(compared.result, compared)
+            done = _Done(reconstruct(kspace, job.method, **options), None)
+        else:
+            compared = study(kspace, job.method, job.undersampling, **options)
+            done = _Done(compared.result, compared)
+        if job.strict and done.result.warnings:
+            raise ReconError(f"refused as --strict asks: {done.result.warnings[0]}")
+        return done
     except MriQpanError as error:
         raise type(error)(f"{path}: slice {kspace.index.slice}: {error}") from error
 
@@ -196,6 +203,7 @@ def _record(path: Path, job: Job, done: list[_Done]) -> Record:
     record["device"] = str(job.device)
     record["residual"] = float(np.mean([r.figures.residual for r in results]))
     record["notes"] = list(dict.fromkeys(note for r in results for note in r.notes))
+    record["warnings"] = list(dict.fromkeys(warning for r in results for warning in r.warnings))
     record["images"] = [_image_record(d) for d in done]
     studies = [d.study for d in done if d.study is not None]
     if studies:
@@ -239,7 +247,7 @@ def _write(
     encodings: dict[int, list[_Done]] = defaultdict(list)
     for d in done:
         encodings[d.result.image.index.encoding].append(d)
-    origin = {key: value for key, value in record.items() if key not in ("images", "notes")}
+    origin = {key: value for key, value in record.items() if key not in ("images", "notes", "warnings")}
     notes = list(record["notes"])
     for encoding, members in encodings.items():
         series = ImageSeries([d.result.image for d in members], xml, origin)

@@ -13,6 +13,7 @@ from mri_qpan.encoding import Encoding, Normal, Reconstructor
 from mri_qpan.errors import ReconError
 from mri_qpan.networks.consistency import data_consistency
 from mri_qpan.noncartesian import NonCartesian
+from mri_qpan.recon import familiar
 from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.sampling_masks import mask_hash, ratio_of
@@ -49,11 +50,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Result:
-    """An image, its figures, and what preparation assumed or did, in words."""
+    """An image, its figures, what preparation assumed or did, and what its model was not trained for."""
 
     image: Image
     figures: Figures
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def reconstruct(
@@ -142,7 +144,9 @@ def solve(
         maps_seconds=maps_seconds,
         recon_seconds=time.perf_counter() - started,
     )
-    return Result(to_image(image, prepared, kspace), figures, tuple(notes))
+    card = getattr(getattr(method, "run", method), "card", None)
+    strange = [] if card is None else familiar.warnings(card, prepared, float(scale.max()))
+    return Result(to_image(image, prepared, kspace), figures, tuple(notes), tuple(strange))
 
 
 def _apply(method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool) -> torch.Tensor:

@@ -34,7 +34,7 @@ from mri_qpan.training.bank import Bank
 from mri_qpan.training.log import Log
 from mri_qpan.training.muon import Muon
 from mri_qpan.training.recipe import Recipe
-from mri_qpan.training.simulate import Calibrate, Case, Simulation
+from mri_qpan.training.simulate import MAX_NOISE, Calibrate, Case, Simulation
 from mri_qpan.training.validation import Score, evaluate, validation_cases
 
 AVERAGING = 0.999
@@ -309,6 +309,8 @@ class _Run:
                 "planned_steps": self.recipe.steps,
                 "minutes": round(self.seconds / 60, 1),
                 "machine": where,
+                "ratios": list(self.recipe.ratios),
+                "largest_noise": 0.0 if self.recipe.published else MAX_NOISE,
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "init": self.init,
                 "steps_before": self.steps_before,

@@ -1,0 +1,77 @@
+"""Is a measurement like those that a model was trained on? What is not, in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.recon.prepare import Prepared
+
+OUTER = 0.03  # share of the acquired samples, the farthest from the k-space centre, that shows the noise
+MARGIN = 0.02  # of a ratio
+FULL = 0.97  # ratio from which nothing is left to reconstruct
+
+
+def warnings(card: dict[str, Any], prepared: Prepared, scale: float) -> list[str]:
+    """Return what sets a measurement apart from a model's training.
+
+    Parameters
+    ----------
+    card
+        The model's.
+    prepared
+        The measurement.
+    scale
+        Robust maximum of its image, in the units of its samples.
+    """
+    training = card.get("training")
+    if not isinstance(training, dict) or "ratios" not in training:
+        return []  # a model that does not say what it was trained on
+    found = []
+    low, high = training["ratios"]
+    ratio = float(prepared.mask.mean())
+    if ratio > FULL:
+        found.append(
+            "k-space is fully sampled: nothing is left for a network to reconstruct (--method zero-filled "
+            "gives the image as measured)"
+        )
+    elif not low - MARGIN <= ratio <= high + MARGIN:
+        found.append(f"{ratio:.0%} of k-space was acquired, the model was trained at {low:.0%} to {high:.0%}")
+    noise = noise_level(prepared) / scale
+    if noise > training["largest_noise"]:
+        found.append(
+            f"noise of {noise:.2f} of the image's maximum, the model was trained up to "
+            f"{training['largest_noise']:g}"
+        )
+    if prepared.coord is not None:
+        found.append("the model was trained on samples on a grid, these lie along a trajectory")
+    if prepared.mask.shape[0] > 1 and not prepared.mask.any(axis=(1, 2)).all():
+        found.append("planes of a slab are undersampled across: the model was trained on single slices")
+    return found
+
+
+def noise_level(prepared: Prepared) -> float:
+    """Return the standard deviation of a complex sample's noise, from the samples farthest from the centre.
+
+    An upper bound: whatever signal lies there counts as noise.
+    """
+    if prepared.coord is not None:
+        samples = prepared.data[:, 0, 0]
+        distance = np.linalg.norm(prepared.coord, axis=1)
+    else:
+        places = np.argwhere(prepared.mask)
+        samples = prepared.data[:, prepared.mask]
+        distance = _distance(places, prepared.mask.shape)
+    count = max(1, round(OUTER * distance.size))
+    outer = np.argpartition(distance, -count)[-count:]
+    # The median of a Rayleigh distribution; a few strong samples do not move it.
+    return float(np.median(np.abs(samples[:, outer])) / math.sqrt(math.log(2)))
+
+
+def _distance(places: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return how far places (sample, 3) are from the centre, each axis over its size."""
+    size = np.array(shape)
+    return np.asarray(np.linalg.norm((places - size // 2) / size, axis=1))

@@ -1,0 +1,91 @@
+"""Warnings where a measurement is unlike a model's training."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mrd_files import random_kspace
+
+from mri_qpan.errors import ReconError
+from mri_qpan.methods import Method
+from mri_qpan.networks import NetworkConfig, ProximalNetwork
+from mri_qpan.recon.familiar import noise_level, warnings
+from mri_qpan.recon.job import Job, reconstruct_file
+from mri_qpan.recon.kspace import KSpace
+from mri_qpan.recon.prepare import Prepared, prepare
+from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.writers.ismrmrd_raw import write_raw
+from mri_qpan.sampling_masks import make_mask
+
+Maker = Callable[..., KSpace]
+CARD = {"training": {"ratios": [0.15, 0.5], "largest_noise": 0.1}}
+
+
+def smooth(kspace: KSpace) -> KSpace:
+    """Without the disc's edge, whose signal reaches the corners of so small a matrix."""
+    return replace(
+        kspace,
+        data=kspace.data * np.outer(*(np.hanning(n) ** 4 for n in kspace.mask.shape[1:])).astype(np.float32),
+    )
+
+
+def under(kspace: KSpace, ratio: float, noise: float = 0.0) -> Prepared:
+    kspace = smooth(kspace)
+    mask = make_mask("lines", kspace.mask.shape[1:], ratio, calib=4)[None]
+    data = kspace.data + np.complex64(noise / np.sqrt(2)) * random_kspace(*kspace.data.shape)
+    return prepare(replace(kspace, data=data * mask, mask=mask))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "words"),
+    [
+        (0.3, 0.0, None),
+        (0.5, 0.05, None),
+        (0.08, 0.0, "8% of k-space was acquired, the model was trained at 15% to 50%"),
+        (0.7, 0.0, "70% of k-space"),
+        (1.0, 0.0, "fully sampled"),
+        (0.3, 0.3, "noise of 0.3"),
+    ],
+)
+def test_what_is_unlike_the_training_is_said(
+    small_kspace: Maker, ratio: float, noise: float, words: str | None
+) -> None:
+    found = warnings(CARD, under(small_kspace(coils=1, ny=50), ratio, noise), 1.0)
+    assert len(found) == (words is not None)
+    assert words is None or words in found[0]
+
+
+def test_a_model_that_does_not_say_is_not_judged(small_kspace: Maker) -> None:
+    assert warnings({"training": "none"}, under(small_kspace(coils=1), 1.0), 1.0) == []
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.2])
+def test_noise_level(small_kspace: Maker, sigma: float) -> None:
+    assert noise_level(under(small_kspace(coils=2, ny=96, nx=96), 0.4, sigma)) == pytest.approx(
+        sigma, rel=0.3
+    )
+
+
+@pytest.mark.parametrize(("name", "sigma"), [("knee_1ch_coronal_640x332", 0.051), ("head_8ch_256", 0.0041)])
+def test_noise_of_real_files(shared_data: Path, name: str, sigma: float) -> None:
+    """Against the corners of the full k-space, beyond any signal, over the image's maximum."""
+    prepared = prepare(next(open_kspace(shared_data / f"kspace/{name}.h5")))
+    coils = np.fft.ifftn(np.fft.ifftshift(prepared.data[:, 0], (-2, -1)), axes=(-2, -1), norm="ortho")
+    largest = np.linalg.norm(coils, axis=0).max()
+    assert noise_level(prepared) / largest == pytest.approx(sigma, rel=0.2)
+
+
+def test_strict_refuses(tmp_path: Path, small_kspace: Maker) -> None:
+    write_raw(tmp_path / "scan.h5", [small_kspace(coils=1)])
+    network = ProximalNetwork(NetworkConfig(layers=1, filters=4))
+    network.card = CARD
+    job = Job(Method("mine", network.eval()), torch.device("cpu"))
+    out = tmp_path / "out"
+    out.mkdir()
+    record = reconstruct_file(tmp_path / "scan.h5", out, job)
+    assert "fully sampled" in record["warnings"][0]
+    with pytest.raises(ReconError, match="refused as --strict asks: k-space is fully sampled"):
+        reconstruct_file(tmp_path / "scan.h5", out, replace(job, strict=True))
