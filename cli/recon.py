@@ -98,6 +98,9 @@ def recon(
         bool,
         typer.Option("--strict", help="Refuse measurements unlike those that the model was trained on."),
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write a page (.html) to look at and to judge every image by.")
+    ] = False,
     formats: Annotated[
         str,
         typer.Option(
@@ -118,7 +121,7 @@ def recon(
     every --format, and a report of what was done (.json).
     """
     _check_names(files)
-    job = _job(method, undersample, maps, coils, hard_dc, strict, formats, device)
+    job = _job(method, undersample, maps, coils, hard_dc, strict, report, formats, device)
     folder = _folder(output)
     failures: list[MriQpanError] = []
     with _stop_on_sigterm() as stop:
@@ -172,6 +175,7 @@ def _job(
     coils: int | None,
     hard_dc: bool,
     strict: bool,
+    report: bool,
     formats: str,
     device: str,
 ) -> Job:
@@ -191,6 +195,7 @@ def _job(
         compress=coils,
         hard_dc=hard_dc,
         strict=strict,
+        report=report,
         formats=wanted,
     )
 

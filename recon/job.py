@@ -8,7 +8,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,6 +26,7 @@ from mri_qpan.recon.pipeline import Result, reconstruct
 from mri_qpan.recon.provenance import peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.bart import SUFFIXES as CFL
+from mri_qpan.recon.report import Shown, page, show
 from mri_qpan.recon.study import Study, Undersampling, study
 from mri_qpan.recon.writers import DEFAULT, FORMATS, Format, find_formats, write_study_png
 
@@ -55,6 +56,8 @@ class Job:
         See `pipeline.reconstruct`.
     strict
         Refuse measurements unlike those that the model was trained on, instead of a warning.
+    report
+        Write an HTML page too.
     formats
         What to write (see `writers.find_formats`).
     """
@@ -66,6 +69,7 @@ class Job:
     compress: int | None = None
     hard_dc: bool = False
     strict: bool = False
+    report: bool = False
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
@@ -75,6 +79,7 @@ class _Done:
 
     result: Result
     study: Study | None
+    shown: Shown | None
 
 
 def output_stem(path: Path, method: Method) -> str:
@@ -116,9 +121,9 @@ def reconstruct_file(
 ) -> Record:
     """Reconstruct all images of a k-space file and write them into `folder`.
 
-    Written are `<stem>_<method>` with the suffix of every format, and a `.json`; where a file holds several
-    encodings, `_encoding<n>` follows the method. All of them are moved into place when all are complete;
-    whatever goes wrong before leaves `folder` as it was.
+    Written are `<stem>_<method>` with the suffix of every format, a `.json` and, with `job.report`, an
+    `.html`; where a file holds several encodings, `_encoding<n>` follows the method. All of them are moved
+    into place when all are complete; whatever goes wrong before leaves `folder` as it was.
 
     Parameters
     ----------
@@ -161,7 +166,7 @@ def reconstruct_file(
         moment = time.perf_counter()
         kspace = next(stream)
         read_seconds += time.perf_counter() - moment
-        done.append(_one(path, kspace, job))
+        done.append(_one(path, kspace, job, first=not done))
         progress(len(done), total)
     record = _record(path, job, done)
     moment = time.perf_counter()
@@ -170,24 +175,36 @@ def reconstruct_file(
             record |= _write(stage / output_stem(path, job.method), done, stream.xml, record, job.formats)
             record["seconds"] = _seconds(done, read_seconds, time.perf_counter() - moment)
             record["peak_memory_mib"] = peak_memory_mib(job.device)
+            pages = [d.shown for d in done if d.shown is not None]
+            if pages:
+                html = _json_path(stage, path, job).with_suffix(".html")
+                record["outputs"].append(html.name)
+                html.write_text(page(record, pages), encoding="utf-8")
             _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise ReconError(f"{path}: cannot write to {folder}: {error.strerror or error}") from error
     return record
 
 
-def _one(path: Path, kspace: KSpace, job: Job) -> _Done:
+def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     """Reconstruct one image; an error says which one of which file it was."""
     options: dict[str, Any] = {name: getattr(job, name) for name in ("device", "mps", "compress", "hard_dc")}
+    options["views"] = job.report
+    compared = None
     try:
         if job.undersampling is None:
-            done = _Done(reconstruct(kspace, job.method, **options), None)
+            result = reconstruct(kspace, job.method, **options)
         else:
             compared = study(kspace, job.method, job.undersampling, **options)
-            done = _Done(compared.result, compared)
-        if job.strict and done.result.warnings:
-            raise ReconError(f"refused as --strict asks: {done.result.warnings[0]}")
-        return done
+            result = compared.result
+        if job.strict and result.warnings:
+            raise ReconError(f"refused as --strict asks: {result.warnings[0]}")
+        if result.views is None:
+            return _Done(result, compared, None)
+        # Drawn at once: the pictures of a long series are smaller than what they show.
+        shown = show(result, result.views, maps=first)
+        result = replace(result, views=None)
+        return _Done(result, None if compared is None else replace(compared, result=result), shown)
     except MriQpanError as error:
         raise type(error)(f"{path}: slice {kspace.index.slice}: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,34 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Views:
+    """What a report shows beside an image, all of it magnitudes, of the central plane of a slab.
+
+    Attributes
+    ----------
+    zero_filled
+        A^H y, (y, x).
+    mask
+        Where samples were acquired, (y, x).
+    mps
+        Coil maps of the first set, (coil, y, x).
+    residual
+        Root sum of squares over the coils of A x - y, (y, x); None along a trajectory.
+    loudest
+        Largest sample, root sum of squares over the coils.
+    noise
+        Upper bound of a sample's noise over the image's robust maximum.
+    """
+
+    zero_filled: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    mps: NDArray[np.float32]
+    residual: NDArray[np.float32] | None
+    loudest: float
+    noise: float
+
+
+@dataclass(frozen=True)
 class Result:
     """An image, its figures, what preparation assumed or did, and what its model was not trained for."""
 
@@ -56,6 +85,7 @@ class Result:
     figures: Figures
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    views: Views | None = None
 
 
 def reconstruct(
@@ -66,6 +96,7 @@ def reconstruct(
     mps: Complex | None = None,
     compress: int | None = None,
     hard_dc: bool = False,
+    views: bool = False,
 ) -> Result:
     """Reconstruct one image.
 
@@ -84,6 +115,8 @@ def reconstruct(
         Number of virtual channels to compress the channels to; None keeps all.
     hard_dc
         Change the method's image as little as its agreement with the acquired samples asks for.
+    views
+        Keep what a report shows.
 
     Returns
     -------
@@ -100,7 +133,7 @@ def reconstruct(
     started = time.perf_counter()
     prepared = prepare(kspace, mps=mps, sets=None, compress=compress)
     seconds = time.perf_counter() - started
-    return solve(prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc)
+    return solve(prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc, views=views)
 
 
 @torch.inference_mode()
@@ -112,6 +145,7 @@ def solve(
     device: torch.device | str = "cpu",
     maps_seconds: float = 0.0,
     hard_dc: bool = False,
+    views: bool = False,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
     started = time.perf_counter()
@@ -146,7 +180,38 @@ def solve(
     )
     card = getattr(getattr(method, "run", method), "card", None)
     strange = [] if card is None else familiar.warnings(card, prepared, float(scale.max()))
-    return Result(to_image(image, prepared, kspace), figures, tuple(notes), tuple(strange))
+    shown = None
+    if views:
+        apart = None if isinstance(encoding, NonCartesian) else encoding.forward(image) - samples
+        zero_filled = to_image(adjoint, prepared, kspace)
+        shown = _views(prepared, zero_filled, apart, samples, float(scale.max()))
+    return Result(to_image(image, prepared, kspace), figures, tuple(notes), tuple(strange), shown)
+
+
+def _views(
+    prepared: Prepared,
+    zero_filled: Image,
+    missing: torch.Tensor | None,
+    samples: torch.Tensor,
+    scale: float,
+) -> Views:
+    def middle(volume: NDArray[Any]) -> NDArray[Any]:
+        """Return the central plane of (z, y, x)."""
+        return np.asarray(volume[volume.shape[0] // 2])
+
+    def combined(kspace: torch.Tensor) -> NDArray[np.float32]:
+        """Return the root sum of squares over the coils of (1, coil, *spatial), (z, y, x)."""
+        return kspace[0].abs().square().sum(0).sqrt().cpu().numpy().reshape(-1, *kspace.shape[-2:])
+
+    maps = prepared.mps.reshape(-1, *prepared.mps.shape[-4:])[0]
+    return Views(
+        zero_filled=np.abs(middle(zero_filled.data)),
+        mask=middle(prepared.mask),
+        mps=np.abs(maps[:, maps.shape[1] // 2]),
+        residual=None if missing is None else middle(combined(missing)),
+        loudest=float(samples[0].abs().square().sum(0).max().sqrt()),
+        noise=familiar.noise_level(prepared) / scale,
+    )
 
 
 def _apply(method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool) -> torch.Tensor:

@@ -78,6 +78,7 @@ def study(
     mps: Complex | None = None,
     compress: int | None = None,
     hard_dc: bool = False,
+    views: bool = False,
 ) -> Study:
     """Undersample a fully sampled measurement, reconstruct it and compare.
 
@@ -96,7 +97,7 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc
+    compress, hard_dc, views
         See `pipeline.reconstruct`.
 
     Raises
@@ -121,7 +122,9 @@ def study(
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
     prepared = prepare(partial, mps=mps, sets=None)
     seconds = time.perf_counter() - started
-    result = solve(prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc)
+    result = solve(
+        prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc, views=views
+    )
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
     images = {"zero-filled": zero_filled, method.name: result.image}
