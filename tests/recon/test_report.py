@@ -107,7 +107,8 @@ def test_in_a_browser(html: Path, tmp_path: Path) -> None:
     script = (
         "<script>window.onload = () => { const s = document.querySelector('.slider input'); s.value = 20;"
         "s.dispatchEvent(new Event('input'));"
-        "document.title = [...document.images].every(i => i.naturalWidth > 9 && i.clientHeight > 20) }</script>"
+        "document.title = [...document.images].every(i => i.naturalWidth > 9 && i.clientHeight > 9) }"
+        "</script>"
     )
     probe = tmp_path / "probe.html"
     probe.write_text(
