@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -98,6 +99,15 @@ def recon(
         bool,
         typer.Option("--strict", help="Refuse measurements unlike those that the model was trained on."),
     ] = False,
+    uncertainty: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Write the standard deviation of every pixel too, from N reconstructions with the"
+            " measurement's noise added once more; 20 or more tell something.",
+        ),
+    ] = 0,
     report: Annotated[
         bool, typer.Option("--report", help="Write a page (.html) to look at and to judge every image by.")
     ] = False,
@@ -121,7 +131,14 @@ def recon(
     every --format, and a report of what was done (.json).
     """
     _check_names(files)
-    job = _job(method, undersample, maps, coils, hard_dc, strict, report, formats, device)
+    job = replace(
+        _job(method, undersample, maps, formats, device),
+        compress=coils,
+        hard_dc=hard_dc,
+        strict=strict,
+        report=report,
+        replicas=uncertainty,
+    )
     folder = _folder(output)
     failures: list[MriQpanError] = []
     with _stop_on_sigterm() as stop:
@@ -172,10 +189,6 @@ def _job(
     method: str | None,
     undersample: str | None,
     maps: Path | None,
-    coils: int | None,
-    hard_dc: bool,
-    strict: bool,
-    report: bool,
     formats: str,
     device: str,
 ) -> Job:
@@ -192,10 +205,6 @@ def _job(
         device=place,
         undersampling=None if undersample is None else Undersampling.parse(undersample),
         mps=None if maps is None else load_maps(maps),
-        compress=coils,
-        hard_dc=hard_dc,
-        strict=strict,
-        report=report,
         formats=wanted,
     )
 

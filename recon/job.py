@@ -58,6 +58,8 @@ class Job:
         Refuse measurements unlike those that the model was trained on, instead of a warning.
     report
         Write an HTML page too.
+    replicas
+        Number of pseudo-replicas for maps of the uncertainty; 0 makes none.
     formats
         What to write (see `writers.find_formats`).
     """
@@ -70,6 +72,7 @@ class Job:
     hard_dc: bool = False
     strict: bool = False
     report: bool = False
+    replicas: int = 0
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
@@ -188,7 +191,8 @@ def reconstruct_file(
 
 def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     """Reconstruct one image; an error says which one of which file it was."""
-    options: dict[str, Any] = {name: getattr(job, name) for name in ("device", "mps", "compress", "hard_dc")}
+    names = ("device", "mps", "compress", "hard_dc", "replicas")
+    options: dict[str, Any] = {name: getattr(job, name) for name in names}
     options["views"] = job.report
     compared = None
     try:
@@ -270,15 +274,28 @@ def _write(
         series = ImageSeries([d.result.image for d in members], xml, origin)
         studies = [d.study for d in members if d.study is not None]
         name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
-        for words, kind in formats.items():
-            path = stem.with_name(name + kind.suffix)
-            try:
-                if studies and kind is FORMATS["png"]:
-                    write_study_png(path, series, studies)
-                else:
-                    kind.write(path, series)
-            except ReconError as error:
-                path.unlink(missing_ok=True)
-                notes.append(f"no {words} file: {error}")
+        notes += _write_series(stem.with_name(name), series, studies, formats)
+        maps = [d.result.uncertainty for d in members if d.result.uncertainty is not None]
+        if maps:
+            deviations = ImageSeries(maps, xml, origin | {"method": f"{origin['method']} uncertainty"})
+            notes += _write_series(stem.with_name(f"{name}_uncertainty"), deviations, [], formats)
     names = sorted(path.name for path in stem.parent.iterdir())
     return {"outputs": [*names, f"{stem.name}.json"], "notes": notes}
+
+
+def _write_series(
+    stem: Path, series: ImageSeries, studies: list[Study], formats: dict[str, Format]
+) -> list[str]:
+    """Write a series in every format; return notes on formats that cannot hold it."""
+    notes = []
+    for words, kind in formats.items():
+        path = stem.with_name(stem.name + kind.suffix)
+        try:
+            if studies and kind is FORMATS["png"]:
+                write_study_png(path, series, studies)
+            else:
+                kind.write(path, series)
+        except ReconError as error:
+            path.unlink(missing_ok=True)
+            notes.append(f"no {words} file: {error}")
+    return notes

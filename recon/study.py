@@ -13,7 +13,7 @@ from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
 from mri_qpan.recon.kspace import Image, KSpace
-from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch
+from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_uncertainty
 from mri_qpan.recon.prepare import Prepared, condition, prepare
 from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
 
@@ -79,6 +79,7 @@ def study(
     compress: int | None = None,
     hard_dc: bool = False,
     views: bool = False,
+    replicas: int = 0,
 ) -> Study:
     """Undersample a fully sampled measurement, reconstruct it and compare.
 
@@ -97,7 +98,7 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc, views
+    compress, hard_dc, views, replicas
         See `pipeline.reconstruct`.
 
     Raises
@@ -125,6 +126,8 @@ def study(
     result = solve(
         prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc, views=views
     )
+    if replicas:
+        result = with_uncertainty(result, prepared, kspace, method, replicas, device=device, hard_dc=hard_dc)
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
     images = {"zero-filled": zero_filled, method.name: result.image}

@@ -92,6 +92,16 @@ def test_channels_are_compressed(run: Run, raw: Path) -> None:
     assert "4 channels compressed to 2" in said
 
 
+def test_uncertainty_is_a_series_of_its_own(run: Run, raw: Path, tmp_path: Path) -> None:
+    code, _, _ = run(raw, "-m", "zero-filled", "--uncertainty", "3", "-f", "nifti,dicom", "-o", "o")
+    assert code == 0
+    names = {path.name for path in (tmp_path / "o").iterdir()}
+    assert {"scan_zero-filled_uncertainty.nii.gz", "scan_zero-filled_uncertainty_0002.dcm"} <= names
+    maps, images = (nib.load(tmp_path / f"o/scan_zero-filled{s}.nii.gz") for s in ("_uncertainty", ""))
+    np.testing.assert_array_equal(maps.affine, images.affine)
+    assert 0 < maps.get_fdata().max() < images.get_fdata().max()
+
+
 WRONG = {
     "unknown format": (["nothing.h5", "-f", "png,jpeg"], "no format called 'jpeg'"),
     "missing file": (["nothing.h5", "-m", "tv"], "nothing.h5: no such file"),

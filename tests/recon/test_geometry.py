@@ -5,6 +5,7 @@ from pathlib import Path
 import ismrmrd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from mri_qpan.errors import ReconError
 from mri_qpan.recon.geometry import affine_lps, stack, voxel_size
 from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Vector
-from mri_qpan.recon.writers import write_ismrmrd, write_nifti
+from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti
 
 PROVENANCE: dict[str, object] = {
     "method": "tv",
@@ -68,8 +69,10 @@ def test_mark_has_one_place_in_every_format(
     truth = place(geometry, shape, voxel)
     write_nifti(tmp_path / "a.nii.gz", series)
     write_ismrmrd(tmp_path / "a.h5", series)
+    write_dicom(tmp_path / "a.dcm", series)
     np.testing.assert_allclose(nifti_mark(tmp_path / "a.nii.gz"), truth, atol=1e-3)
     np.testing.assert_allclose(ismrmrd_mark(tmp_path / "a.h5"), truth, atol=1e-3)
+    np.testing.assert_allclose(dicom_mark(tmp_path), truth, atol=1e-3)
 
 
 @pytest.mark.parametrize("descending", [False, True])
@@ -87,8 +90,10 @@ def test_mark_in_a_stack_of_slices(tmp_path: Path, descending: bool, gap: float)
     truth = place(geometries[3], shape, (0, 1, 7))
     write_nifti(tmp_path / "a.nii", series)
     write_ismrmrd(tmp_path / "a.h5", series)
+    write_dicom(tmp_path / "a.dcm", series)
     np.testing.assert_allclose(nifti_mark(tmp_path / "a.nii"), truth, atol=1e-3)
     np.testing.assert_allclose(ismrmrd_mark(tmp_path / "a.h5"), truth, atol=1e-3)
+    np.testing.assert_allclose(dicom_mark(tmp_path), truth, atol=1e-3)
 
 
 def nifti_mark(path: Path) -> NDArray[np.float64]:
@@ -98,6 +103,17 @@ def nifti_mark(path: Path) -> NDArray[np.float64]:
     pixels = nifti.get_fdata()
     voxel = np.unravel_index(np.argmax(pixels), pixels.shape)
     return (nifti.affine @ [*voxel, 1])[:3] * [-1, -1, 1]
+
+
+def dicom_mark(folder: Path) -> NDArray[np.float64]:
+    """LPS place of the brightest pixel as DICOM (PS3.3 C.7.6.2.1.1) has it."""
+    files = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
+    file = max(files, key=lambda f: int(f.pixel_array.max()))
+    down, across = np.unravel_index(np.argmax(file.pixel_array), file.pixel_array.shape)
+    row, column = np.array(file.ImageOrientationPatient, float).reshape(2, 3)
+    between_rows, between_columns = (float(v) for v in file.PixelSpacing)
+    first = np.array(file.ImagePositionPatient, float)
+    return first + across * between_columns * row + down * between_rows * column
 
 
 def ismrmrd_mark(path: Path) -> NDArray[np.float64]:

@@ -186,3 +186,42 @@ def test_failures_are_named(small_kspace: Maker) -> None:
         reconstruct(replace(kspace, data=0 * kspace.data), identity)
     with pytest.raises(InputError, match="maps"):
         reconstruct(kspace, identity, mps=np.ones((3, 1, 4, 4), np.complex64))
+
+
+class TestUncertainty:
+    def test_of_one_coil_is_the_noise_itself(self, small_kspace: Maker) -> None:
+        sigma = 0.05
+        kspace = replace(small_kspace(coils=1), noise_covariance=np.full((1, 1), sigma**2, np.complex64))
+        result = reconstruct(kspace, identity, replicas=60)
+        assert result.uncertainty is not None
+        bright = np.abs(result.image.data) > 1
+        # Of a strong signal's magnitude, noise moves the part in phase with it alone.
+        expected = sigma / np.sqrt(2)
+        assert np.abs(result.uncertainty.data)[bright].mean() == pytest.approx(expected, rel=0.05)
+        assert "60 replicas with noise of 0.05, by the noise scan" in result.notes[-1]
+
+    def test_of_coils_is_sigpys_noise_amplification(self, small_kspace: Maker) -> None:
+        """Against the covariance of the least-squares solution, pixel by pixel: the g-factor's origin."""
+        kspace = replace(small_kspace(), noise_covariance=np.eye(4, dtype=np.complex64) * 0.02**2)
+        mask = np.zeros(kspace.mask.shape, bool)
+        mask[:, ::2] = True
+        maps = prepare(kspace).mps
+        folded = replace(kspace, data=kspace.data * mask, mask=mask)
+        result = reconstruct(folded, get_method("cg-sense"), mps=maps, replicas=60)
+        assert result.uncertainty is not None
+        found = np.abs(result.uncertainty.data[0])
+        half = kspace.mask.shape[1] // 2
+        seen = np.abs(result.image.data[0]) > 0.8
+        ratios = []
+        for y, x in zip(*np.nonzero(seen), strict=True):
+            pair = maps[:, 0, [y, (y + half) % (2 * half)], x]
+            pair = pair[:, np.abs(pair).sum(0) > 0]
+            gram = np.linalg.inv(pair.conj().T @ pair)
+            # Half of the lines double the noise power, and a strong magnitude has half of it.
+            ratios.append(found[y, x] / (0.02 * np.sqrt(gram[0, 0].real)))
+        assert np.median(ratios) == pytest.approx(1, abs=0.1)
+
+    def test_without_a_noise_scan_it_says_where_the_noise_is_from(self, small_kspace: Maker) -> None:
+        result = reconstruct(small_kspace(coils=1), identity, replicas=2)
+        assert "outermost samples, at most" in result.notes[-1]
+        assert reconstruct(small_kspace(coils=1), identity).uncertainty is None
