@@ -16,14 +16,14 @@ from mri_qpan.recon.pipeline import Figures
 
 
 def provenance(
-    source: Path, method: Method, figures: Sequence[Figures], undersample: str | None = None
+    source: Path | str, method: Method, figures: Sequence[Figures], undersample: str | None = None
 ) -> dict[str, object]:
     """Return what made a series, ready for JSON.
 
     Parameters
     ----------
     source
-        The input file.
+        The input file, or the words for another origin.
     method
         What reconstructed it.
     figures
@@ -34,7 +34,7 @@ def provenance(
     hashes = list(dict.fromkeys(f.mask_hash for f in figures))
     return {
         "command": shlex.join(["mri-qpan", *sys.argv[1:]]),
-        "input": str(source.resolve()),
+        "input": str(source.resolve()) if isinstance(source, Path) else source,
         "method": method.name,
         "model_sha256": method.sha256,
         "engine": method.engine,

@@ -6,7 +6,7 @@ image at a time.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ismrmrd
 import numpy as np
@@ -22,6 +22,22 @@ from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 BLOCK = 2**26  # bytes of samples read at once
+
+
+class AcquisitionSource(Protocol):
+    """Where acquisitions come from: a file, or a scanner (see `IsmrmrdFile` for what its parts mean)."""
+
+    path: Path
+    name: str
+    names: list[str]
+    xml: str
+    heads: NDArray[np.void]
+
+    def samples(self, rows: NDArray[np.intp], field: str = "data") -> list[NDArray[np.float32]]:
+        """Return the numbers of a field of acquisitions, whose indices increase."""
+
+    def close(self) -> None:
+        """Give back what is held."""
 
 
 class IsmrmrdFile:
@@ -107,12 +123,17 @@ def read(process: Hdf5Process) -> KSpaceStream:
         If the file is not ISMRMRD, is damaged or contradicts itself.
     """
     file = IsmrmrdFile(process)
-    measurement = _classify(file)
+    return KSpaceStream(*images_of(file), file.xml)
+
+
+def images_of(source: AcquisitionSource) -> tuple[list[Index], Iterator[KSpace]]:
+    """Return the images that a source's acquisitions make; else as `read`."""
+    measurement = _classify(source)
     if is_along_trajectory(measurement):
         along = plan_trajectory(measurement)
-        return KSpaceStream(list(along.images), _images_along(file, along), file.xml)
+        return list(along.images), _images_along(source, along)
     planned = plan(measurement)
-    return KSpaceStream(list(planned.images), _images(file, planned), file.xml)
+    return list(planned.images), _images(source, planned)
 
 
 def header(path: str | Path) -> str:
@@ -127,11 +148,11 @@ def inspect(path: str | Path) -> Measurement:
     return _classify(file)
 
 
-def _classify(file: IsmrmrdFile) -> Measurement:
+def _classify(file: AcquisitionSource) -> Measurement:
     return classify(file.path, file.names, file.name, file.xml, file.heads)
 
 
-def _images(file: IsmrmrdFile, planned: Plan) -> Iterator[KSpace]:
+def _images(file: AcquisitionSource, planned: Plan) -> Iterator[KSpace]:
     try:
         noise = _noise_covariance(file, planned.measurement)
         for index, rows in planned.images.items():
@@ -141,7 +162,7 @@ def _images(file: IsmrmrdFile, planned: Plan) -> Iterator[KSpace]:
 
 
 def _image(
-    file: IsmrmrdFile, planned: Plan, index: Index, rows: Rows, noise: NDArray[np.complex128] | None
+    file: AcquisitionSource, planned: Plan, index: Index, rows: Rows, noise: NDArray[np.complex128] | None
 ) -> KSpace:
     data, counts = _average(file, planned, index, rows)
     calib = calib_mask = None
@@ -166,7 +187,7 @@ def _image(
 
 
 def _average(
-    file: IsmrmrdFile, planned: Plan, index: Index, rows: Rows
+    file: AcquisitionSource, planned: Plan, index: Index, rows: Rows
 ) -> tuple[NDArray[np.complex64], NDArray[np.uint16]]:
     """Average lines on the grid: (coil, z, y, x) samples and how many went into each, (z, y, x)."""
     heads, grid, reverse = file.heads, planned.grids[index.encoding], planned.measurement.reverse
@@ -185,7 +206,7 @@ def _average(
     return data, counts
 
 
-def _images_along(file: IsmrmrdFile, planned: TrajectoryPlan) -> Iterator[KSpace]:
+def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[KSpace]:
     """Read images whose samples lie along a trajectory."""
     try:
         noise = _noise_covariance(file, planned.measurement)
@@ -209,7 +230,7 @@ def _images_along(file: IsmrmrdFile, planned: TrajectoryPlan) -> Iterator[KSpace
         file.close()
 
 
-def _noise_covariance(file: IsmrmrdFile, measurement: Measurement) -> NDArray[np.complex128] | None:
+def _noise_covariance(file: AcquisitionSource, measurement: Measurement) -> NDArray[np.complex128] | None:
     """Covariance of the samples of the noise scans, (coil, coil), or None without any."""
     rows = np.flatnonzero(measurement.noise)
     if not rows.size:
@@ -218,7 +239,7 @@ def _noise_covariance(file: IsmrmrdFile, measurement: Measurement) -> NDArray[np
     return noise @ noise.conj().T / noise.shape[1]
 
 
-def _lines(file: IsmrmrdFile, rows: Rows) -> Iterator[tuple[int, NDArray[np.complex64]]]:
+def _lines(file: AcquisitionSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.complex64]]]:
     """Yield each of the rows and its samples (coil, sample), read in blocks."""
     heads = file.heads
     payload = 8 * heads["active_channels"][rows].astype(np.int64) * heads["number_of_samples"][rows]
@@ -228,7 +249,7 @@ def _lines(file: IsmrmrdFile, rows: Rows) -> Iterator[tuple[int, NDArray[np.comp
             yield int(row), _line(file, int(row), numbers)
 
 
-def _line(file: IsmrmrdFile, row: int, numbers: NDArray[np.float32]) -> NDArray[np.complex64]:
+def _line(file: AcquisitionSource, row: int, numbers: NDArray[np.float32]) -> NDArray[np.complex64]:
     heads = file.heads
     channels, length = int(heads["active_channels"][row]), int(heads["number_of_samples"][row])
     if numbers.size != 2 * channels * length:

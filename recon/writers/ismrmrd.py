@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mri_qpan.recon.kspace import Image, ImageSeries, Index
 from mri_qpan.recon.writers.window import display_range
@@ -38,7 +39,9 @@ def write_ismrmrd(path: Path, series: ImageSeries) -> None:
             dataset.append_image(f"image_{SERIES_INDEX}", image_message(series, number, window))
 
 
-def image_message(series: ImageSeries, number: int, window: tuple[float, float]) -> Any:
+def image_message(
+    series: ImageSeries, number: int, window: tuple[float, float], pixels: DTypeLike = np.float32
+) -> Any:
     """Return image `number` of a series as an `ismrmrd.Image`, header and attributes filled in.
 
     Parameters
@@ -49,6 +52,8 @@ def image_message(series: ImageSeries, number: int, window: tuple[float, float])
         From 0; the header's image_index is one more.
     window
         Intensities (low, high) that a viewer should show as black and white.
+    pixels
+        Type of the magnitudes: float32, or int16 for a series that is scaled to it.
     """
     import ismrmrd
 
@@ -56,7 +61,7 @@ def image_message(series: ImageSeries, number: int, window: tuple[float, float])
     meta = ismrmrd.Meta(_attributes(image, series.provenance, window))
     header = _header(series, number)
     header.attribute_string_len = len(meta.serialize().encode())
-    return ismrmrd.Image(header, meta=meta, data=np.abs(image.data)[None])
+    return ismrmrd.Image(header, meta=meta, data=np.abs(image.data)[None].astype(pixels))
 
 
 def _header(series: ImageSeries, number: int) -> Any:

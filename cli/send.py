@@ -1,0 +1,49 @@
+"""`mri-qpan send`: a raw file to an MRD server, images back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mri_qpan.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("send")(send)
+
+
+def send(
+    file: Annotated[Path, typer.Argument(help="ISMRMRD raw data.")],
+    to: Annotated[str, typer.Option(metavar="HOST[:PORT]", help="The MRD server.")] = "127.0.0.1:9002",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="ISMRMRD file for the images; FILE_images.h5 if not given."
+        ),
+    ] = None,
+    config: Annotated[str, typer.Option(metavar="NAME", help="Reconstruction to ask for.")] = "default",
+    patience: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long the server may be silent.")
+    ] = 120.0,
+) -> None:
+    """Send a raw file to an MRD server (`mri-qpan serve`, or another) and save the images that it returns.
+
+    Exits non-zero if the server cannot be reached, reports an error, leaves early or returns no image.
+    """
+    from mri_qpan.recon import client
+
+    host, _, port = to.rpartition(":") if ":" in to else (to, "", "9002")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"--to {to}: the port is a number from 1 to 65535")
+    target = file.with_name(f"{file.stem}_images.h5") if output is None else output
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent}: no such folder")
+
+    def tell(words: str) -> None:
+        typer.echo(f"  server: {words}")
+
+    count = client.send(file, (host, int(port)), config, target, patience=patience, tell=tell)
+    typer.echo(f"{file}: {count} image{'' if count == 1 else 's'} in {target}")

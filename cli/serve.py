@@ -1,0 +1,150 @@
+"""`mri-qpan serve`: MRD over TCP beside a scanner."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mri_qpan.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mri_qpan.recon.job import Job
+
+DEFAULT = "default"
+CONFIG_KEYS = {"method": str, "coils": int, "hard_dc": bool}
+
+EPILOG = """
+A config is a name that the client sends (a path or suffix around it does not matter): `default`, the name of
+a method (qpan+-1bit, wavelet, …), `null` and `savedataonly`, which make no images, or NAME for a NAME.toml in
+--config-dir, which may hold
+
+  method = "qpan+-3bit"
+
+  coils = 12
+
+  hard_dc = true
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("serve", epilog=EPILOG)(serve)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 9002,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", "-m", metavar="NAME", help="Of the config `default`; as in `mri-qpan recon`."
+        ),
+    ] = None,
+    config_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The site's own configs, NAME.toml each.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep what is received, an ISMRMRD file a session.")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Sessions at once; more wait.")] = 16,
+    workers: Annotated[int, typer.Option(min=1, help="Images to reconstruct at once.")] = 1,
+    patience: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long a client may be silent.")
+    ] = 120.0,
+    memory: Annotated[
+        float,
+        typer.Option(min=0.01, metavar="GIB", help="Samples a session may hold before an image is complete."),
+    ] = 4.0,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU if there is one.")
+    ] = "auto",
+) -> None:
+    """Reconstruct what scanners or other clients send as MRD over TCP, as they send it.
+
+    An image goes back as soon as its last line is there. Ctrl-C or SIGTERM: no more clients, and sessions in
+    hand are finished.
+    """
+    from mri_qpan import models
+    from mri_qpan.methods import find_device
+    from mri_qpan.recon.server import Server, Settings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    place = find_device(device)
+    jobs = _jobs(models.DEFAULT if method is None else method, config_dir, place)
+    jobs[DEFAULT]()  # wrong names end here, not at the first client
+    settings = Settings(
+        jobs=jobs,
+        default=DEFAULT,
+        host=host,
+        port=port,
+        save=save,
+        patience=patience,
+        clients=clients,
+        memory=round(memory * 2**30),
+        workers=workers,
+    )
+    try:
+        server = Server(settings)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        server.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    typer.echo("mri-qpan: listening on {}:{}, configs {}".format(*server.address, ", ".join(jobs)))
+    server.serve()
+    typer.echo("mri-qpan: every session has ended")
+
+
+def _jobs(method: str, folder: Path | None, device: torch.device) -> dict[str, Callable[[], Job]]:
+    """Return the reconstructions by config name: fixed names, and the site's files, read now."""
+    from mri_qpan.methods import method_names
+
+    jobs: dict[str, Callable[[], Job]] = {DEFAULT: partial(_job, {"method": method}, device)}
+    jobs |= {name: partial(_job, {"method": name}, device) for name in method_names()}
+    if folder is None:
+        return jobs
+    if not folder.is_dir():
+        raise InputError(f"--config-dir {folder}: no such folder")
+    for path in sorted(folder.glob("*.toml")):
+        jobs[path.stem] = partial(_job, {"method": method} | _read(path), device)
+    return jobs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    for key, value in found.items():
+        if key not in CONFIG_KEYS:
+            raise InputError(f"{path}: unknown key {key!r}: choose from {', '.join(CONFIG_KEYS)}")
+        if type(value) is not CONFIG_KEYS[key]:
+            raise InputError(f"{path}: {key} is a {CONFIG_KEYS[key].__name__}, not {value!r}")
+    return found
+
+
+def _job(config: dict[str, Any], device: torch.device) -> Job:
+    from mri_qpan.methods import get_method
+    from mri_qpan.recon.job import Job
+
+    return Job(
+        get_method(config["method"], device),
+        device,
+        compress=config.get("coils"),
+        hard_dc=config.get("hard_dc", False),
+    )

@@ -1,0 +1,135 @@
+"""The client's side of MRD over TCP: a raw file out, images in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+
+from mri_qpan.errors import InputError, ReconError
+from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.readers.hdf5 import Hdf5Process
+from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
+
+BLOCK = 256  # acquisitions read at once
+
+
+@dataclass
+class Answer:
+    """What the server sent: images in their order, and its texts."""
+
+    images: list[Any] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    failure: Exception | None = None
+
+
+def send(
+    path: Path,
+    address: tuple[str, int],
+    config: str,
+    output: Path,
+    *,
+    patience: float = 120.0,
+    tell: Callable[[str], None] = lambda words: None,
+) -> int:
+    """Send a raw file to an MRD server and write the images that come back; return how many.
+
+    Parameters
+    ----------
+    path
+        An ISMRMRD raw file; every acquisition of it goes out, whatever its kind.
+    address
+        The server's host and port.
+    config
+        Name of the reconstruction to ask for.
+    output
+        ISMRMRD file to write the images to, a group a series; an existing one is replaced.
+    patience
+        Seconds that the server may be silent.
+    tell
+        Called with every text of the server.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is refused.
+    ReconError
+        If the server cannot be reached, leaves early, reports an error or sends no image.
+    """
+    file = IsmrmrdFile(Hdf5Process(path))
+    answer = Answer()
+    try:
+        with socket.create_connection(address, timeout=patience) as connection:
+            listener = threading.Thread(target=_listen, args=(connection, answer, tell))
+            listener.start()
+            try:
+                _talk(connection, file, config)
+            except OSError as error:
+                answer.failure = answer.failure or error
+            listener.join()
+    except OSError as error:
+        raise ReconError(f"{address[0]}:{address[1]}: {error.strerror or error}") from error
+    finally:
+        file.close()
+    errors = [text for text in answer.texts if text.startswith("error:")]
+    if answer.failure is not None or errors:
+        raise ReconError(f"{path}: the server failed: {errors[0] if errors else answer.failure}")
+    if not answer.images:
+        raise ReconError(f"{path}: the server closed without an image")
+    _write(output, file.xml, answer.images)
+    return len(answer.images)
+
+
+def _talk(connection: socket.socket, file: IsmrmrdFile, config: str) -> None:
+    writer = MrdWriter(connection)
+    writer.serialize(ConfigFile(config))
+    writer.serialize(HeaderText(file.xml))
+    count = len(file.heads)
+    for start in range(0, count, BLOCK):
+        rows = np.arange(start, min(start + BLOCK, count))
+        pairs = zip(rows, file.samples(rows), file.samples(rows, "traj"), strict=True)
+        for row, samples, path in pairs:
+            writer.serialize(_acquisition(file.heads[row], samples, path))
+    writer.close()
+
+
+def _acquisition(head: Any, samples: Any, path: Any) -> Any:
+    acquisition = ismrmrd.Acquisition(head.tobytes())
+    if samples.size != 2 * acquisition.data.size or path.size != acquisition.traj.size:
+        raise InputError(f"acquisition {int(head['scan_counter'])}: header and samples do not fit together")
+    acquisition.data[:] = samples.view(np.complex64).reshape(acquisition.data.shape)
+    acquisition.traj[:] = path.reshape(acquisition.traj.shape)
+    return acquisition
+
+
+def _listen(connection: socket.socket, answer: Answer, tell: Callable[[str], None]) -> None:
+    try:
+        for message in MrdReader(connection):
+            if isinstance(message, ismrmrd.Image):
+                answer.images.append(message)
+            elif isinstance(message, str):
+                answer.texts.append(message)
+                tell(message)
+    except (InputError, OSError) as error:
+        answer.failure = error
+
+
+def _write(output: Path, xml: str, images: list[Any]) -> None:
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        with ismrmrd.Dataset(str(temporary), "dataset", mode="w") as dataset:
+            dataset.write_xml_header(xml.encode())
+            for image in images:
+                dataset.append_image(f"image_{image.image_series_index}", image)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise ReconError(f"{output}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""MRD over a socket: ismrmrd's own framing, with every length bounded and the header kept as it was sent."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolDeserializer, ProtocolSerializer
+
+from mri_qpan.errors import InputError
+
+LARGEST_MESSAGE = (
+    2**28
+)  # bytes of any one part of a message: 128 channels of 65535 samples would be a quarter
+LARGEST_TEXT = 2**24
+CHUNK = 2**20
+
+__all__ = ["ConfigFile", "ConfigText", "HeaderText", "MrdReader", "MrdWriter"]
+
+
+class HeaderText(str):
+    """The ISMRMRD header (XML) of a session."""
+
+
+class _Stream:
+    """The reading end of a socket: exactly as many bytes as asked for, or an `InputError`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.most = LARGEST_MESSAGE
+
+    def read(self, count: int) -> bytes:
+        """Return `count` bytes; fewer only where the peer has left between two messages."""
+        if count > self.most:
+            raise InputError(f"a message of {count} bytes is beyond any of MRD's: not MRD, or damaged")
+        # Memory follows what arrives, whatever was announced.
+        found = bytearray()
+        while len(found) < count:
+            part = self._connection.recv(min(CHUNK, count - len(found)))
+            if not part:
+                if not found and count == 2:
+                    return b""
+                raise InputError("the connection ended in the middle of a message")
+            found += part
+        return bytes(found)
+
+
+class MrdReader(ProtocolDeserializer):
+    """Yields what a peer sends (`deserialize`): ends at CLOSE.
+
+    Parameters
+    ----------
+    connection
+        The socket.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._source = _Stream(connection)
+        super().__init__(self._source)
+
+    def __iter__(self) -> Any:
+        """Yield every message.
+
+        Raises
+        ------
+        InputError
+            If the bytes are no MRD, or end without CLOSE.
+        OSError
+            If the connection breaks or stalls.
+        """
+        try:
+            yield from self.deserialize()
+        except EOFError as error:
+            raise InputError("the peer left without CLOSE") from error
+        except (ValueError, struct.error, UnicodeDecodeError, MemoryError, TypeError, KeyError) as error:
+            raise InputError(f"not MRD, or damaged: {' '.join(str(error).split())[:160]}") from error
+
+    def _deserialize_ismrmrd_header(self) -> Any:
+        # Headers in the wild are not always valid: mrd_header reads them leniently, ismrmrd does not.
+        return HeaderText(self._deserialize_text())
+
+    def _deserialize_text(self) -> str:
+        self._source.most = LARGEST_TEXT
+        try:
+            return super()._deserialize_text().rstrip("\0")
+        finally:
+            self._source.most = LARGEST_MESSAGE
+
+
+class MrdWriter(ProtocolSerializer):
+    """Sends messages (`serialize`) and CLOSE (`close`).
+
+    Parameters
+    ----------
+    connection
+        The socket.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(_Sink(connection))
+
+    def serialize(self, obj: Any) -> None:
+        """Send one message, in one piece."""
+        if isinstance(obj, HeaderText):
+            self._write_message_id(3)
+            self._serialize_text(obj)
+        else:
+            super().serialize(obj)
+        self._stream.flush()
+
+
+class _Sink:
+    """The writing end of a socket; a message leaves whole."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._parts: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        """Take a part of a message."""
+        self._parts.append(bytes(data))
+
+    def flush(self) -> None:
+        """Send what was taken."""
+        parts, self._parts = self._parts, []
+        self._connection.sendall(b"".join(parts))

@@ -1,0 +1,198 @@
+"""A scanner's session: acquisitions come in one by one, an image leaves as soon as its lines are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.errors import InputError
+from mri_qpan.recon.job import Job
+from mri_qpan.recon.kspace import ImageSeries, Index
+from mri_qpan.recon.pipeline import reconstruct
+from mri_qpan.recon.provenance import provenance
+from mri_qpan.recon.readers.ismrmrd import images_of
+from mri_qpan.recon.readers.mrd_header import parse_header, parse_xml, text_of
+from mri_qpan.recon.readers.mrd_plan import NON_IMAGING
+from mri_qpan.recon.writers.ismrmrd import image_message
+from mri_qpan.recon.writers.window import display_range
+
+HEAD = ismrmrd.hdf5.acquisition_header_dtype
+WHITE = 4095
+"""Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
+
+COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
+SHARED = (ismrmrd.ACQ_IS_NOISE_MEASUREMENT, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The acquisitions of one image, with the session's noise and calibration scans."""
+
+    index: Index
+    acquisitions: list[Any]
+
+
+class Session:
+    """Sorts acquisitions into images.
+
+    Parameters
+    ----------
+    xml
+        The ISMRMRD header.
+    peer
+        Whom messages name.
+    most
+        Bytes of samples to hold at once.
+
+    Attributes
+    ----------
+    skipped
+        Acquisitions so far that no image uses.
+    late
+        Lines so far of images that were complete already.
+
+    Raises
+    ------
+    InputError
+        If the header is of no use.
+    """
+
+    def __init__(self, xml: str, peer: str, most: int) -> None:
+        parse_header(xml, peer)
+        self._most = most
+        self._averages = _last_average(xml, peer)
+        self._shared: list[Any] = []
+        self._waiting: dict[Index, list[Any]] = {}
+        self._complete: set[Index] = set()
+        self._held = 0
+        self.skipped = 0
+        self.late = 0
+
+    def add(self, acquisition: Any) -> list[Lines]:
+        """Take an acquisition and return the images that are complete with it.
+
+        Raises
+        ------
+        InputError
+            If the session would hold too much.
+        """
+        if any(acquisition.is_flag_set(flag) for flag in NON_IMAGING.values()):
+            self.skipped += 1
+            return self._after(acquisition, None)
+        self._held += _size(acquisition)
+        if self._held > self._most:
+            raise InputError(f"more than {self._most} bytes of samples without a complete image")
+        if any(acquisition.is_flag_set(flag) for flag in SHARED):
+            self._shared.append(acquisition)
+            return self._after(acquisition, None)
+        counters = (getattr(acquisition.idx, name) for name in COUNTERS)
+        index = Index(acquisition.encoding_space_ref, *counters)
+        self.late += index in self._complete
+        self._waiting.setdefault(index, []).append(acquisition)
+        return self._after(acquisition, index)
+
+    def rest(self) -> list[Lines]:
+        """Return the images whose last line was not flagged."""
+        return [self._take(index) for index in sorted(self._waiting)]
+
+    def _after(self, acquisition: Any, index: Index | None) -> list[Lines]:
+        if acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_MEASUREMENT):
+            return self.rest()
+        if acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_REPETITION):
+            now = acquisition.idx.repetition
+            return [self._take(i) for i in sorted(self._waiting) if i.repetition == now]
+        # Every average ends its slice; the image needs them all.
+        last = acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_SLICE)
+        if index is not None and last and acquisition.idx.average >= self._averages:
+            return [self._take(index)]
+        return []
+
+    def _take(self, index: Index) -> Lines:
+        lines = self._waiting.pop(index)
+        self._complete.add(index)
+        self._held -= sum(map(_size, lines))
+        return Lines(index, [*self._shared, *lines])
+
+
+def _size(acquisition: Any) -> int:
+    return int(acquisition.data.nbytes + acquisition.traj.nbytes)
+
+
+def _last_average(xml: str, peer: str) -> int:
+    """Return the number of an image's last average, by the header's limits."""
+    encodings = parse_xml(xml, peer).findall("encoding")
+    found = [text_of(encoding, "encodingLimits/average/maximum") or "" for encoding in encodings]
+    return max((int(text) for text in found if text.isdecimal()), default=0)
+
+
+class _Memory:
+    """Acquisitions in memory, as `readers.ismrmrd` reads those of a file."""
+
+    def __init__(self, path: Path, xml: str, acquisitions: list[Any]) -> None:
+        self.path, self.name, self.names, self.xml = path, "stream", ["stream"], xml
+        self._acquisitions = acquisitions
+        self.heads: NDArray[np.void] = np.frombuffer(b"".join(bytes(a.getHead()) for a in acquisitions), HEAD)
+
+    def samples(self, rows: NDArray[np.intp], field: str = "data") -> list[NDArray[np.float32]]:
+        """Return the numbers of a field of acquisitions."""
+        arrays = [getattr(self._acquisitions[int(row)], field) for row in rows]
+        return [np.ascontiguousarray(array).view(np.float32).ravel() for array in arrays]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Painter:
+    """Reconstructs images and makes the messages that a scanner takes: int16, one scale for the series.
+
+    Parameters
+    ----------
+    job
+        How to reconstruct.
+    xml
+        The ISMRMRD header.
+    peer
+        Where the samples came from, for messages and provenance.
+    """
+
+    def __init__(self, job: Job, xml: str, peer: str) -> None:
+        self._job, self._xml, self._peer = job, xml, Path(peer)
+        self._scale = 0.0
+        self.count = 0
+
+    def paint(self, lines: Lines, tell: Callable[[str], None]) -> Iterator[Any]:
+        """Yield the messages with the images of some lines; warnings go to `tell`.
+
+        Raises
+        ------
+        MriQpanError
+            If the lines make no image, or it cannot be reconstructed.
+        """
+        job = self._job
+        for kspace in images_of(_Memory(self._peer, self._xml, lines.acquisitions))[1]:
+            result = reconstruct(
+                kspace, job.method, device=job.device, compress=job.compress, hard_dc=job.hard_dc
+            )
+            for warning in result.warnings:
+                tell(f"warning: {warning}")
+            magnitude = np.abs(result.image.data)
+            if not self._scale:
+                self._scale = WHITE / (float(np.quantile(magnitude, 0.999)) or 1.0)
+            pixels = np.minimum(np.rint(magnitude * self._scale), np.iinfo(np.int16).max)
+            image = replace(result.image, data=pixels.astype(np.complex64))
+            origin = provenance(f"MRD stream from {self._peer}", job.method, [result.figures]) | {
+                "pixel_scale": self._scale
+            }
+            series = ImageSeries([image], self._xml, origin)
+            message = image_message(series, 0, display_range([image]), np.int16)
+            self.count += 1
+            message.image_index = self.count
+            # Which image is the first or last of the series, one image cannot know.
+            message.clear_all_flags()
+            yield message

@@ -1,0 +1,99 @@
+"""`mri-qpan serve` and `send` as a user starts them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ismrmrd
+import pytest
+from mrd_files import header_xml, lines, random_kspace, write
+from typer.testing import CliRunner
+
+from mri_qpan.cli.main import app
+from mri_qpan.errors import InputError, ReconError
+
+COMMAND = [sys.executable, "-m", "mri_qpan.cli", "serve", "--port", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write(tmp_path / "scan.h5", header_xml((32, 24, 1)), lines(random_kspace(1, 24, 32)))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and its address."""
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "site.toml").write_text('method = "zero-filled"\nhard_dc = true\n')
+    log = (tmp_path / "log.txt").open("w")
+    process = subprocess.Popen(
+        [*COMMAND, "-m", "cg-sense", "--config-dir", str(configs)],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    found = re.search(r"listening on (\S+), configs default, .*site", said)
+    assert found, said + (tmp_path / "log.txt").read_text()
+    yield process, found.group(1)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    log.close()
+
+
+def test_a_file_goes_out_and_images_come_back(server, raw: Path, tmp_path: Path) -> None:
+    process, address = server
+    out = tmp_path / "images.h5"
+    for config in ("default", "site"):
+        arguments = ["send", str(raw), "--to", address, "-o", str(out), "--config", config]
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0
+        assert f"1 image in {out}" in result.output
+        assert "taken instead" not in result.output
+        with ismrmrd.Dataset(str(out), "dataset", mode="r") as dataset:
+            assert dataset.number_of_images("image_1") == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert process.stdout is not None
+    assert "every session has ended" in process.stdout.read()
+    assert "24 acquisitions, 1 images, 0 failures" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("method = 3", "method is a str"), ("speed = 1", "unknown key 'speed'"), ("= 1", "site.toml")],
+)
+def test_wrong_configs(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "site.toml").write_text(text)
+    result = CliRunner().invoke(app, ["serve", "--port", "0", "--config-dir", str(tmp_path)])
+    assert isinstance(result.exception, InputError)
+    assert words in str(result.exception)
+
+
+def test_an_address_in_use(server) -> None:
+    port = server[1].rpartition(":")[2]
+    result = CliRunner().invoke(app, ["serve", "--port", port, "-m", "zero-filled"])
+    assert isinstance(result.exception, InputError)
+    assert "cannot listen" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["--to", "127.0.0.1:x"], InputError, "the port"),
+        (["--to", "127.0.0.1:9", "-o", "nowhere/out.h5"], InputError, "no such folder"),
+        (["--to", "127.0.0.1:9"], ReconError, "127.0.0.1:9"),
+    ],
+)
+def test_wrong_ways_to_send(raw: Path, arguments: list[str], error: type, words: str) -> None:
+    result = CliRunner().invoke(app, ["send", str(raw), *arguments])
+    assert isinstance(result.exception, error)
+    assert words in str(result.exception)
