@@ -54,6 +54,7 @@ def register(app: typer.Typer) -> None:
     verbs = typer.Typer(help="Compare with SigPy, BART and the classical solvers.", no_args_is_help=True)
     verbs.command("real")(real)
     verbs.command("brain")(brain)
+    verbs.command("serve")(serve)
     app.add_typer(verbs, name="benchmark")
 
 
@@ -157,6 +158,35 @@ def brain(
         (stage / "brain.md").write_text(report, encoding="utf-8")
     typer.echo(report.partition("## Masks")[0])
     typer.echo(f"All values: {output / 'brain.json'}")
+
+
+def serve(
+    file: Annotated[Path, typer.Argument(help="ISMRMRD raw data of one image.")],
+    output: Output,
+    clients: Annotated[str, typer.Option(help="Comma-separated numbers of clients at once.")] = "1,2,4,8",
+    slices: Annotated[int, typer.Option(min=1, max=8, help="Slices that each client sends.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Images that the server reconstructs at once.")] = 1,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="As in `mri-qpan recon`.")] = None,
+) -> None:
+    """Let many clients at once send slices to `mri-qpan serve`: latency, throughput, memory, correctness."""
+    from mri_qpan import models
+    from mri_qpan.benchmark import machine
+    from mri_qpan.recon import load
+    from mri_qpan.recon.files import output_folder, staged
+
+    output_folder(output)
+    words = [word.strip() for word in clients.split(",")]
+    if not all(word.isdecimal() and 0 < int(word) <= 64 for word in words):
+        raise InputError(f"--clients {clients}: numbers from 1 to 64, separated by commas")
+    name = models.DEFAULT if method is None else method
+    with _progress(len(words)) as advance:
+        found = load.load(file, name, [int(word) for word in words], slices, workers, advance)
+    report = load.to_markdown(
+        found, file, name, workers, shlex.join(["mri-qpan", *sys.argv[1:]]), machine.describe(0)
+    )
+    with staged(output) as stage:
+        (stage / "benchmark-serve.md").write_text(report, encoding="utf-8")
+    typer.echo(report)
 
 
 def _choose(names: str | None, threads: int) -> list[Method]:

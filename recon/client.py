@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,19 @@ def _talk(connection: socket.socket, file: IsmrmrdFile, config: str) -> None:
     writer = MrdWriter(connection)
     writer.serialize(ConfigFile(config))
     writer.serialize(HeaderText(file.xml))
+    for acquisition in messages_of(file):
+        writer.serialize(acquisition)
+    writer.close()
+
+
+def messages_of(file: IsmrmrdFile) -> Iterator[Any]:
+    """Yield every acquisition of a file, read in blocks, as `ismrmrd.Acquisition`; raises `InputError`."""
     count = len(file.heads)
     for start in range(0, count, BLOCK):
         rows = np.arange(start, min(start + BLOCK, count))
         pairs = zip(rows, file.samples(rows), file.samples(rows, "traj"), strict=True)
         for row, samples, path in pairs:
-            writer.serialize(_acquisition(file.heads[row], samples, path))
-    writer.close()
+            yield _acquisition(file.heads[row], samples, path)
 
 
 def _acquisition(head: Any, samples: Any, path: Any) -> Any:

@@ -22,7 +22,7 @@ FOLDERS = {
     "recon": "mri_qpan/recon",
     "sampling_masks": "mri_qpan/sampling_masks",
 }
-SHIPPED = {".py", ".safetensors", ".md", ".toml", ".typed"}
+SHIPPED = {".html", ".py", ".safetensors", ".md", ".toml", ".typed"}
 
 
 def _run(command: list[str | Path], cwd: Path) -> str:
