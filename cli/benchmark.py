@@ -166,6 +166,10 @@ def serve(
     clients: Annotated[str, typer.Option(help="Comma-separated numbers of clients at once.")] = "1,2,4,8",
     slices: Annotated[int, typer.Option(min=1, max=8, help="Slices that each client sends.")] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Images that the server reconstructs at once.")] = 1,
+    interval: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds between a client's slices; 0: as fast as the server takes them."),
+    ] = 0.0,
     method: Annotated[str | None, typer.Option("--method", "-m", help="As in `mri-qpan recon`.")] = None,
 ) -> None:
     """Let many clients at once send slices to `mri-qpan serve`: latency, throughput, memory, correctness."""
@@ -180,7 +184,7 @@ def serve(
         raise InputError(f"--clients {clients}: numbers from 1 to 64, separated by commas")
     name = models.DEFAULT if method is None else method
     with _progress(len(words)) as advance:
-        found = load.load(file, name, [int(word) for word in words], slices, workers, advance)
+        found = load.load(file, name, [int(word) for word in words], slices, workers, interval, advance)
     report = load.to_markdown(
         found, file, name, workers, shlex.join(["mri-qpan", *sys.argv[1:]]), machine.describe(0)
     )

@@ -1,4 +1,4 @@
-"""How an MRD server bears many clients: latency, throughput, memory, and whether every image is the right one."""
+"""How an MRD server bears many clients: latency, throughput, memory, and whether each image is right."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Load:
 
     Attributes
     ----------
-    clients, slices
-        Clients, and slices that each sent.
+    clients, slices, interval
+        Clients, slices that each sent, and the least seconds from the start of one to that of the next.
     seconds
         From the first byte to the last image.
     latencies
@@ -47,6 +47,7 @@ class Load:
 
     clients: int
     slices: int
+    interval: float
     seconds: float
     latencies: list[float]
     memory_mib: float | None
@@ -91,6 +92,7 @@ def load(
     clients: Sequence[int],
     slices: int,
     workers: int,
+    interval: float = 0.0,
     progress: Callable[[str], None] = lambda words: None,
 ) -> list[Load]:
     """Let several clients at once send a one-image file as a series of slices.
@@ -107,6 +109,8 @@ def load(
         How often each client sends the image, as slice 0, 1, …, the n-th time n + 1 times as strong.
     workers
         Images that the server reconstructs at once.
+    interval
+        Least seconds from the start of a slice to that of the next, as a scanner takes them.
     progress
         Called with words before each number.
 
@@ -124,13 +128,15 @@ def load(
         raise InputError(f"{path}: the load test sends one image many times, and this file has several")
     found = []
     with served(method, workers) as (address, process):
-        reference = _run(address, file.xml, lines, 1).received[0][1]  # which also warms the server up
+        reference = _run(address, file.xml, lines, 1, 0.0).received[0][1]  # which also warms the server up
         for number in clients:
             progress(f"{number} clients")
             started = time.perf_counter()
             threads, states = [], [_Client() for _ in range(number)]
             for state in states:
-                thread = threading.Thread(target=_attempt, args=(state, address, file.xml, lines, slices))
+                thread = threading.Thread(
+                    target=_attempt, args=(state, address, file.xml, lines, slices, interval)
+                )
                 threads.append(thread)
                 thread.start()
             for thread in threads:
@@ -141,20 +147,24 @@ def load(
                 raise ReconError(f"a client failed: {failed[0]}")
             latencies = [t - s.sent[i] for s in states for i, (t, _) in s.received.items()]
             wrong = sum(_wrong(state, reference, slices) for state in states)
-            found.append(Load(number, slices, seconds, latencies, _peak_mib(process), wrong))
+            found.append(Load(number, slices, interval, seconds, latencies, _peak_mib(process), wrong))
     return found
 
 
-def _attempt(state: _Client, address: Address, xml: str, lines: list[Any], slices: int) -> None:
+def _attempt(
+    state: _Client, address: Address, xml: str, lines: list[Any], slices: int, interval: float
+) -> None:
     try:
-        done = _run(address, xml, lines, slices, state)
+        done = _run(address, xml, lines, slices, interval, state)
         if len(done.received) < slices:
             raise ReconError(f"{len(done.received)} of {slices} images came")
     except (OSError, InputError, ReconError) as error:
         state.failure = error
 
 
-def _run(address: Address, xml: str, lines: list[Any], slices: int, state: _Client | None = None) -> _Client:
+def _run(
+    address: Address, xml: str, lines: list[Any], slices: int, interval: float, state: _Client | None = None
+) -> _Client:
     """Be one client, to the end."""
     client = state or _Client()
     with socket.create_connection(address, timeout=300) as connection:
@@ -163,7 +173,9 @@ def _run(address: Address, xml: str, lines: list[Any], slices: int, state: _Clie
         writer = MrdWriter(connection)
         writer.serialize(ConfigFile("default"))
         writer.serialize(HeaderText(xml))
+        started = time.perf_counter()
         for number in range(slices):
+            time.sleep(max(0.0, started + number * interval - time.perf_counter()))
             for position, line in enumerate(lines):
                 writer.serialize(_as_slice(line, number, position + 1 == len(lines)))
             client.sent.append(time.perf_counter())
@@ -226,6 +238,8 @@ def to_markdown(
         How and on what it was measured.
     """
     rows = []
+    interval = loads[0].interval
+    pace = f"one every {interval:g} s" if interval else "as fast as the server takes them"
     for found in loads:
         median, high = np.percentile(found.latencies, (50, 99))
         memory = "?" if found.memory_mib is None else f"{found.memory_mib:.0f}"
@@ -238,10 +252,10 @@ def to_markdown(
     return (
         "# An MRD server under load\n\n"
         f"```\n{command}\n```\n\n{where}.\n\n"
-        f"Each client sends `{path.name}` {loads[0].slices} times over TCP as slices of one series, as fast as the "
-        f"server takes them, all clients at once; the server reconstructs with {method}, {workers} at a time. "
-        "Clients and server share the machine. Latency is from the last readout of a slice to its image, "
-        "waiting for earlier slices included; an image is wrong that is missing, or not its own slice's.\n\n"
-        "| clients | images | images a second | latency, median (s) | 99 % (s) | server's memory (MiB) | wrong |\n"
+        f"Each client sends `{path.name}` {loads[0].slices} times over TCP as slices of one series, {pace}, "
+        f"all clients at once; the server reconstructs with {method}, {workers} at a time. Clients and server "
+        "share the machine. Latency is from the last readout of a slice to its image, waiting for earlier slices "
+        "included; an image is wrong that is missing, or not its own slice's.\n\n"
+        "| clients | images | images a second | latency, median (s) | 99 % (s) | server (MiB) | wrong |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -35,4 +35,4 @@ def test_files_and_servers_that_cannot_be_used(tmp_path: Path) -> None:
     path = write(tmp_path / "2.h5", XML, lines(random_kspace(1, 24, 32)))
     with pytest.raises(ReconError, match="did not start"):
         load(path, "no such method", [1], 1, 1)
-    assert Load(1, 1, 1.0, [1.0], None, 0).memory_mib is None
+    assert Load(1, 1, 0.0, 1.0, [1.0], None, 0).memory_mib is None
