@@ -253,9 +253,9 @@ def to_markdown(
         "# An MRD server under load\n\n"
         f"```\n{command}\n```\n\n{where}.\n\n"
         f"Each client sends `{path.name}` {loads[0].slices} times over TCP as slices of one series, {pace}, "
-        f"all clients at once; the server reconstructs with {method}, {workers} at a time. Clients and server "
-        "share the machine. Latency is from the last readout of a slice to its image, waiting for earlier slices "
-        "included; an image is wrong that is missing, or not its own slice's.\n\n"
+        f"all clients at once; the server reconstructs with {method}, {workers} at a time. Clients and "
+        "server share the machine. Latency is from the last readout of a slice to its image, waiting for "
+        "earlier slices included; an image is wrong that is missing, or not its own slice's.\n\n"
         "| clients | images | images a second | latency, median (s) | 99 % (s) | server (MiB) | wrong |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
