@@ -61,7 +61,10 @@ def _layers(config: Config) -> str:
     data = "begins with a gradient step towards the data"
     if config.consistency:
         data = f"ends with {config.consistency} conjugate-gradient steps towards the data"
-    return f"Every layer {data}" + (" and hands its features to the next." if config.carry else ".")
+    words = f"Every layer {data}" + (" and hands its features to the next." if config.carry else ".")
+    if config.floor:
+        words += " Magnitudes have the noise floor that the fully sampled image would have."
+    return words
 
 
 def _training(training: dict[str, Any]) -> str:

@@ -18,6 +18,9 @@ SYSTEMS = {
 
 ADMM_LAYERS = ("admm-net", "admm-csnet")
 
+LATER = {"floor"}
+"""Fields that older model files lack; their networks have the defaults."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -57,6 +60,9 @@ class NetworkConfig:
         Let mu and the thresholds follow how far an image's layers leave its data, and mu how badly the coils
         condition them, by learned powers (with `consistency` only): a noisy measurement then gets less trust
         and larger thresholds than a clean one.
+    floor
+        Give the magnitude of the last image the noise floor that a fully sampled one has (with `consistency`
+        and complex images only; see `networks.floor`).
     """
 
     layer: str = "pan+"
@@ -74,6 +80,7 @@ class NetworkConfig:
     consistency: int = 0
     carry: bool = False
     adaptive: bool = False
+    floor: bool = False
 
     def __post_init__(self) -> None:
         """Reject what no network can be built from.
@@ -100,6 +107,8 @@ class NetworkConfig:
             "start": _whole(self.start, 0, 100),
             "consistency": _whole(self.consistency, 0, 100),
             "adaptive": isinstance(self.adaptive, bool) and not (self.adaptive and not self.consistency),
+            "floor": isinstance(self.floor, bool)
+            and not (self.floor and (not self.consistency or self.channels == 1)),
             "carry": isinstance(self.carry, bool) and not (self.carry and self.layer == "pan"),
         }
         _check(self, checks)
@@ -188,8 +197,8 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     """
     kind: type[Config] = ADMMConfig if values.get("layer") in ADMM_LAYERS else NetworkConfig
     known = {f.name for f in fields(kind)}
-    if set(values) != known:
-        odd = sorted(set(values) ^ known)
+    odd = sorted(set(values) ^ known)
+    if set(odd) - (LATER - set(values)):
         raise ValueError(f"network configuration: missing or unknown fields {', '.join(odd)}")
     try:
         given: dict[str, Any] = {k: tuple(v) if k == "penalties" else v for k, v in values.items()}

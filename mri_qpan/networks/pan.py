@@ -25,6 +25,7 @@ from mri_qpan.networks.consistency import (
     mismatch,
 )
 from mri_qpan.networks.convolution import Convolution
+from mri_qpan.networks.floor import floor_of, lifted, share_acquired
 from mri_qpan.penalties import proximal_average
 
 FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
@@ -178,6 +179,8 @@ class ProximalNetwork(Network[NetworkConfig]):
     def __init__(self, config: NetworkConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, dtype)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        if config.floor:
+            self.floor = nn.Parameter(torch.zeros(2))
         self._proximal_step = proximal_step
         self._compiled = False
         self._fused: Fused | None = None
@@ -228,6 +231,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         training = self._needs_gradient(target)
         fused = None if training or target.is_cuda else self._fused
         carried: Tensor | Features | None = None
+        lift: Tensor | None = None
         gain = gain_before = apart.new_ones(len(target))
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
@@ -257,8 +261,13 @@ class ProximalNetwork(Network[NetworkConfig]):
                 residual = target - normal(x)
                 apart = mismatch(residual, target)
                 applied = normal(residual)
-                mu = layer.trust(apart, conditioning(residual, applied))
+                conditioned = conditioning(residual, applied)
+                mu = layer.trust(apart, conditioned)
+                if self.config.floor and index + 1 == len(self.layers):
+                    lift = floor_of(self.floor, residual, conditioned, share_acquired(x, normal))
                 x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
+            if lift is not None:
+                x = lifted(x, lift)
             # Without gradients only the last image is asked for; the others would hold memory.
             images = [*images, x] if training else [x]
             if term is not None:

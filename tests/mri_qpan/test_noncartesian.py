@@ -46,8 +46,8 @@ def test_it_is_sigpys_operator_over_its_norm(kernel: bool) -> None:
     found = ours.normal(x)[0].numpy()
     scale = np.vdot(expected, found) / np.vdot(expected, expected)
     assert np.linalg.norm(found - scale * expected) < 1e-3 * np.linalg.norm(found)
-    norm = sp.app.MaxEig(theirs.N, dtype=np.complex64, max_iter=60, show_pbar=False).run()
-    assert scale.real == pytest.approx(1 / norm, rel=0.02)
+    norm = sp.app.MaxEig(theirs.N, dtype=np.complex64, max_iter=100, show_pbar=False).run()
+    assert scale.real == pytest.approx(1 / norm, rel=0.03)
     projected = ours.forward(x)[0].numpy() / np.sqrt(scale.real)
     np.testing.assert_allclose(projected, theirs(x[0].numpy()), atol=2e-3 * np.abs(projected).max())
 
