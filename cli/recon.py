@@ -47,7 +47,7 @@ def recon(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Raw k-space: ISMRMRD or fastMRI files (.h5), BART's .cfl.",
+            help="Raw k-space: ISMRMRD or fastMRI files (.h5), BART's .cfl, or .npy and .mat with --dims.",
             show_default=False,
         ),
     ],
@@ -79,6 +79,14 @@ def recon(
             metavar="FILE",
             help="Coil sensitivity maps to use instead of estimated ones: .npy, complex, (coil, y, x)"
             " or (coil, z, y, x), or BART's .cfl.",
+        ),
+    ] = None,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME...",
+            help="Axes of a .npy or .mat file in their order, such as slice,coil,y,x; x is the readout."
+            " Of: repetition, contrast, phase, set, slice, coil, z, y, x.",
         ),
     ] = None,
     coils: Annotated[
@@ -134,6 +142,7 @@ def recon(
     job = replace(
         _job(method, undersample, maps, formats, device),
         compress=coils,
+        dims=dims,
         hard_dc=hard_dc,
         strict=strict,
         report=report,

@@ -60,6 +60,8 @@ class Job:
         Write an HTML page too.
     replicas
         Number of pseudo-replicas for maps of the uncertainty; 0 makes none.
+    dims
+        Names of the axes of .npy and .mat files.
     formats
         What to write (see `writers.find_formats`).
     """
@@ -73,6 +75,7 @@ class Job:
     strict: bool = False
     report: bool = False
     replicas: int = 0
+    dims: str | None = None
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
@@ -156,7 +159,7 @@ def reconstruct_file(
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the files in it, such as {path / '*.h5'}")
     started = time.perf_counter()
-    stream = open_kspace(path)
+    stream = open_kspace(path, job.dims)
     total = len(stream)
     done: list[_Done] = []
     progress(0, total)

@@ -3,7 +3,8 @@
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from mri_qpan.recon.readers import bart, fastmri, ismrmrd
+from mri_qpan.errors import InputError
+from mri_qpan.recon.readers import arrays, bart, fastmri, ismrmrd
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.stream import KSpaceStream
 
@@ -13,7 +14,7 @@ GROUP = "mri_qpan.readers"
 __all__ = ["KSpaceStream", "is_ismrmrd", "open_kspace"]
 
 
-def open_kspace(path: str | Path) -> KSpaceStream:
+def open_kspace(path: str | Path, dims: str | None = None) -> KSpaceStream:
     """Open a k-space file, its format told from its content.
 
     Parameters
@@ -21,6 +22,8 @@ def open_kspace(path: str | Path) -> KSpaceStream:
     path
         A file of ISMRMRD's or fastMRI's layout (HDF5), BART's .cfl or .hdr, or what a reader installed by
         another package (entry point group `mri_qpan.readers`) takes.
+    dims
+        Names of the axes of a .npy or .mat file (see `arrays.read`).
 
     Returns
     -------
@@ -29,12 +32,16 @@ def open_kspace(path: str | Path) -> KSpaceStream:
     Raises
     ------
     InputError
-        If no reader knows the file, or the one that does finds it unusable.
+        If no reader knows the file, the one that does finds it unusable, or `dims` are missing or too much.
     """
     path = Path(path)
     for point in entry_points(group=GROUP):
         if path.suffix.lower() == point.name:
             return point.load()(path)
+    if path.suffix in arrays.SUFFIXES:
+        return arrays.read(path, dims)
+    if dims is not None:
+        raise InputError(f"{path}: --dims names the axes of .npy and .mat files; this one tells its own")
     if path.suffix in bart.SUFFIXES:
         return bart.read(path)
     process = Hdf5Process(path)
@@ -43,7 +50,9 @@ def open_kspace(path: str | Path) -> KSpaceStream:
 
 def is_ismrmrd(path: Path) -> bool:
     """Return whether `open_kspace` takes a file as ISMRMRD; raises `InputError` as it does."""
-    if path.suffix in bart.SUFFIXES or any(path.suffix.lower() == p.name for p in entry_points(group=GROUP)):
+    if path.suffix in (*bart.SUFFIXES, *arrays.SUFFIXES) or any(
+        path.suffix.lower() == p.name for p in entry_points(group=GROUP)
+    ):
         return False
     process = Hdf5Process(path)
     process.close()

@@ -5,16 +5,11 @@ Of BART's 16 dimensions, 0 to 3 are x, y, z and the coil; echoes (5), time (10),
 measured.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mri_qpan.bart import open_cfl
 from mri_qpan.errors import InputError
-from mri_qpan.recon.kspace import Geometry, Index, KSpace
-from mri_qpan.recon.readers.samples import check_samples
+from mri_qpan.recon.readers.arrays import stream
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 SUFFIXES = (".cfl", ".hdr")
@@ -52,18 +47,5 @@ def read(path: Path) -> KSpaceStream:
         raise InputError(
             f"{path}: {ny} samples along {nz} trajectories: not Cartesian; use `mri-qpan pics -t`"
         )
-    looped = array.reshape(*(sizes[d] for d in COUNTERS), coils, nz, ny, nx)
-    places = {
-        Index(**dict(zip(COUNTERS.values(), place, strict=True))): place
-        for place in np.ndindex(*looped.shape[:4])
-    }
-    indices = sorted(places)
-    geometry = Geometry((float(nx), float(ny), float(nz)))
-
-    def images() -> Iterator[KSpace]:
-        for index in indices:
-            data: NDArray[np.complex64] = np.array(looped[places[index]])
-            check_samples(data, path, f"image {places[index]}")
-            yield KSpace(data, np.asarray(data.any(axis=0)), (nz, ny, nx), geometry, index, notes=(NOTE,))
-
-    return KSpaceStream(indices, images(), None)
+    named = array.reshape(*(sizes[d] for d in COUNTERS), coils, nz, ny, nx)
+    return stream(named, [*COUNTERS.values(), "coil", "z", "y", "x"], path, NOTE)

@@ -102,7 +102,15 @@ def test_uncertainty_is_a_series_of_its_own(run: Run, raw: Path, tmp_path: Path)
     assert 0 < maps.get_fdata().max() < images.get_fdata().max()
 
 
+def test_axes_of_an_array_are_named(run: Run, small_kspace: Callable[..., KSpace]) -> None:
+    np.save("k.npy", small_kspace().data[:, 0].transpose(1, 2, 0))
+    code, said, _ = run("k.npy", "-m", "zero-filled", "--dims", "y,x,coil")
+    assert code == 0
+    assert "1 image of 1 x 48 x 40" in said
+
+
 WRONG = {
+    "axes without names": (["k.npy", "-m", "tv"], "say what its axes are, with --dims"),
     "unknown format": (["nothing.h5", "-f", "png,jpeg"], "no format called 'jpeg'"),
     "missing file": (["nothing.h5", "-m", "tv"], "nothing.h5: no such file"),
     "folder": ([".", "-m", "tv"], "is a folder: give the files in it"),

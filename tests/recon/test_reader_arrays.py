@@ -1,0 +1,94 @@
+"""Arrays in .npy and .mat files, their axes named by the user."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import given
+from hypothesis import strategies as st
+from mrd_files import quick, random_kspace
+
+from mri_qpan.errors import InputError
+from mri_qpan.recon.kspace import Index
+from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.readers.arrays import NAMES
+
+
+@given(names=st.permutations(NAMES), leave=st.integers(0, 7))
+@quick
+def test_any_order_of_axes(tmp_path_factory: pytest.TempPathFactory, names: list[str], leave: int) -> None:
+    path = tmp_path_factory.mktemp("arrays") / "k.npy"
+    chosen = [n for n in names if n in ("x", "y")] + [n for n in names if n not in ("x", "y")][:leave]
+    chosen = sorted(chosen, key=names.index)
+    sizes = dict(zip(NAMES, (2, 1, 2, 1, 3, 2, 2, 4, 5), strict=True))
+    kspace = random_kspace(*(sizes[n] for n in chosen))
+    np.save(path, kspace)
+    images = list(open_kspace(path, ",".join(chosen)))
+    assert [i.index for i in images] == sorted(i.index for i in images)
+    for image in images:
+        at = tuple(getattr(image.index, n) if n in vars(Index()) else slice(None) for n in chosen)
+        left = [n for n in chosen if n not in vars(Index())]
+        part = kspace[at].transpose([left.index(n) for n in ("coil", "z", "y", "x") if n in left])
+        np.testing.assert_array_equal(np.squeeze(image.data), np.squeeze(part))
+
+
+@pytest.mark.parametrize("version", ["5", "7.3"])
+def test_matlab(tmp_path: Path, version: str) -> None:
+    kspace = random_kspace(6, 8, 2)  # as size(kspace) shows it
+    path = tmp_path / "k.mat"
+    if version == "5":
+        scipy.io.savemat(path, {"kspace": kspace, "other": random_kspace(3, 4, 5)})
+    else:
+        with h5py.File(path, "w") as file:
+            parts = np.empty(kspace.T.shape, [("real", "f4"), ("imag", "f4")])
+            parts["real"], parts["imag"] = kspace.T.real, kspace.T.imag
+            file["kspace"] = parts
+    (image,) = open_kspace(path, "y,x,coil")
+    np.testing.assert_array_equal(image.data[:, 0], kspace.transpose(2, 0, 1))
+
+
+def test_the_only_variable_that_fits(tmp_path: Path) -> None:
+    path = tmp_path / "k.mat"
+    scipy.io.savemat(path, {"raw": random_kspace(6, 8, 2), "mask": np.ones((6, 8))})
+    (image,) = open_kspace(path, "y,x,coil")
+    assert image.data.shape == (2, 1, 6, 8)
+    scipy.io.savemat(path, {"a": random_kspace(6, 8), "b": random_kspace(6, 8)})
+    with pytest.raises(InputError, match="call the k-space 'kspace'"):
+        open_kspace(path, "y,x")
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [
+        (None, "say what its axes are"),
+        ("coil,y", "x and y among them"),
+        ("y,x,y", "each once"),
+        ("t,y,x", "names of repetition"),
+        ("y,x", "has not the 2 axes"),
+    ],
+)
+def test_names_that_do_not_fit(tmp_path: Path, dims: str | None, words: str) -> None:
+    np.save(tmp_path / "k.npy", random_kspace(2, 6, 8))
+    with pytest.raises(InputError, match=words):
+        open_kspace(tmp_path / "k.npy", dims)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    np.save(tmp_path / "real.npy", np.ones((6, 8)))
+    with pytest.raises(InputError, match="k-space is complex"):
+        open_kspace(tmp_path / "real.npy", "y,x")
+    for name in ("a.npy", "a.mat"):
+        (tmp_path / name).write_bytes(b"nothing of the kind" * 20)
+        with pytest.raises(InputError, match="damaged"):
+            open_kspace(tmp_path / name, "y,x")
+        with pytest.raises(InputError, match="no such file"):
+            open_kspace(tmp_path / f"no{name}", "y,x")
+    kspace = random_kspace(6, 8)
+    kspace[2, 3] = np.inf
+    np.save(tmp_path / "inf.npy", kspace)
+    with pytest.raises(InputError, match="NaN, infinite"):
+        list(open_kspace(tmp_path / "inf.npy", "y,x"))
+    with pytest.raises(InputError, match="tells its own"):
+        open_kspace(tmp_path / "scan.h5", "y,x")
