@@ -1,6 +1,5 @@
 """From measured k-space to what a reconstruction needs: white noise, no readout oversampling, coil maps."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -12,11 +11,12 @@ from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon import coils
 from mri_qpan.recon.kspace import KSpace
+from mri_qpan.recon.memo import Memo, fingerprint
 
 Complex = NDArray[np.complex64]
-REMEMBERED = 8
 CALIBRATION = 16  # samples on each side of the k-space centre that calibrate along a trajectory
-_densities: dict[tuple[str, tuple[int, ...]], NDArray[np.float32]] = {}
+_densities: Memo[NDArray[np.float32]] = Memo(2**26, lambda weights: weights.nbytes)
+_maps: Memo[tuple[Complex, list[str]]] = Memo(2**28, lambda found: found[0].nbytes)
 Entry = TypeVar("Entry", bound=np.generic)
 SINGULAR = 1e-5  # of the mean noise power: a combination of channels with less noise is a fault
 FOLDED = 0.02  # share of the object with a second eigenvalue near 1 that calls for a second set of maps
@@ -95,12 +95,7 @@ def prepare(
 
 def density(coord: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the density compensation of a trajectory (sample, 2); the last ones are remembered."""
-    key = (hashlib.sha256(coord.tobytes()).hexdigest(), shape)
-    if key not in _densities:
-        while len(_densities) >= REMEMBERED:
-            del _densities[next(iter(_densities))]
-        _densities[key] = noncartesian.density(coord, shape)
-    return _densities[key]
+    return _densities.get((fingerprint(coord), shape), lambda: noncartesian.density(coord, shape))
 
 
 def _nearest(coord: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -281,7 +276,8 @@ def _checked(mps: Complex, kspace: KSpace) -> Complex:
 
 def _estimate(kspace: KSpace, sets: int | None) -> tuple[Complex, list[str]]:
     """Return the coil maps and notes on how they were found."""
-    shape = kspace.mask.shape
+    depth, height, width = kspace.mask.shape
+    shape = depth, height, width
     if kspace.data.shape[0] == 1:
         return np.ones((1, *shape), np.complex64), []
     calib, mask = kspace.calib, kspace.calib_mask
@@ -299,10 +295,20 @@ def _estimate(kspace: KSpace, sets: int | None) -> tuple[Complex, list[str]]:
     covariance = kspace.noise_covariance
     noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
-    sizes = " x ".join(str(s.stop - s.start) for s in block[1:])
+    # One reference scan serves the frames of a series: its maps are found once.
+    key = (fingerprint(region), shape, block[2].start, sets, noise)
+    maps, notes = _maps.get(key, lambda: _calibrated(region, shape, block[2].start, sets, noise))
+    return maps, list(notes)
+
+
+def _calibrated(
+    region: Complex, shape: tuple[int, int, int], start: int, sets: int | None, noise: float
+) -> tuple[Complex, list[str]]:
+    """Return the maps that a calibration region (coil, z, y, x), from `start` along x, gives, and notes."""
+    sizes = " x ".join(map(str, region.shape[2:]))
     notes = [f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)"]
     if shape[0] > 1:
-        return coils.slab_maps(region, shape, block[2].start, sets=sets or 1, noise=noise), notes
+        return coils.slab_maps(region, shape, start, sets=sets or 1, noise=noise), notes
     share = coils.folded_share(region[:, 0], noise=noise)
     if share > FOLDED and sets in (1, None):
         consequence = "maps cannot tell the two layers apart" if sets == 1 else "maps for each layer"

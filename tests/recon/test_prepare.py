@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import Geometry, KSpace
+from mri_qpan.recon.memo import Memo
 from mri_qpan.recon.prepare import condition, prepare, whitening_matrix
 
 NY, NX, COILS = 48, 40, 4
@@ -242,3 +244,35 @@ class TestNothingThere:
     def test_all_zero(self):
         with pytest.raises(InputError, match="nothing to reconstruct"):
             prepare(kspace_of(0 * phantom()))
+
+
+class TestRemembered:
+    def test_maps_of_one_reference_scan_are_found_once(self, monkeypatch):
+        kspace = kspace_of(phantom())
+        calib = replace(kspace, calib=kspace.data * np.float32(1.25), calib_mask=kspace.mask)
+        first = prepare(calib)
+        monkeypatch.setattr("mri_qpan.recon.coils.espirit", None)
+        other = prepare(replace(calib, data=2 * kspace.data))
+        assert other.mps is first.mps
+        assert other.notes == first.notes
+        with pytest.raises(TypeError):
+            prepare(replace(calib, calib=3 * calib.calib))
+
+    def test_the_longest_unused_leaves_first(self):
+        memo = Memo(20, len)
+        made = []
+
+        def make(word):
+            made.append(word)
+            return word * 8
+
+        for word in "abacab":
+            assert memo.get(word, lambda word=word: make(word)) == word * 8
+        assert made == ["a", "b", "c", "b"]
+        assert len(memo.get("long", lambda: "x" * 99)) == 99
+
+    def test_among_threads(self):
+        memo = Memo(64, len)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: memo.get(n % 20, lambda: str(n % 20) * 9), range(2000)))
+        assert found == [str(n % 20) * 9 for n in range(2000)]
