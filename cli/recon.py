@@ -100,7 +100,7 @@ def recon(
     hard_dc: Annotated[
         bool,
         typer.Option(
-            "--hard-dc", help="Keep to the acquired samples, noise included, as closely as they agree."
+            "--hard-dc", help="Put the acquired samples, noise included, back into every coil's k-space."
         ),
     ] = False,
     strict: Annotated[

@@ -58,9 +58,9 @@ def test_hard_data_consistency_of_one_coil_restores_the_samples(small_kspace: Ma
     soft = reconstruct(under, half)
     hard = reconstruct(under, half, hard_dc=True)
     assert soft.figures.residual == pytest.approx(0.5, abs=1e-4)
-    assert hard.figures.residual < 2e-3
+    assert hard.figures.residual < 1e-4
     zero_filled = ifft_numpy(under.data, (-2, -1))[0]
-    np.testing.assert_allclose(hard.image.data, zero_filled, atol=2e-3 * np.abs(zero_filled).max())
+    np.testing.assert_allclose(hard.image.data, zero_filled, atol=1e-4 * np.abs(zero_filled).max())
     assert any("was 50.00%" in note for note in hard.notes)
 
 
@@ -74,7 +74,7 @@ def test_hard_data_consistency_of_coils_keeps_what_no_sample_says(small_kspace: 
         return adjoint + 0.1 * (noise - normal(noise))
 
     soft, hard = reconstruct(under, invent), reconstruct(under, invent, hard_dc=True)
-    assert hard.figures.residual < 0.3 * soft.figures.residual
+    assert hard.figures.residual < 0.9 * soft.figures.residual
     changed = np.linalg.norm(hard.image.data - soft.image.data)
     assert 0 < changed < 0.5 * np.linalg.norm(soft.image.data)
 
