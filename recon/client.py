@@ -63,17 +63,27 @@ def send(
     ReconError
         If the server cannot be reached, leaves early, reports an error or sends no image.
     """
+    if len(config.encode()) >= 1024:
+        raise InputError("the name of a config has less than 1024 bytes")
     file = IsmrmrdFile(Hdf5Process(path))
     answer = Answer()
     try:
         with socket.create_connection(address, timeout=patience) as connection:
-            listener = threading.Thread(target=_listen, args=(connection, answer, tell))
+            sending = threading.Event()
+            sending.set()
+            listener = threading.Thread(target=_listen, args=(connection, answer, tell, sending.is_set))
             listener.start()
             try:
                 _talk(connection, file, config)
+                sending.clear()
             except OSError as error:
                 answer.failure = answer.failure or error
-            listener.join()
+            except BaseException:
+                connection.shutdown(socket.SHUT_RDWR)
+                raise
+            finally:
+                sending.clear()
+                listener.join()
     except OSError as error:
         raise ReconError(f"{address[0]}:{address[1]}: {error.strerror or error}") from error
     finally:
@@ -115,15 +125,18 @@ def _acquisition(head: Any, samples: Any, path: Any) -> Any:
     return acquisition
 
 
-def _listen(connection: socket.socket, answer: Answer, tell: Callable[[str], None]) -> None:
+def _listen(
+    connection: socket.socket, answer: Answer, tell: Callable[[str], None], sending: Callable[[], bool]
+) -> None:
     try:
-        for message in MrdReader(connection):
+        # While lines still go out, a server may well have nothing to say.
+        for message in MrdReader(connection, sending):
             if isinstance(message, ismrmrd.Image):
                 answer.images.append(message)
             elif isinstance(message, str):
                 answer.texts.append(message)
                 tell(message)
-    except (InputError, OSError) as error:
+    except Exception as error:
         answer.failure = error
 
 

@@ -82,7 +82,11 @@ def served(method: str, workers: int) -> Iterator[tuple[Address, int]]:
         yield (found.group(1), int(found.group(2))), process.pid
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         process.stdout.close()
 
 
@@ -128,7 +132,10 @@ def load(
         raise InputError(f"{path}: the load test sends one image many times, and this file has several")
     found = []
     with served(method, workers) as (address, process):
-        reference = _run(address, file.xml, lines, 1, 0.0).received[0][1]  # which also warms the server up
+        alone = _run(address, file.xml, lines, 1, 0.0)  # which also warms the server up
+        if 0 not in alone.received:
+            raise ReconError(f"{path}: a single client got no image: try `mri-qpan send`")
+        reference = alone.received[0][1]
         for number in clients:
             progress(f"{number} clients")
             started = time.perf_counter()

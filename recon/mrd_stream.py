@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-import struct
+from collections.abc import Callable
 from typing import Any
 
 from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolDeserializer, ProtocolSerializer
@@ -29,6 +29,7 @@ class _Stream:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self.most = LARGEST_MESSAGE
+        self.waits: Callable[[], bool] = lambda: False
 
     def read(self, count: int) -> bytes:
         """Return `count` bytes; fewer only where the peer has left between two messages."""
@@ -37,7 +38,12 @@ class _Stream:
         # Memory follows what arrives, whatever was announced.
         found = bytearray()
         while len(found) < count:
-            part = self._connection.recv(min(CHUNK, count - len(found)))
+            try:
+                part = self._connection.recv(min(CHUNK, count - len(found)))
+            except TimeoutError:
+                if self.waits():
+                    continue
+                raise
             if not part:
                 if not found and count == 2:
                     return b""
@@ -53,10 +59,13 @@ class MrdReader(ProtocolDeserializer):
     ----------
     connection
         The socket.
+    waits
+        Says, when the peer has been silent for the socket's timeout, whether to wait on.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, waits: Callable[[], bool] = lambda: False) -> None:
         self._source = _Stream(connection)
+        self._source.waits = waits
         super().__init__(self._source)
 
     def __iter__(self) -> Any:
@@ -73,7 +82,9 @@ class MrdReader(ProtocolDeserializer):
             yield from self.deserialize()
         except EOFError as error:
             raise InputError("the peer left without CLOSE") from error
-        except (ValueError, struct.error, UnicodeDecodeError, MemoryError, TypeError, KeyError) as error:
+        except (OSError, InputError):
+            raise
+        except Exception as error:  # ismrmrd's parsers fail in many ways on damaged messages
             raise InputError(f"not MRD, or damaged: {' '.join(str(error).split())[:160]}") from error
 
     def _deserialize_ismrmrd_header(self) -> Any:

@@ -118,10 +118,21 @@ class Server:
                 except TimeoutError:
                     self._places.release()
                     continue
+                except OSError as error:  # out of file handles: those of ended sessions come back
+                    self._places.release()
+                    log.error("cannot accept a client: %s", error)
+                    time.sleep(1.0)
+                    continue
                 self._sessions = [t for t in self._sessions if t.is_alive()]
                 thread = threading.Thread(target=self._attend, args=(connection, f"{peer[0]}:{peer[1]}"))
-                self._sessions.append(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self._places.release()
+                    connection.close()
+                    log.error("%s: cannot be attended: %s", peer, error)
+                else:
+                    self._sessions.append(thread)
         for thread in self._sessions:
             thread.join()
 
@@ -182,11 +193,12 @@ class _Conversation:
         self._writing = threading.Lock()
         self._complete: queue.Queue[tuple[float, Lines] | None] = queue.Queue(WAITING_IMAGES)
         self._gone = threading.Event()
+        self._saving: Any = None
 
     def hold(self) -> None:
         """Talk until CLOSE, or until nothing more can be said."""
         worker: threading.Thread | None = None
-        config = header = session = saving = None
+        config = header = session = None
         try:
             for message in MrdReader(self._connection):
                 if isinstance(message, ConfigFile | ConfigText):
@@ -197,38 +209,45 @@ class _Conversation:
                     if header is not None:
                         raise InputError("a second header")
                     header = str(message)
-                    session = Session(header, self._peer, self._settings.memory)
-                    saving = self._saving(header)
+                    self._save_to(header)
                     if Path(config or "").stem not in DRAINING:
+                        session = Session(header, self._peer, self._settings.memory)
                         worker = self._start(config or self._settings.default, header)
+                    elif self._saving is None:
+                        self._say("nothing is kept: this server was started without --save")
                 elif isinstance(message, ismrmrd.Acquisition):
-                    if session is None:
+                    if header is None:
                         raise InputError("an acquisition before the header")
                     self._counts.acquisitions += 1
-                    if saving is not None:
-                        saving.append_acquisition(message)
-                    for lines in session.add(message):
-                        self._hand_on(worker, lines)
+                    self._keep(message)
+                    for lines in [] if session is None else session.add(message):
+                        self._complete.put((time.monotonic(), lines))
                 elif isinstance(message, ismrmrd.Waveform):
                     self._counts.waveforms += 1
+                    self._keep(message)
                 elif isinstance(message, ismrmrd.Image):
                     self._say(message)  # what is an image already goes back as it came
                 elif isinstance(message, str):
                     log.info("%s: says %.200s", self._peer, message)
             for lines in [] if session is None else session.rest():
-                self._hand_on(worker, lines)
+                self._complete.put((time.monotonic(), lines))
             if session is not None and session.late:
-                self._say(f"warning: {session.late} lines came after their image was complete: made again")
-            if self._counts.waveforms:
+                self._say(
+                    f"warning: {session.late} lines came after their image was complete: an image of "
+                    "their own where they were many, else left out"
+                )
+            if self._counts.waveforms and session is not None:
                 self._say(f"{self._counts.waveforms} waveforms were not used")
-        except (InputError, OSError) as error:
-            self._fail(error)
+        except (MriQpanError, OSError) as error:
+            self._end(error)
+        except Exception as error:
+            log.exception("%s", self._peer)
+            self._end(error)
         finally:
             if worker is not None:
                 self._complete.put(None)
                 worker.join()
-            if saving is not None:
-                saving.close()
+            self._stop_saving()
             self._close()
 
     def _start(self, config: str, header: str) -> threading.Thread:
@@ -239,43 +258,48 @@ class _Conversation:
         worker.start()
         return worker
 
-    def _hand_on(self, worker: threading.Thread | None, lines: Lines) -> None:
-        if worker is not None:
-            self._complete.put((time.monotonic(), lines))
-
     def _paint(self, painter: Painter) -> None:
         """Reconstruct what is complete and send it, until told to end."""
         while (entry := self._complete.get()) is not None:
             since, lines = entry
             if self._gone.is_set():
                 continue
+            messages: list[Any] = []
             try:
+                # Nothing is sent in here: a peer that does not read would hold up every session.
                 with self._painting:
-                    messages = list(painter.paint(lines, self._say))
+                    messages += painter.paint(lines, messages.append)
+            except MriQpanError as error:
+                messages.append(self._failed(error))
+            except Exception as error:
+                log.exception("%s: image %s", self._peer, lines.index)
+                messages.append(self._failed(error))
+            try:
                 for message in messages:
                     self._say(message)
-                    self._counts.images += 1
-                self._counts.seconds.append(time.monotonic() - since)
-            except MriQpanError as error:
-                self._fail(error)
+                    self._counts.images += not isinstance(message, str)
             except OSError as error:
                 self._gone.set()
                 log.warning("%s: cannot be reached any more (%s)", self._peer, error)
-            except Exception as error:
-                log.exception("%s: image %s", self._peer, lines.index)
-                self._fail(error)
+            self._counts.seconds.append(time.monotonic() - since)
 
     def _say(self, message: Any) -> None:
         with self._writing:
             self._writer.serialize(message)
 
-    def _fail(self, error: Exception) -> None:
+    def _failed(self, error: Exception) -> str:
+        """Count and log a failure; return what the peer is told of it."""
         words = " ".join(str(error).split()) or type(error).__name__
         log.warning("%s: %s", self._peer, words)
         self._counts.failures += 1
+        return f"error: {words}"
+
+    def _end(self, error: Exception) -> None:
+        """Tell the peer why its session ends."""
+        words = self._failed(error)
         try:
             self._connection.settimeout(GIVE_UP)
-            self._say(f"error: {words}")
+            self._say(words)
         except OSError:
             self._gone.set()
 
@@ -292,12 +316,39 @@ class _Conversation:
         except OSError:
             return
 
-    def _saving(self, header: str) -> Any:
-        """Return an ISMRMRD file for what arrives, or None."""
+    def _save_to(self, header: str) -> None:
+        """Open an ISMRMRD file for what arrives, if anything is to be kept."""
         if self._settings.save is None:
-            return None
-        self._settings.save.mkdir(parents=True, exist_ok=True)
+            return
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{self._peer.replace(':', '_')}"
-        dataset = ismrmrd.Dataset(str(self._settings.save / f"{stem}.h5"), "dataset", mode="w")
-        dataset.write_xml_header(header.encode())
-        return dataset
+        try:
+            self._settings.save.mkdir(parents=True, exist_ok=True)
+            self._saving = ismrmrd.Dataset(str(self._settings.save / f"{stem}.h5"), "dataset", mode="w")
+            self._saving.write_xml_header(header.encode())
+        except Exception as error:  # a full disk must not cost the images
+            self._not_saved(error)
+
+    def _keep(self, message: Any) -> None:
+        if self._saving is None:
+            return
+        try:
+            if isinstance(message, ismrmrd.Waveform):
+                self._saving.append_waveform(message)
+            else:
+                self._saving.append_acquisition(message)
+        except Exception as error:
+            self._not_saved(error)
+
+    def _not_saved(self, error: Exception) -> None:
+        self._stop_saving()
+        log.error("%s: what it sends cannot be kept: %s", self._peer, error)
+        self._say(f"warning: what you send cannot be kept: {' '.join(str(error).split())}")
+
+    def _stop_saving(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            saving.close()
+        except Exception as error:
+            log.error("%s: what was kept may be incomplete: %s", self._peer, error)

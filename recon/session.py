@@ -27,7 +27,6 @@ WHITE = 4095
 """Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
 
 COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
-SHARED = (ismrmrd.ACQ_IS_NOISE_MEASUREMENT, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Session:
     skipped
         Acquisitions so far that no image uses.
     late
-        Lines so far of images that were complete already.
+        Lines so far of images that were complete already: made again if they are many, else left out.
 
     Raises
     ------
@@ -67,9 +66,10 @@ class Session:
         parse_header(xml, peer)
         self._most = most
         self._averages = _last_average(xml, peer)
-        self._shared: list[Any] = []
+        self._noise: list[Any] = []
+        self._calibration: dict[tuple[int, ...], list[Any]] = {}
         self._waiting: dict[Index, list[Any]] = {}
-        self._complete: set[Index] = set()
+        self._complete: dict[Index, int] = {}
         self._held = 0
         self.skipped = 0
         self.late = 0
@@ -82,42 +82,74 @@ class Session:
         InputError
             If the session would hold too much.
         """
+        index = None
         if any(acquisition.is_flag_set(flag) for flag in NON_IMAGING.values()):
             self.skipped += 1
-            return self._after(acquisition, None)
-        self._held += _size(acquisition)
-        if self._held > self._most:
-            raise InputError(f"more than {self._most} bytes of samples without a complete image")
-        if any(acquisition.is_flag_set(flag) for flag in SHARED):
-            self._shared.append(acquisition)
-            return self._after(acquisition, None)
-        counters = (getattr(acquisition.idx, name) for name in COUNTERS)
-        index = Index(acquisition.encoding_space_ref, *counters)
-        self.late += index in self._complete
-        self._waiting.setdefault(index, []).append(acquisition)
+        elif acquisition.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+            self._hold(acquisition, self._noise)
+        elif _is_calibration_alone(acquisition):
+            self._keep_calibration(acquisition)
+        else:
+            counters = (getattr(acquisition.idx, name) for name in COUNTERS)
+            index = Index(acquisition.encoding_space_ref, *counters)
+            self._hold(acquisition, self._waiting.setdefault(index, []))
         return self._after(acquisition, index)
 
     def rest(self) -> list[Lines]:
         """Return the images whose last line was not flagged."""
-        return [self._take(index) for index in sorted(self._waiting)]
+        return self._take(sorted(self._waiting))
+
+    def _hold(self, acquisition: Any, where: list[Any]) -> None:
+        self._held += _size(acquisition)
+        if self._held > self._most:
+            raise InputError(f"more than {self._most} bytes of samples without a complete image")
+        where.append(acquisition)
+
+    def _keep_calibration(self, acquisition: Any) -> None:
+        """Keep a calibration line; those of an earlier repetition of the same image are no longer needed."""
+        idx = acquisition.idx
+        key = (acquisition.encoding_space_ref, idx.slice, idx.contrast, idx.phase, idx.set)
+        kept = self._calibration.setdefault(key, [])
+        if kept and kept[0].idx.repetition != idx.repetition:
+            self._held -= sum(map(_size, kept))
+            kept.clear()
+        self._hold(acquisition, kept)
 
     def _after(self, acquisition: Any, index: Index | None) -> list[Lines]:
         if acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_MEASUREMENT):
             return self.rest()
         if acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_REPETITION):
             now = acquisition.idx.repetition
-            return [self._take(i) for i in sorted(self._waiting) if i.repetition == now]
+            return self._take([i for i in sorted(self._waiting) if i.repetition == now])
         # Every average ends its slice; the image needs them all.
         last = acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_SLICE)
         if index is not None and last and acquisition.idx.average >= self._averages:
-            return [self._take(index)]
+            return self._take([index])
         return []
 
-    def _take(self, index: Index) -> Lines:
-        lines = self._waiting.pop(index)
-        self._complete.add(index)
-        self._held -= sum(map(_size, lines))
-        return Lines(index, [*self._shared, *lines])
+    def _take(self, indices: list[Index]) -> list[Lines]:
+        found = []
+        for index in indices:
+            lines = self._waiting.pop(index)
+            self._held -= sum(map(_size, lines))
+            before = self._complete.get(index)
+            if before is not None:
+                self.late += len(lines)
+                if 2 * len(lines) < before:
+                    continue  # a few stragglers make no image
+            self._complete[index] = len(lines)
+            same = [
+                kept for key, kept in self._calibration.items() if key[:2] == (index.encoding, index.slice)
+            ]
+            calibration = [line for kept in same for line in kept]
+            found.append(Lines(index, [*self._noise, *calibration, *lines]))
+        return found
+
+
+def _is_calibration_alone(acquisition: Any) -> bool:
+    """Return whether a line calibrates only: scanners may set both flags on lines that serve for both."""
+    both = acquisition.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+    return acquisition.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION) and not both
 
 
 def _size(acquisition: Any) -> int:
@@ -128,7 +160,8 @@ def _last_average(xml: str, peer: str) -> int:
     """Return the number of an image's last average, by the header's limits."""
     encodings = parse_xml(xml, peer).findall("encoding")
     found = [text_of(encoding, "encodingLimits/average/maximum") or "" for encoding in encodings]
-    return max((int(text) for text in found if text.isdecimal()), default=0)
+    # "1.0" occurs; what is no number at all says nothing.
+    return max((int(text.partition(".")[0]) for text in found if text[:1].isdecimal()), default=0)
 
 
 class _Memory:
@@ -176,6 +209,8 @@ class Painter:
         """
         job = self._job
         for kspace in images_of(_Memory(self._peer, self._xml, lines.acquisitions))[1]:
+            if kspace.index != lines.index:
+                continue  # of a calibration line that is an image's too
             result = reconstruct(
                 kspace, job.method, device=job.device, compress=job.compress, hard_dc=job.hard_dc
             )
@@ -184,7 +219,10 @@ class Painter:
             magnitude = np.abs(result.image.data)
             if not self._scale:
                 self._scale = WHITE / (float(np.quantile(magnitude, 0.999)) or 1.0)
-            pixels = np.minimum(np.rint(magnitude * self._scale), np.iinfo(np.int16).max)
+            brightest = np.iinfo(np.int16).max
+            pixels = np.minimum(np.rint(magnitude * self._scale), brightest)
+            if (clipped := int((pixels == brightest).sum())) > 0:
+                tell(f"warning: {clipped} pixels are too bright for the scale of the series' first image")
             image = replace(result.image, data=pixels.astype(np.complex64))
             origin = provenance(f"MRD stream from {self._peer}", job.method, [result.figures]) | {
                 "pixel_scale": self._scale
@@ -193,6 +231,7 @@ class Painter:
             message = image_message(series, 0, display_range([image]), np.int16)
             self.count += 1
             message.image_index = self.count
+            message.image_series_index = 1 + kspace.index.encoding
             # Which image is the first or last of the series, one image cannot know.
             message.clear_all_flags()
             yield message

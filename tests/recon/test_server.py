@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrd_files import header_xml, limit_xml, line, lines, random_kspace, write
 
-from mri_qpan.errors import InputError, ReconError
+from mri_qpan.errors import InputError, ModelError, ReconError
 from mri_qpan.fourier import ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.recon import mrd_stream
@@ -27,6 +27,7 @@ from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.server import Server, Settings
+from mri_qpan.recon.session import Session
 
 NY, NX = 24, 32
 XML = header_xml((NX, NY, 1))
@@ -375,6 +376,95 @@ def test_nothing_is_allocated_before_it_arrives() -> None:
     with pytest.raises(InputError, match="ended in the middle"):
         list(MrdReader(theirs))
     theirs.close()
+
+
+BOTH = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING]
+
+
+class TestSorting:
+    """What `Session` makes of flags and counters."""
+
+    def test_lines_with_both_calibration_flags_are_their_images_own(self, serve) -> None:
+        made = []
+        for s in range(2):
+            slice_ = lines((s + 1) * KSPACE, slice=s)
+            for acquisition in slice_[8:16]:
+                for flag in BOTH:
+                    acquisition.set_flag(flag)
+            slice_[-1].set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+            made += slice_
+        found = images(talk(serve(), ConfigFile("default"), HeaderText(XML), *made))
+        assert [image.slice for image in found] == [0, 1]
+        for image in found:
+            assert_is(image, KSPACE)
+
+    def test_calibration_of_an_earlier_repetition_is_let_go(self) -> None:
+        session = Session(XML, "peer", 10**6)
+        for repetition in range(50):
+            for acquisition in lines(KSPACE, range(8, 16), flags=BOTH[:1], repetition=repetition):
+                session.add(acquisition)
+            (done,) = session.add(flagged(KSPACE[:, :1], repetition=repetition)[0])
+            assert len(done.acquisitions) == 9
+
+    def test_a_few_stragglers_make_no_image(self, serve) -> None:
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *SLICE, *flagged(KSPACE[:, :2]))
+        assert len(images(answer)) == 1
+        assert "2 lines came after" in texts(answer)
+
+    def test_averages_written_as_decimals(self, serve) -> None:
+        limits = limit_xml("kspace_encoding_step_1", NY - 1, NY // 2) + limit_xml("average", 1, 0)
+        xml = header_xml((NX, NY, 1), limits=limits.replace("<maximum>1<", "<maximum>1.0<"))
+        made = [*flagged(KSPACE, average=0), *flagged(KSPACE, average=1)]
+        assert len(images(talk(serve(), ConfigFile("default"), HeaderText(xml), *made))) == 1
+
+    def test_brighter_images_than_the_scale_holds_are_told_of(self, serve) -> None:
+        made = [*flagged(KSPACE, slice=0), *flagged(50 * KSPACE, slice=1)]
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *made)
+        assert len(images(answer)) == 2
+        assert "too bright for the scale" in texts(answer)
+
+
+class TestRobustness:
+    def test_patience_outlives_a_bad_image(self, serve, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mri_qpan.recon.server.GIVE_UP", 0.2)
+        with socket.create_connection(serve(), timeout=30) as connection:
+            writer, reader = MrdWriter(connection), iter(MrdReader(connection))
+            for message in (ConfigFile("default"), HeaderText(XML)):
+                writer.serialize(message)
+            writer.serialize(line(KSPACE[:, 0], ky=500, flags=[ismrmrd.ACQ_LAST_IN_SLICE]))
+            assert "error:" in next(reader)
+            time.sleep(0.6)
+            for acquisition in flagged(KSPACE, slice=1):
+                writer.serialize(acquisition)
+            writer.close()
+            assert len(images(list(reader))) == 1
+
+    def test_draining_needs_no_memory(self, serve, tmp_path: Path) -> None:
+        answer = talk(serve(memory=1000), ConfigFile("null"), HeaderText(XML), *lines(KSPACE))
+        assert "error" not in texts(answer)
+        assert "started without --save" in texts(answer)
+
+    def test_a_config_that_fails_is_told(self, serve) -> None:
+        def missing() -> Job:
+            raise ModelError("site.safetensors: no such model file")
+
+        address = serve(jobs={"default": missing})
+        answer = talk(address, ConfigFile("default"), HeaderText(XML), *SLICE)
+        assert "error: site.safetensors: no such model file" in texts(answer)
+
+    def test_a_folder_that_cannot_be_written_costs_no_image(self, serve, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        address = serve(save=tmp_path / "file")
+        answer = talk(address, ConfigFile("default"), HeaderText(XML), *SLICE)
+        assert len(images(answer)) == 1
+        assert "cannot be kept" in texts(answer)
+
+    def test_damaged_images(self, serve) -> None:
+        image = ismrmrd.Image.from_array(np.ones((1, 1, 4, 5), np.float32))
+        damaged = struct.pack("<H", 1022) + bytes(image.getHead()) + struct.pack("<Q", 8) + b"<not xml"
+        damaged += image.data.tobytes()
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), damaged, close=False)
+        assert "error: not MRD, or damaged" in texts(answer)
 
 
 class TestSend:
