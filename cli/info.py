@@ -28,15 +28,18 @@ def register(app: typer.Typer) -> None:
 
 def info(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE…", help="Raw k-space files: ISMRMRD, fastMRI, BART.")
+        list[Path], typer.Argument(metavar="FILE…", help="Raw k-space files: ISMRMRD, fastMRI, BART, arrays.")
     ],
+    dims: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME...", help="Axes of .npy and .mat files, as for recon.")
+    ] = None,
 ) -> None:
     """Say what is in a k-space file: matrix, coils, images, sampling, calibration, noise scan, oddities."""
     from mri_qpan.recon.readers import is_ismrmrd
     from mri_qpan.recon.readers.ismrmrd import inspect
 
     for number, file in enumerate(files):
-        rows = list(_rows(inspect(file)) if is_ismrmrd(file) else _array_rows(file))
+        rows = list(_rows(inspect(file)) if is_ismrmrd(file) else _array_rows(file, dims))
         width = max(len(name) for name, _ in rows) + 2
         typer.echo("\n" * bool(number) + str(file))
         for name, words in rows:
@@ -87,16 +90,17 @@ def _along(measurement: Measurement) -> Iterator[Row]:
     yield from (("note", note) for note in planned.notes(first))
 
 
-def _array_rows(path: Path) -> Iterator[Row]:
-    """Describe a file whose k-space is an array: BART's, fastMRI's."""
+def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
+    """Describe a file whose k-space is an array: BART's, fastMRI's, NumPy's, MATLAB's."""
     from mri_qpan.recon.coils import calibration_region
     from mri_qpan.recon.describe import describe_sampling
     from mri_qpan.recon.readers import open_kspace
     from mri_qpan.recon.readers.mrd_header import parse_header
 
-    stream = open_kspace(path)
+    stream = open_kspace(path, dims)
     first = next(stream)
-    yield "format", "BART" if stream.xml is None and path.suffix in (".cfl", ".hdr") else "fastMRI's layout"
+    formats = {".cfl": "BART", ".hdr": "BART", ".npy": "NumPy array", ".mat": "MATLAB array"}
+    yield "format", formats.get(path.suffix, "fastMRI's layout")
     if stream.xml is not None:
         yield from _scanner(parse_header(stream.xml, str(path)))
     yield "channels", str(len(first.data))

@@ -139,6 +139,8 @@ def recon(
     every --format, and a report of what was done (.json).
     """
     _check_names(files)
+    if uncertainty == 1:
+        raise InputError("--uncertainty 1: a standard deviation needs at least 2 reconstructions")
     job = replace(
         _job(method, undersample, maps, formats, device),
         compress=coils,
@@ -172,7 +174,7 @@ def _one_file(path: Path, folder: Path, job: Job, stop: Event) -> MriQpanError |
     try:
         record = _with_progress(path, folder, job, stop)
     except MriQpanError as error:
-        return error
+        return type(error)(str(error))  # without its traceback, which would keep the whole file in memory
     except Exception as error:
         return ReconError(f"{path}: {type(error).__name__}: {error}")
     _report(path, folder, record)

@@ -59,19 +59,19 @@ def noise_level(prepared: Prepared) -> float:
     An upper bound: whatever signal lies there counts as noise.
     """
     if prepared.coord is not None:
-        samples = prepared.data[:, 0, 0]
         distance = np.linalg.norm(prepared.coord, axis=1)
+        count = max(1, round(OUTER * distance.size))
+        samples = prepared.data[:, 0, 0, np.argpartition(distance, -count)[-count:]]
     else:
-        places = np.argwhere(prepared.mask)
-        samples = prepared.data[:, prepared.mask]
-        distance = _distance(places, prepared.mask.shape)
-    count = max(1, round(OUTER * distance.size))
-    outer = np.argpartition(distance, -count)[-count:]
+        distance = np.where(prepared.mask, _distance(prepared.mask.shape), np.float32(-1))
+        count = max(1, round(OUTER * int(prepared.mask.sum())))
+        outer = np.argpartition(distance, -count, axis=None)[-count:]
+        samples = prepared.data.reshape(len(prepared.data), -1)[:, outer]
     # The median of a Rayleigh distribution; a few strong samples do not move it.
-    return float(np.median(np.abs(samples[:, outer])) / math.sqrt(math.log(2)))
+    return float(np.median(np.abs(samples)) / math.sqrt(math.log(2)))
 
 
-def _distance(places: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Return how far places (sample, 3) are from the centre, each axis over its size."""
-    size = np.array(shape)
-    return np.asarray(np.linalg.norm((places - size // 2) / size, axis=1))
+def _distance(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return how far the places of a matrix are from its centre, each axis over its size."""
+    axes = [((np.arange(n, dtype=np.float32) - n // 2) / n) ** 2 for n in shape]
+    return np.asarray(sum(np.ix_(*axes)))

@@ -74,13 +74,18 @@ def prepare(
     InputError
         If there are no samples, or given maps do not fit them.
     """
-    given = None if mps is None else _checked(mps, kspace)
+    given = None if mps is None else checked(mps, kspace)
     kspace, mixer = condition(kspace, compress)
     width = kspace.data.shape[3] if kspace.coord is None else kspace.recon_shape[2]
     weights, mask = None, kspace.mask
     if kspace.coord is not None:
         weights = density(kspace.coord, kspace.recon_shape[1:])
         mask = _nearest(kspace.coord, kspace.recon_shape)
+    if given is not None and given.shape[3] < width:
+        raise InputError(
+            f"coil maps {given.shape[3]} wide do not fit readouts that keep their {width} samples "
+            "(asymmetric echoes): give maps on the encoded matrix"
+        )
     if given is not None:
         given = given if mixer is None else _mix(mixer, given)
         found = coils.normalise(_centre(given, width))
@@ -206,7 +211,11 @@ def _whitener(
     covariance: NDArray[np.complex64] | None,
 ) -> tuple[NDArray[np.complex64] | None, tuple[str, ...]]:
     """Return the whitening matrix and a note on it, None where there is nothing to whiten or no way to."""
-    if covariance is None or np.allclose(covariance, covariance[0, 0] * np.eye(len(covariance))):
+    if covariance is None:
+        return None, ()
+    power = np.trace(covariance).real / len(covariance)
+    # Relative to the noise: scanners' units are often so small that any absolute tolerance holds for all.
+    if np.allclose(covariance, covariance[0, 0] * np.eye(len(covariance)), rtol=0, atol=1e-5 * power):
         return None, ()
     try:
         matrix = whitening_matrix(covariance)
@@ -258,8 +267,8 @@ def _centre(array: NDArray[Entry], width: int) -> NDArray[Entry]:
     return array[..., start : start + width]
 
 
-def _checked(mps: Complex, kspace: KSpace) -> Complex:
-    """Return maps as (coil, z, y, x) complex64 if they fit the samples."""
+def checked(mps: Complex, kspace: KSpace) -> Complex:
+    """Return maps as (coil, z, y, x) complex64; raises `InputError` if they do not fit the samples."""
     maps = np.asarray(mps)
     wanted = kspace.data.shape if kspace.coord is None else (len(kspace.data), *kspace.recon_shape)
     if maps.ndim == 3 and wanted[1] == 1:

@@ -13,8 +13,8 @@ from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
 from mri_qpan.recon.kspace import Image, KSpace
-from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_uncertainty
-from mri_qpan.recon.prepare import Prepared, condition, prepare
+from mri_qpan.recon.pipeline import Complex, Result, centre, solve, to_image, to_torch, with_uncertainty
+from mri_qpan.recon.prepare import Prepared, checked, condition, prepare
 from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
 
 METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "nmse": metrics.nmse, "hfen": metrics.hfen}
@@ -109,7 +109,8 @@ def study(
         If the method fails.
     """
     started = time.perf_counter()
-    full, mixer = condition(kspace, compress)
+    mps = None if mps is None else checked(mps, kspace)
+    full, mixer = condition(replace(kspace, calib=None, calib_mask=None), compress)
     if kspace.coord is not None:
         raise InputError("--undersample makes masks of a grid: these samples lie along a trajectory")
     if not full.mask.all():
@@ -117,8 +118,9 @@ def study(
             f"--undersample needs a fully sampled measurement, and {ratio_of(full.mask):.1%} of this one's"
             " matrix is filled: reconstruct it without --undersample"
         )
-    if mps is not None and mixer is not None:
-        mps = np.tensordot(mixer, mps, axes=1).astype(np.complex64)
+    if mps is not None:
+        mps = mps if mixer is None else np.tensordot(mixer, mps, axes=1).astype(np.complex64)
+        mps = mps[..., centre(mps.shape[3:], full.data.shape[3:])[0]]
     kept = full.mask & _mask(full.mask.shape, undersampling)
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
     prepared = prepare(partial, mps=mps, sets=None)

@@ -76,7 +76,8 @@ def _acquired(encoding: EncodingHeader, ny: int) -> NDArray[np.bool_]:
     """Return which lines the scanner measured, by the header's limits: the rest pads the matrix."""
     limit = encoding.step_1
     acquired = np.ones(ny, bool)
-    if limit is not None and encoding.encoded.matrix[1] == ny:
+    # Limits that are all zero were never filled in.
+    if limit is not None and limit.maximum > 0 and encoding.encoded.matrix[1] == ny:
         first = ny // 2 - limit.center
         acquired[: max(0, first)] = False
         acquired[first + limit.maximum + 1 :] = False

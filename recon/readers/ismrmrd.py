@@ -214,7 +214,18 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
             lines = [line[:, planned.kept(row)] for row, line in _lines(file, rows)]
             paths = zip(rows, file.samples(rows, "traj"), strict=True)
             coord = [planned.coordinates(row, path)[planned.kept(row)] for row, path in paths]
-            data = np.concatenate(lines, axis=1)[:, None, None]
+            places = planned.in_field_of_view(np.concatenate(coord))
+            inside = planned.inside(places)
+            if not inside.any():
+                raise InputError(f"{file.path}: every sample lies beyond the delivered matrix's k-space")
+            notes = planned.notes(index)
+            if not inside.all():
+                notes = (
+                    *notes,
+                    f"{(~inside).mean():.1%} of the samples lie beyond the delivered resolution: left out",
+                )
+            data = np.concatenate(lines, axis=1)[:, None, None, inside]
+            scale = planned.noise_scale(index) or 1.0
             yield KSpace(
                 data=data,
                 mask=np.ones(data.shape[1:], bool),
@@ -222,9 +233,9 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
                 geometry=planned.geometry(index),
                 index=index,
                 stamp=planned.stamp(index),
-                noise_covariance=None if noise is None else noise.astype(np.complex64),
-                notes=planned.notes(index),
-                coord=planned.in_field_of_view(np.concatenate(coord)),
+                noise_covariance=None if noise is None else (scale * noise).astype(np.complex64),
+                notes=notes,
+                coord=places[inside],
             )
     finally:
         file.close()

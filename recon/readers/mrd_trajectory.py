@@ -76,6 +76,8 @@ class TrajectoryPlan:
     def in_field_of_view(self, coord: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return coordinates (sample, 2) in cycles over the field of view delivered.
 
+        Those outside of the delivered matrix's k-space (`inside`) are beyond its resolution.
+
         The format does not settle their unit: up to 0.5 they are cycles a pixel, else cycles over the field
         of view, both as encoded.
         """
@@ -89,6 +91,24 @@ class TrajectoryPlan:
                 f"(0.5) and cycles over the field of view ({self.encoded.max() / 2:g}): rescale it"
             )
         return (coord * (scale / self.ratio)).astype(np.float32)
+
+    def inside(self, coord: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return which coordinates of `in_field_of_view` the delivered matrix resolves, (sample,).
+
+        The non-uniform DFT is periodic: any others would come out as lower frequencies.
+        """
+        half = np.array(self.recon_shape[1:]) / 2
+        return np.asarray((np.abs(coord) <= half).all(axis=1))
+
+    def noise_scale(self, index: Index) -> float | None:
+        """Return the noise power of a sample over that of the noise scan's, None without dwell times."""
+        measurement = self.measurement
+        bandwidth = measurement.header.relative_noise_bandwidth or 0.0
+        dwell = float(self._head(index)["sample_time_us"])
+        noise = np.unique(measurement.heads["sample_time_us"][measurement.noise])
+        if noise.size != 1 or noise[0] <= 0 or dwell <= 0:
+            return None
+        return float(noise[0]) / dwell / (bandwidth if bandwidth > 0 else 1.0)
 
     def geometry(self, index: Index) -> Geometry:
         """Return place and size of the image to deliver."""
@@ -110,6 +130,8 @@ class TrajectoryPlan:
             notes.append("only kx and ky of the trajectory were used")
         if not measurement.noise.any() and heads["active_channels"][0] > 1:
             notes.append("no noise scan: the channels are taken as equally noisy and uncorrelated")
+        if measurement.noise.any() and self.noise_scale(index) is None:
+            notes.append("no dwell times: the noise scan is taken as of the image's bandwidth")
         return tuple(notes)
 
     def _head(self, index: Index) -> np.void:
@@ -141,6 +163,8 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
     if empty.size:
         raise InputError(f"{path}: {name_of(heads, empty[0])} discards all of its samples: header damaged")
     encoded, recon = described.encoded, described.recon
+    if recon.fov is not None and encoded.fov is None:
+        raise InputError(f"{path}: the header gives reconSpace a field of view and encodedSpace none: add it")
     fov_encoded = encoded.fov or tuple(float(n) for n in encoded.matrix)
     fov = recon.fov or fov_encoded
     nx, ny, _ = recon.matrix

@@ -119,6 +119,12 @@ class TestArrays:
         assert rows["calibration"].startswith("inside the image")
         assert "1 mm" in rows["note"]
 
+    def test_numpy(self, tmp_path):
+        np.save(tmp_path / "k.npy", KSPACE)
+        result = CliRunner().invoke(app, ["info", str(tmp_path / "k.npy"), "--dims", "coil,y,x"])
+        assert "NumPy array" in result.output
+        assert "32 x 24 x 1 (x, y, z)" in result.output
+
     def test_fastmri(self, path):
         with h5py.File(path, "w") as file:
             file["kspace"] = np.stack([KSPACE.transpose(0, 2, 1)] * 2)

@@ -110,6 +110,7 @@ def test_axes_of_an_array_are_named(run: Run, small_kspace: Callable[..., KSpace
 
 
 WRONG = {
+    "one replica": (["k.npy", "-m", "tv", "--uncertainty", "1"], "at least 2 reconstructions"),
     "axes without names": (["k.npy", "-m", "tv"], "say what its axes are, with --dims"),
     "unknown format": (["nothing.h5", "-f", "png,jpeg"], "no format called 'jpeg'"),
     "missing file": (["nothing.h5", "-m", "tv"], "nothing.h5: no such file"),

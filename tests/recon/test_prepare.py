@@ -90,6 +90,15 @@ class TestCompression:
 
 
 class TestWhitening:
+    @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+    def test_units_do_not_matter(self, unit):
+        """A scanner's samples may be of 1e-6."""
+        _, covariance = correlated_noise()
+        kspace = replace(kspace_of(phantom()), noise_covariance=(unit**2 * covariance).astype(np.complex64))
+        found, whitener = condition(kspace)
+        assert whitener is not None
+        assert any("whitened" in note for note in found.notes)
+
     def test_channels_become_white_at_the_same_power(self):
         noise, covariance = correlated_noise()
         white = whitening_matrix(covariance) @ noise

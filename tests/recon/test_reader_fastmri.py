@@ -75,6 +75,13 @@ def test_padding_shows_without_limits_too(path: Path) -> None:
     assert any("1 mm" in note for note in image.notes)
 
 
+def test_limits_that_were_never_filled_in(path: Path) -> None:
+    limits = limit_xml("kspace_encoding_step_1", 0, 0)
+    write(path, random_kspace(1, 2, NX, NY), header_xml((NX, NY, 1), limits=limits))
+    (image,) = open_kspace(path)
+    assert image.mask.all()
+
+
 def test_a_matrix_smaller_than_the_image_wanted(path: Path) -> None:
     write(path, random_kspace(1, 2, NX, NY), xml(recon=(40, 12)))
     (image,) = open_kspace(path)

@@ -84,6 +84,32 @@ def test_the_image_stands_where_the_object_is(path: Path, compress: int | None) 
     assert result.figures.residual < 0.2
 
 
+def test_samples_beyond_the_delivered_resolution_are_left_out(path: Path) -> None:
+    """The DFT along a trajectory is periodic: they would come out as low frequencies."""
+    half = header_xml((2 * N, 2 * N, 1), (N // 2, N // 2, 1), recon_fov=(N, N, 1), trajectory="radial")
+    write(path, half, acquisitions())
+    (kspace,) = open_kspace(path)
+    assert 0.3 < kspace.data.shape[3] / (SPOKES * 2 * N) < 0.8
+    assert float(np.abs(kspace.coord).max()) <= N / 4
+    assert any("beyond the delivered resolution" in note for note in kspace.notes)
+    small = reconstruct(kspace, get_method("cg-sense"))
+    assert small.figures.residual < 0.25
+
+
+def test_the_noise_scan_has_its_own_dwell_time(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((2, COILS, 4000), np.float32)
+    noise = ismrmrd.Acquisition.from_array((samples[0] + 1j * samples[1]).astype(np.complex64))
+    noise.set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    noise.sample_time_us = 20.0
+    made = acquisitions()
+    for acquisition in made:
+        acquisition.sample_time_us = 5.0
+    write(path, XML, [noise, *made])
+    (kspace,) = open_kspace(path)
+    np.testing.assert_allclose(np.diag(kspace.noise_covariance).real, 8.0, rtol=0.1)
+
+
 def test_network_hard_dc_and_maps(path: Path) -> None:
     write(path, XML, acquisitions())
     (kspace,) = open_kspace(path)

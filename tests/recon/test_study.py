@@ -9,11 +9,33 @@ from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import get_method
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.pipeline import reconstruct
+from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.study import Undersampling, study
 from mri_qpan.sampling_masks import make_mask, mask_hash
 
 Maker = Callable[..., KSpace]
 HALF = Undersampling.parse("lines:50%:3")
+
+
+def test_maps_of_the_oversampled_matrix(small_kspace: Maker) -> None:
+    """As `recon` takes them: cropped with the readout; others are refused before any arithmetic."""
+    kspace = small_kspace(nx=40)
+    wide = replace(kspace, recon_shape=(1, 48, 20))
+    maps = prepare(kspace).mps
+    spec = Undersampling.parse("lines:0.5")
+    found = study(wide, get_method("zero-filled"), spec, mps=maps, compress=3)
+    assert found.result.image.data.shape == (1, 48, 20)
+    with pytest.raises(InputError, match="do not fit"):
+        study(wide, get_method("zero-filled"), spec, mps=maps[:3], compress=2)
+
+
+def test_separate_calibration_lines_are_not_used(small_kspace: Maker) -> None:
+    kspace = replace(small_kspace(nx=40), recon_shape=(1, 48, 20))
+    short = np.zeros(kspace.mask.shape, bool)
+    short[:, 16:32, 10:30] = True
+    kspace = replace(kspace, calib=kspace.data * short, calib_mask=short)
+    found = study(kspace, get_method("zero-filled"), Undersampling.parse("lines:0.5"))
+    assert found.reference.data.shape == (1, 48, 20)
 
 
 def test_reference_is_the_full_image_and_a_solver_beats_zero_filling(small_kspace: Maker) -> None:
