@@ -79,8 +79,18 @@ def _training(training: dict[str, Any]) -> str:
         f"Recipe `{training.get('recipe', 'unknown')}` of mri-qpan {training.get('version', 'unknown')}: "
         f"{training.get('steps', 'unknown')} steps of {training.get('planned_steps', 'unknown')} planned, "
         f"{training.get('minutes', 'unknown')} minutes on {training.get('machine', 'unknown')}{start}."
+        + _range(training)
         + (f" Note: {training['note']}." if "note" in training else "")
     )
+
+
+def _range(training: dict[str, Any]) -> str:
+    if "ratios" not in training:
+        return ""
+    low, high = training["ratios"]
+    noise = training["largest_noise"]
+    words = f"with noise up to {noise:g} of the image's maximum" if noise else "without noise"
+    return f" Trained at {low:.0%} to {high:.0%} of the samples, {words}."
 
 
 def _figures(figures: dict[str, Any]) -> str:
