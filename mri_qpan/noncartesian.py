@@ -11,10 +11,8 @@ import math
 from typing import Any
 
 import numpy as np
-import sigpy as sp
 import torch
 from numpy.typing import NDArray
-from sigpy.mri import dcf
 from torch import Tensor
 
 from mri_qpan.encoding import SelfAdjoint
@@ -36,13 +34,17 @@ def density(coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
     shape
         Matrix of the image.
     """
+    from sigpy.mri import dcf  # SigPy takes a second to load, which samples on a grid need not wait for
+
     weights = np.abs(dcf.pipe_menon_dcf(coord, shape, show_pbar=False))
     return (weights / weights.max()).astype(np.float32)
 
 
 def grid(samples: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.complex64]:
     """Return N^H of samples (coil, ...): images (coil, *shape)."""
-    return sp.nufft_adjoint(samples, coord, (len(samples), *shape), **ACCURATE)
+    from sigpy import nufft_adjoint
+
+    return nufft_adjoint(samples, coord, (len(samples), *shape), **ACCURATE)
 
 
 class NonCartesian:
@@ -99,7 +101,9 @@ class NonCartesian:
     def forward(self, image: Tensor) -> Tensor:
         """Return A x."""
         coils = (self.mps * image.unsqueeze(1))[0].cpu().numpy()
-        return self.measured(sp.nufft(coils, self._coord, **ACCURATE))
+        from sigpy import nufft
+
+        return self.measured(nufft(coils, self._coord, **ACCURATE))
 
     def adjoint(self, samples: Tensor) -> Tensor:
         """Return A^H y."""
@@ -124,8 +128,10 @@ class NonCartesian:
 
 def _point_spread(coord: NDArray[np.float32], weights: NDArray[np.float32], shape: tuple[int, ...]) -> Tensor:
     """Return the spectrum of N^H W N's convolution on twice the matrix, centred, real."""
+    from sigpy import nufft_adjoint
+
     wide = tuple(2 * n for n in shape)
-    spread = sp.nufft_adjoint(weights.astype(np.complex64), 2 * coord, wide, **ACCURATE)
+    spread = nufft_adjoint(weights.astype(np.complex64), 2 * coord, wide, **ACCURATE)
     # SigPy's NUFFT is orthonormal on its matrix: here on the wide one, where N^H W N is on the small one.
     spread = spread * (math.sqrt(math.prod(wide)) / math.prod(shape))
     spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(spread)))

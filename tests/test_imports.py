@@ -96,3 +96,8 @@ for verb in ([], *([name] for name in get_command(app).commands)):
     app([*verb, "--help"], standalone_mode=False)
 """
     assert _loaded_after(code) == set()
+
+
+def test_a_reconstruction_starts_without_sigpy() -> None:
+    """It takes more than a second to load, and nothing on a grid needs it."""
+    assert not {"sigpy", "numba"} & _loaded_after("import mri_qpan.recon.job, mri_qpan.recon.server")
