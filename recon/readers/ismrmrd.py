@@ -225,7 +225,7 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
                     f"{(~inside).mean():.1%} of the samples lie beyond the delivered resolution: left out",
                 )
             data = np.concatenate(lines, axis=1)[:, None, None, inside]
-            scale = planned.noise_scale(index) or 1.0
+            scale = planned.noise_scale(index)
             yield KSpace(
                 data=data,
                 mask=np.ones(data.shape[1:], bool),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, Limit, MrdHeader, parse_header
+from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 
 Rows = NDArray[np.intp]
 Heads = NDArray[np.void]
@@ -158,24 +159,15 @@ class Plan:
         return geometry_of(self.central_head(index), self._recon_space(index)[1])[0]
 
     def noise_scale(self, index: Index) -> float:
-        """Return the noise power of an unaveraged sample over that of a sample of the noise scan.
-
-        Noise power goes with the receiver bandwidth: dwell_noise / dwell_image, over the noise scan's
-        relative bandwidth (Kellman and McVeigh, Magn Reson Med 54:1439, 2005).
-        """
-        bandwidth = self.measurement.header.relative_noise_bandwidth or 0.0
-        return (self._dwell_ratio(index) or 1.0) / (bandwidth if bandwidth > 0 else 1.0)
+        """Return the noise power of an image's samples over the noise scan's (`mrd_noise.noise_scale`)."""
+        return noise_scale(self.measurement, self.central_head(index))
 
     def notes(self, index: Index) -> tuple[str, ...]:
         """Return what was assumed for an image, in words."""
         measurement = self.measurement
         notes = [*measurement.notes, *self.grids[index.encoding].notes, *self._recon_space(index)[2]]
         notes += geometry_of(self.central_head(index), self._recon_space(index)[1])[1]
-        if not measurement.noise.any():
-            if measurement.heads["active_channels"][self.images[index][0]] > 1:
-                notes.append("no noise scan: the channels are taken as equally noisy and uncorrelated")
-        elif self._dwell_ratio(index) is None:
-            notes.append("no dwell times: the noise scan is taken as of the image's bandwidth")
+        notes += noise_notes(measurement, self.central_head(index))
         separate = (measurement.calibration & ~measurement.imaging).any()
         if separate and not self.calibration_rows(index).size:
             notes.append("the calibration lines are of other slices or encodings than the image: not used")
@@ -184,11 +176,6 @@ class Plan:
     def _recon_space(self, index: Index) -> tuple[tuple[int, int, int], Vector, tuple[str, ...]]:
         described = self.measurement.header.encodings[index.encoding]
         return _recon_space(described, self.grids[index.encoding].shape)
-
-    def _dwell_ratio(self, index: Index) -> float | None:
-        dwell = float(self.central_head(index)["sample_time_us"])
-        noise = np.unique(self.measurement.heads["sample_time_us"][self.measurement.noise])
-        return float(noise[0]) / dwell if noise.size == 1 and noise[0] > 0 and dwell > 0 else None
 
 
 def classify(path: Path, names: list[str], name: str, xml: str, heads: Heads) -> Measurement:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
+from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 from mri_qpan.recon.readers.mrd_plan import (
     Measurement,
     Rows,
@@ -100,15 +101,9 @@ class TrajectoryPlan:
         half = np.array(self.recon_shape[1:]) / 2
         return np.asarray((np.abs(coord) <= half).all(axis=1))
 
-    def noise_scale(self, index: Index) -> float | None:
-        """Return the noise power of a sample over that of the noise scan's, None without dwell times."""
-        measurement = self.measurement
-        bandwidth = measurement.header.relative_noise_bandwidth or 0.0
-        dwell = float(self._head(index)["sample_time_us"])
-        noise = np.unique(measurement.heads["sample_time_us"][measurement.noise])
-        if noise.size != 1 or noise[0] <= 0 or dwell <= 0:
-            return None
-        return float(noise[0]) / dwell / (bandwidth if bandwidth > 0 else 1.0)
+    def noise_scale(self, index: Index) -> float:
+        """Return the noise power of an image's samples over the noise scan's (`mrd_noise.noise_scale`)."""
+        return noise_scale(self.measurement, self._head(index))
 
     def geometry(self, index: Index) -> Geometry:
         """Return place and size of the image to deliver."""
@@ -128,10 +123,7 @@ class TrajectoryPlan:
         )
         if (heads["trajectory_dimensions"] > 2).any():
             notes.append("only kx and ky of the trajectory were used")
-        if not measurement.noise.any() and heads["active_channels"][0] > 1:
-            notes.append("no noise scan: the channels are taken as equally noisy and uncorrelated")
-        if measurement.noise.any() and self.noise_scale(index) is None:
-            notes.append("no dwell times: the noise scan is taken as of the image's bandwidth")
+        notes += noise_notes(measurement, self._head(index))
         return tuple(notes)
 
     def _head(self, index: Index) -> np.void:

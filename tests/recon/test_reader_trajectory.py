@@ -96,18 +96,26 @@ def test_samples_beyond_the_delivered_resolution_are_left_out(path: Path) -> Non
     assert small.figures.residual < 0.25
 
 
-def test_the_noise_scan_has_its_own_dwell_time(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dwell", "bandwidth", "power"),
+    [((20.0, 5.0), None, 8.0), ((20.0, 5.0), 0.5, 16.0), ((0.0, 0.0), 0.5, 4.0)],
+)
+def test_the_noise_scan_has_its_own_bandwidth(
+    path: Path, dwell: tuple[float, float], bandwidth: float | None, power: float
+) -> None:
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((2, COILS, 4000), np.float32)
     noise = ismrmrd.Acquisition.from_array((samples[0] + 1j * samples[1]).astype(np.complex64))
     noise.set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-    noise.sample_time_us = 20.0
+    noise.sample_time_us = dwell[0]
     made = acquisitions()
     for acquisition in made:
-        acquisition.sample_time_us = 5.0
-    write(path, XML, [noise, *made])
+        acquisition.sample_time_us = dwell[1]
+    name = "relativeReceiverNoiseBandwidth"
+    system = "" if bandwidth is None else f"<{name}>{bandwidth}</{name}>"
+    write(path, header_xml((2 * N, 2 * N, 1), (N, N, 1), trajectory="radial", system=system), [noise, *made])
     (kspace,) = open_kspace(path)
-    np.testing.assert_allclose(np.diag(kspace.noise_covariance).real, 8.0, rtol=0.1)
+    np.testing.assert_allclose(np.diag(kspace.noise_covariance).real, power, rtol=0.1)
 
 
 def test_network_hard_dc_and_maps(path: Path) -> None:
