@@ -1,0 +1,232 @@
+"""Sessions with the MRD server that do not go well, and that none of them harms another."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mrd_files import line, lines, random_kspace
+from mrd_sessions import KSPACE, NX, SLICE, XML, flagged, images, talk, texts, zero_filled
+
+from mri_qpan.errors import InputError, ModelError
+from mri_qpan.recon import mrd_stream
+from mri_qpan.recon.job import Job
+from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.server import Server, Settings
+
+BAD: dict[str, tuple[list[Any], str]] = {
+    "garbage": ([b"\xff" * 64], "not MRD"),
+    "lengths that lie": ([struct.pack("<HI", 5, 2**31)], "beyond any of MRD's"),
+    "a huge acquisition": (
+        [ConfigFile("default"), HeaderText(XML), struct.pack("<H", 1008) + b"\xff" * 340],
+        "error",
+    ),
+    "an acquisition before the header": ([ConfigFile("default"), SLICE[0]], "before the header"),
+    "two headers": ([ConfigFile("default"), HeaderText(XML), HeaderText(XML)], "a second header"),
+    "two configs": ([ConfigFile("default"), ConfigFile("default")], "a second config"),
+    "no xml": ([ConfigFile("default"), HeaderText("nothing")], "not valid XML"),
+    "other channels": (
+        [ConfigFile("default"), HeaderText(XML), SLICE[0], line(random_kspace(2, NX), ky=1), *SLICE[2:]],
+        "channels",
+    ),
+    "lines outside": (
+        [ConfigFile("default"), HeaderText(XML), line(KSPACE[:, 0], ky=500)],
+        "outside the encoded matrix",
+    ),
+    "a broken method": ([ConfigFile("broken"), HeaderText(XML), *SLICE], "a bug"),
+    "no NaN": ([ConfigFile("default"), HeaderText(XML), *flagged(KSPACE * np.nan)], "NaN"),
+}
+
+
+class TestBadSessions:
+    @pytest.mark.parametrize("name", BAD)
+    def test_end_in_a_text_and_close_and_the_next_client_is_served(self, serve, name: str) -> None:
+        address = serve()
+        messages, words = BAD[name]
+        answer = (
+            talk(address, *messages, close=False)
+            if name in ("garbage", "lengths that lie")
+            else talk(address, *messages)
+        )
+        assert "error:" in texts(answer)
+        assert words in texts(answer)
+        assert len(images(talk(address, ConfigFile("default"), HeaderText(XML), *SLICE))) == 1
+
+    def test_a_bad_image_does_not_end_its_session(self, serve) -> None:
+        bad = [line(KSPACE[:, 0], ky=500, slice=0, flags=[ismrmrd.ACQ_LAST_IN_SLICE])]
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *bad, *flagged(KSPACE, slice=1))
+        assert "error:" in texts(answer)
+        assert [image.slice for image in images(answer)] == [1]
+
+    def test_silence(self, serve) -> None:
+        answer = talk(serve(patience=0.3), ConfigFile("default"), HeaderText(XML), close=False)
+        assert "error: timed out" in texts(answer)
+
+    def test_leaving_in_the_middle(self, serve) -> None:
+        address = serve()
+        with socket.create_connection(address) as connection:
+            writer = MrdWriter(connection)
+            writer.serialize(ConfigFile("default"))
+            writer.serialize(HeaderText(XML))
+            connection.sendall(struct.pack("<H", 1008) + bytes(100))
+        assert len(images(talk(address, ConfigFile("default"), HeaderText(XML), *SLICE))) == 1
+
+    def test_more_samples_than_allowed(self, serve) -> None:
+        answer = talk(serve(memory=1000), ConfigFile("default"), HeaderText(XML), *lines(KSPACE))
+        assert "more than 1000 bytes" in texts(answer)
+
+    def test_late_lines_are_told_of(self, serve) -> None:
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *SLICE, *flagged(KSPACE))
+        assert len(images(answer)) == 2
+        assert "came after their image was complete" in texts(answer)
+
+    def test_more_clients_than_places_wait(self, serve) -> None:
+        address = serve(clients=1)
+        with socket.create_connection(address, timeout=30) as first:
+            MrdWriter(first).serialize(ConfigFile("default"))
+            answers: list[Any] = []
+            second = threading.Thread(
+                target=lambda: answers.extend(talk(address, ConfigFile("default"), HeaderText(XML), *SLICE))
+            )
+            second.start()
+            time.sleep(0.5)
+            assert not answers
+            MrdWriter(first).close()
+        second.join(30)
+        assert len(images(answers)) == 1
+
+    def test_a_stop_lets_sessions_end(self) -> None:
+        server = Server(Settings(jobs={"default": zero_filled}, default="default", port=0))
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        with socket.create_connection(server.address, timeout=30) as connection:
+            writer = MrdWriter(connection)
+            writer.serialize(ConfigFile("default"))
+            writer.serialize(HeaderText(XML))
+            time.sleep(0.5)
+            server.stop()
+            for acquisition in SLICE:
+                writer.serialize(acquisition)
+            writer.close()
+            assert len(images(list(MrdReader(connection)))) == 1
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def whole() -> bytes:
+    """A good session's bytes."""
+    ours, theirs = socket.socketpair()
+    writer = MrdWriter(ours)
+    for message in (ConfigFile("default"), HeaderText(XML), *flagged(KSPACE[:, :6])):
+        writer.serialize(message)
+    writer.close()
+    ours.close()
+    found = b""
+    while part := theirs.recv(2**20):
+        found += part
+    theirs.close()
+    return found
+
+
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
+    cut=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=150)
+def test_mutated_streams_are_read_or_refused(whole: bytes, flips: list[tuple[int, int]], cut: float) -> None:
+    damaged = bytearray(whole)
+    for place, value in flips:
+        damaged[place % len(damaged)] = value
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10)
+    sender = threading.Thread(target=_pour, args=(ours, bytes(damaged[: int(len(damaged) * cut)])))
+    sender.start()
+    with contextlib.suppress(InputError), theirs:
+        for _ in MrdReader(theirs):
+            pass
+    sender.join()
+
+
+def _pour(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError), connection:
+        connection.sendall(data)
+
+
+def test_hundreds_of_mutated_sessions(serve, whole: bytes) -> None:
+    """The server answers each of them and then a good one."""
+    address = serve(patience=2.0)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(damaged), size=rng.integers(1, 5)):
+            damaged[place] = rng.integers(256)
+        with socket.create_connection(address, timeout=20) as connection:
+            try:
+                connection.sendall(damaged[: rng.integers(len(damaged) // 2, len(damaged) + 1)])
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):
+                    pass
+            except OSError:
+                continue
+    assert len(images(talk(address, ConfigFile("default"), HeaderText(XML), *SLICE))) == 1
+
+
+def test_nothing_is_allocated_before_it_arrives() -> None:
+    ours, theirs = socket.socketpair()
+    ours.sendall(struct.pack("<HI", 3, mrd_stream.LARGEST_TEXT) + b"x" * 100)
+    ours.close()
+    with pytest.raises(InputError, match="ended in the middle"):
+        list(MrdReader(theirs))
+    theirs.close()
+
+
+class TestRobustness:
+    def test_patience_outlives_a_bad_image(self, serve, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mri_qpan.recon.server.GIVE_UP", 0.2)
+        with socket.create_connection(serve(), timeout=30) as connection:
+            writer, reader = MrdWriter(connection), iter(MrdReader(connection))
+            for message in (ConfigFile("default"), HeaderText(XML)):
+                writer.serialize(message)
+            writer.serialize(line(KSPACE[:, 0], ky=500, flags=[ismrmrd.ACQ_LAST_IN_SLICE]))
+            assert "error:" in next(reader)
+            time.sleep(0.6)
+            for acquisition in flagged(KSPACE, slice=1):
+                writer.serialize(acquisition)
+            writer.close()
+            assert len(images(list(reader))) == 1
+
+    def test_draining_needs_no_memory(self, serve, tmp_path: Path) -> None:
+        answer = talk(serve(memory=1000), ConfigFile("null"), HeaderText(XML), *lines(KSPACE))
+        assert "error" not in texts(answer)
+        assert "started without --save" in texts(answer)
+
+    def test_a_config_that_fails_is_told(self, serve) -> None:
+        def missing() -> Job:
+            raise ModelError("site.safetensors: no such model file")
+
+        address = serve(jobs={"default": missing})
+        answer = talk(address, ConfigFile("default"), HeaderText(XML), *SLICE)
+        assert "error: site.safetensors: no such model file" in texts(answer)
+
+    def test_a_folder_that_cannot_be_written_costs_no_image(self, serve, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        address = serve(save=tmp_path / "file")
+        answer = talk(address, ConfigFile("default"), HeaderText(XML), *SLICE)
+        assert len(images(answer)) == 1
+        assert "cannot be kept" in texts(answer)
+
+    def test_damaged_images(self, serve) -> None:
+        image = ismrmrd.Image.from_array(np.ones((1, 1, 4, 5), np.float32))
+        damaged = struct.pack("<H", 1022) + bytes(image.getHead()) + struct.pack("<Q", 8) + b"<not xml"
+        damaged += image.data.tobytes()
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), damaged, close=False)
+        assert "error: not MRD, or damaged" in texts(answer)
