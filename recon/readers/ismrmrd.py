@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index, KSpace
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
-from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, name_of, plan
+from mri_qpan.recon.readers.mrd_checks import name_of
+from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, plan
 from mri_qpan.recon.readers.mrd_trajectory import TrajectoryPlan, is_along_trajectory, plan_trajectory
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream

@@ -7,14 +7,13 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
+from mri_qpan.recon.readers.mrd_checks import check_channels, name_of
 from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 from mri_qpan.recon.readers.mrd_plan import (
     Measurement,
     Rows,
-    check_channels,
     geometry_of,
     group,
-    name_of,
     stamp_of,
 )
 
