@@ -120,6 +120,9 @@ def brain(
         str | None, typer.Option(help="Comma-separated models instead of all that ship; names or files.")
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Take the first images only.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for charts and a case with error maps; none without it.")
+    ] = None,
     threads: Threads = 1,
 ) -> None:
     """Repeat the published experiment: real images, pseudo-radial masks, one coil.
@@ -129,6 +132,7 @@ def brain(
     from mri_qpan import models
     from mri_qpan.benchmark import brain as protocol
     from mri_qpan.benchmark import machine
+    from mri_qpan.benchmark.charts import charts
     from mri_qpan.recon.cases import read_masks, read_pictures
     from mri_qpan.recon.files import output_folder, staged
 
@@ -145,7 +149,11 @@ def brain(
                 model,
                 model.config.channels == 1,
                 models.model_path(name).stat().st_size,
-                {"sha256": model.sha256[:12], "engine": model.engine},
+                {
+                    "sha256": model.sha256[:12],
+                    "engine": model.engine,
+                    "training": {key: model.card["training"].get(key) for key in protocol.TRAINING},
+                },
             )
         )
     with _progress(len(pictures) * len(chosen)) as advance:
@@ -156,6 +164,12 @@ def brain(
     with staged(output) as stage:
         (stage / "brain.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (stage / "brain.md").write_text(report, encoding="utf-8")
+    if figures is not None:
+        with staged(output_folder(figures)) as stage:
+            for name, chart in charts(results, protocol.PUBLISHED).items():
+                chart.savefig(stage / f"{name}.png", dpi=130)
+            sheet = protocol.example(pictures, chosen, contenders, results)
+            sheet.save(stage / "brain-case.png", optimize=True)
     typer.echo(report.partition("## Masks")[0])
     typer.echo(f"All values: {output / 'brain.json'}")
 
@@ -252,8 +266,10 @@ def _draw(compared: Sequence[Compared], methods: Sequence[Method], folder: Path)
         psnr = {outcome.method: outcome.metrics["psnr"] for outcome in entry.outcomes}
         best = max((name for name in psnr if name not in networks), key=lambda name: psnr[name])
         shown = dict.fromkeys(["zero-filled", best, *networks])
-        images = [(name, entry.images[name]) for name in shown if name in entry.images]
-        comparison(entry.case, images).save(folder / f"{entry.case.group}.png", optimize=True)
+        images = [
+            (f"{name}  {psnr[name]:.2f} dB", entry.images[name]) for name in shown if name in entry.images
+        ]
+        comparison(entry.case.reference, images).save(folder / f"{entry.case.group}.png", optimize=True)
 
 
 def _print(results: dict[str, Any]) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from mri_qpan import metrics
+from mri_qpan.benchmark.figures import comparison
 from mri_qpan.encoding import Encoding, RealEncoding, Reconstructor
 from mri_qpan.sampling_masks import mask_hash, ratio_of
 
@@ -38,8 +40,12 @@ PUBLISHED: dict[str, dict[int, float]] = {
 
 EXPLANATION = """\
 Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE by ratio from left to right;
-seconds are the median of a slice, averaged over ratios. Published rows are the paper's own figures (Nareddy
-et al., Table 4), from one model a ratio."""
+seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, beside the
+recipe's where they are fewer (undertrained). Published rows are the paper's own figures (Nareddy et al., Table 4), from
+one model a ratio."""
+
+TRAINING = ("recipe", "steps", "planned_steps", "minutes", "steps_before", "minutes_before", "machine")
+"""What the table's values repeat of a model's card."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Contender:
     size
         Bytes of its model file, None without one.
     stated
-        Printed with its results: hash, engine.
+        Printed with its results: hash, engine, training.
     """
 
     name: str
@@ -125,14 +131,14 @@ def compare(
     """
     torch.set_num_threads(threads)
     for contender in contenders:
-        _reconstruct(contender, pictures[0].image, next(iter(masks.values())))
+        reconstruct(contender, pictures[0].image, next(iter(masks.values())))
     results = []
     for percent, mask in masks.items():
         values: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
         for picture in pictures:
             progress(f"{percent} %: {picture.name}")
             for contender in contenders:
-                image, seconds = _reconstruct(contender, picture.image, mask)
+                image, seconds = reconstruct(contender, picture.image, mask)
                 values[contender.name].append({**score(picture.image, image), "seconds": seconds})
         results += [_result(name, percent, found) for name, found in values.items()]
     return {
@@ -148,9 +154,10 @@ def compare(
 
 
 @torch.inference_mode()
-def _reconstruct(
+def reconstruct(
     contender: Contender, image: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> tuple[NDArray[Any], float]:
+    """Return what a contender makes of an image's samples, (y, x), and the seconds it took."""
     where = torch.from_numpy(mask)[None]
     x = torch.from_numpy(image)[None]
     encoding: RealEncoding | Encoding = RealEncoding(where)
@@ -189,8 +196,8 @@ def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]
 def to_markdown(results: Mapping[str, Any]) -> str:
     """Return the report: command, machine, the table with the published rows beside ours, masks, images."""
     percents = [mask["percent"] for mask in results["masks"]]
-    head = f"| method | {' | '.join(f'{p} %' for p in percents)} | SSIM | NMSE | s a slice | bytes |"
-    lines = [head, "|---" * (len(percents) + 5) + "|"]
+    head = f"| method | {' | '.join(f'{p} %' for p in percents)} | SSIM | NMSE | s a slice | bytes | steps |"
+    lines = [head, "|---" * (len(percents) + 6) + "|"]
     for contender in results["contenders"]:
         cells = [_find(results, contender["name"], p) for p in percents]
         size = "" if contender["bytes"] is None else f"{contender['bytes']:,}"
@@ -201,11 +208,12 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         nmse = " / ".join(f"{cell['nmse']:.5f}" for cell in cells)
         seconds = fmean(cell["seconds"] for cell in cells)
         lines.append(
-            f"| {contender['name']} | {' | '.join(means)} | {ssim} | {nmse} | {seconds:.3g} | {size} |"
+            f"| {contender['name']} | {' | '.join(means)} | {ssim} | {nmse} | {seconds:.3g} | {size} "
+            f"| {_steps(contender.get('training'))} |"
         )
     for name, figures in PUBLISHED.items():
         means = [f"{figures[p]:.2f}" if p in figures else "" for p in percents]
-        lines.append(f"| {name}, published | {' | '.join(means)} | | | | |")
+        lines.append(f"| {name}, published | {' | '.join(means)} | | | | | |")
     masks = [f"- {m['percent']} %: {m['hash']}, {m['ratio']:.2%} of the samples" for m in results["masks"]]
     images = ", ".join(f"{i['name']} {i['sha256']}" for i in results["images"])
     machine = "; ".join(f"{name} {value}" for name, value in results["machine"].items())
@@ -221,6 +229,34 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         f"{images}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def example(
+    pictures: Sequence[Picture],
+    masks: Mapping[int, NDArray[np.bool_]],
+    contenders: Sequence[Contender],
+    results: Mapping[str, Any],
+) -> Image:
+    """Draw the most typical case at the fewest samples: images in a row, five times their errors below.
+
+    The case is the one whose PSNR by the last contender is the median, so that nobody picks a pretty one.
+    """
+    percent = min(masks)
+    last = _find(results, contenders[-1].name, percent)["images"]
+    chosen = int(np.argsort([value["psnr"] for value in last])[len(last) // 2])
+    truth = pictures[chosen].image
+    drawn = []
+    for contender in contenders:
+        image = np.clip(reconstruct(contender, truth, masks[percent])[0], 0, 1)
+        drawn.append((f"{contender.name}  {score(truth, image)['psnr']:.2f} dB", image))
+    return comparison(truth, drawn)
+
+
+def _steps(training: Mapping[str, Any] | None) -> str:
+    if not training:
+        return ""
+    steps, planned = training["steps"] + (training["steps_before"] or 0), training["planned_steps"]
+    return f"{steps:,} (undertrained: {planned:,} planned)" if steps < planned else f"{steps:,}"
 
 
 def _find(results: Mapping[str, Any], name: str, percent: int) -> dict[str, Any]:

@@ -9,34 +9,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from mri_qpan import metrics
-from mri_qpan.benchmark.case import Case
-
 ERROR_GAIN = 5
 BAR = 16
 WHITE = 255
 
 
-def comparison(case: Case, images: Sequence[tuple[str, NDArray[Any]]]) -> Image.Image:
+def comparison(reference: NDArray[Any], images: Sequence[tuple[str, NDArray[Any]]]) -> Image.Image:
     """Draw the reference and `images` in a row, and below each its error, five times brighter.
 
     Parameters
     ----------
-    case
-        Gives the reference; grey values are windowed to its 99.8th percentile.
+    reference
+        Magnitude (y, x) of the fully sampled image; grey values are windowed to its 99.8th percentile.
     images
-        (name, magnitude (y, x)), from left to right.
+        (label, magnitude (y, x)), from left to right.
 
     Returns
     -------
     PIL.Image.Image
         8-bit grey.
     """
-    white = float(np.quantile(case.reference, 0.998)) or 1.0
-    panels = [_panel("fully sampled", case.reference / white, 0 * case.reference)]
-    for name, image in images:
-        label = f"{name}  {metrics.psnr(case.reference, image):.2f} dB"
-        panels.append(_panel(label, image / white, ERROR_GAIN * np.abs(image - case.reference) / white))
+    white = float(np.quantile(reference, 0.998)) or 1.0
+    panels = [_panel("fully sampled", reference / white, 0 * reference)]
+    for label, image in images:
+        panels.append(_panel(label, image / white, ERROR_GAIN * np.abs(image - reference) / white))
     width = sum(panel.width for panel in panels)
     sheet = Image.new("L", (width, panels[0].height))
     left = 0

@@ -285,7 +285,7 @@ def test_machine_is_described() -> None:
 def test_comparison_draws_every_panel() -> None:
     case = make_case()
     perfect = case.reference.copy()
-    sheet = comparison(case, [("perfect", perfect), ("off", perfect + 4)])
+    sheet = comparison(case.reference, [("perfect", perfect), ("off", perfect + 4)])
     height, width = case.reference.shape
     assert sheet.width == 3 * width
     pixels = np.asarray(sheet)

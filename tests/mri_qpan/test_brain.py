@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mri_qpan.benchmark import brain
+from mri_qpan.benchmark import brain, charts
 from mri_qpan.cli.main import run
 from mri_qpan.errors import InputError
 from mri_qpan.recon.cases import read_masks, read_pictures
@@ -80,7 +80,7 @@ def test_contenders_get_the_same_samples_real_or_complex(folders):
 def test_the_command_writes_table_and_values(folders, capsys, monkeypatch):
     images, masks, out = (str(folders / name) for name in ("images", "masks", "out"))
     command = ["mri-qpan", "benchmark", "brain", images, "--masks", masks, "--ratios", "20,50", "-o", out]
-    monkeypatch.setattr("sys.argv", [*command, "--methods", "qpan+-1bit"])
+    monkeypatch.setattr("sys.argv", [*command, "--methods", "qpan+-1bit", "--figures", f"{out}/figures"])
     with pytest.raises(SystemExit) as stop:
         run()
     assert not stop.value.code
@@ -90,6 +90,36 @@ def test_the_command_writes_table_and_values(folders, capsys, monkeypatch):
     text = (folders / "out" / "brain.md").read_text()
     assert "| PAN+, published | 38.90 | 44.29 |" in text
     assert "zero-filled" in capsys.readouterr().out
+    trained = next(c for c in results["contenders"] if c["name"] == "qpan+-1bit")["training"]
+    assert trained["steps"] > 0
+    for chart in ("psnr-bars", "psnr-ratio", "psnr-bytes"):
+        with Image.open(folders / "out" / "figures" / f"{chart}.png") as image:
+            assert np.asarray(image).std() > 0
+    with Image.open(folders / "out" / "figures" / "brain-case.png") as sheet:
+        assert sheet.width == 3 * 32  # the truth and two contenders
+
+
+def test_charts_show_the_figures():
+    results = {
+        "masks": [{"percent": 20}, {"percent": 50}],
+        "contenders": [{"name": "a", "bytes": 1000}, {"name": "b", "bytes": None}],
+        "results": [
+            {"contender": name, "percent": percent, "psnr": psnr, "psnr_interval": [psnr - 1, psnr + 2]}
+            for name, percent, psnr in [("a", 20, 30.0), ("a", 50, 40.0), ("b", 20, 31.0), ("b", 50, 41.0)]
+        ],
+    }
+    drawn = charts.charts(results, {"them": {20: 35.0}})
+    heights = [bar.get_height() for bar in drawn["psnr-bars"].axes[0].patches]
+    assert heights == [30.0, 40.0, 31.0, 41.0, 35.0]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in drawn["psnr-ratio"].axes[0].lines}
+    assert lines == {"a": [30.0, 40.0], "b": [31.0, 41.0], "them, published": [35.0]}
+    assert [line.get_xdata() for line in drawn["psnr-bytes"].axes[0].lines] == [[1000], [1000]]
+
+
+def test_an_early_end_of_training_is_said():
+    early = {"steps": 10, "planned_steps": 40, "steps_before": 5}
+    assert brain._steps(early) == "15 (undertrained: 40 planned)"
+    assert brain._steps({**early, "steps": 35}) == "40"
 
 
 @pytest.mark.parametrize(
