@@ -27,8 +27,8 @@ def charts(results: Mapping[str, Any], published: Mapping[str, Mapping[int, floa
     Returns
     -------
     dict
-        By file name without suffix: `psnr-bars` (mean PSNR with its bootstrap interval), `psnr-ratio` (against
-        the percent of samples) and, where a contender is a file, `psnr-bytes` (against its size).
+        By file name without suffix: `psnr-bars` (mean PSNR with its bootstrap interval), `psnr-ratio`
+        (against the percent of samples) and, where a contender is a file, `psnr-bytes` (against its size).
 
     Raises
     ------
