@@ -120,9 +120,7 @@ def _bytes(
     top = max(percents, key=lambda p: found[ordered[0], p]["psnr"])
     for name in ordered:
         place = (sizes[name], found[name, top]["psnr"])
-        axes.annotate(
-            name, place, xytext=(0, 6), textcoords="offset points", fontsize="x-small", ha="center"
-        )
+        axes.annotate(name, place, xytext=(0, 6), textcoords="offset points", fontsize="x-small", ha="center")
     axes.set_xscale("log")
     axes.set_xticks([sizes[name] for name in ordered], [f"{sizes[name] / 1000:.0f}" for name in ordered])
     axes.minorticks_off()
