@@ -62,6 +62,7 @@ def pics(
     from mri_qpan.methods import find_device
     from mri_qpan.models import DEFAULT, load_model
     from mri_qpan.recon import pics as work
+    from mri_qpan.recon.files import output_folder, staged
 
     model = DEFAULT
     unused = [
@@ -85,6 +86,7 @@ def pics(
             unused.append(f"-R {term}")
     if unused:
         typer.echo(f"mri-qpan pics: {model} has no use for {', '.join(unused)}", err=True)
+    output_folder(output.parent)
     device = find_device("cuda" if gpu else "cpu")
     network = load_model(model, device)
     arrays = work.Arrays(
@@ -93,7 +95,7 @@ def pics(
         None if pattern is None else work.full(bart.read_cfl(pattern)),
         None if trajectory is None else work.full(bart.read_cfl(trajectory)),
     )
-    image = work.reconstruct(arrays, network, model, device)
+    image = work.reconstruct(arrays, network, device)
     if not rescale:
         image = image / (scale or work.scaling(arrays))
     files = " ".join(f"<{path}" for path in (trajectory, pattern, sensitivities, kspace) if path is not None)
@@ -105,4 +107,5 @@ def pics(
         "# Creator",
         f"mri-qpan {__version__} {network.name} {network.sha256[:12]}",
     ]
-    bart.write_cfl(output, image, made_by)
+    with staged(output.parent) as stage:
+        bart.write_cfl(stage / output.name, image, made_by)

@@ -12,6 +12,7 @@ from sigpy.mri import linop
 
 from mri_qpan.encoding import Encoding, from_linop
 from mri_qpan.models import DEFAULT, load_model
+from mri_qpan.models.store import Model
 from mri_qpan.noncartesian import NonCartesian
 
 
@@ -32,7 +33,7 @@ class QPanRecon(sp.app.App):
     coord
         Coordinates of non-Cartesian samples (..., samples, ndim) in cycles a field of view, as in SigPy.
     model
-        Name of a shipped model or path of a model file.
+        Name of a shipped model, path of a model file, or a model loaded already (then `device` is its own).
     device
         Where to run it: a `sigpy.Device` or its number, -1 for the CPU.
     show_pbar
@@ -56,7 +57,7 @@ class QPanRecon(sp.app.App):
         mps: Any,
         weights: Any = None,
         coord: Any = None,
-        model: str = DEFAULT,
+        model: str | Model = DEFAULT,
         device: Any = sp.cpu_device,
         show_pbar: bool = True,
     ) -> None:
@@ -68,7 +69,7 @@ class QPanRecon(sp.app.App):
         _check(y, mps, weights, coord)
         number = sp.Device(device).id
         place = torch.device("cpu" if number < 0 else f"cuda:{number}")
-        network = load_model(model, place)
+        network = load_model(model, place) if isinstance(model, str) else model
 
         def reconstruct() -> NDArray[np.complex64]:
             adjoint, normal = _problem(y, mps, weights, coord, place)

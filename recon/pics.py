@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from mri_qpan.app import QPanRecon
 from mri_qpan.bart import DIMENSIONS
-from mri_qpan.encoding import Encoding, Reconstructor
+from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.fourier import ifft_numpy
+from mri_qpan.models.store import Model
 
 Complex = NDArray[np.complex64]
 LOOPED = DIMENSIONS - 5
@@ -53,19 +54,17 @@ def full(array: Complex) -> Complex:
     return array.reshape((1,) * (DIMENSIONS - array.ndim) + array.shape)
 
 
-def reconstruct(arrays: Arrays, network: Reconstructor, model: str, device: torch.device) -> Complex:
+def reconstruct(arrays: Arrays, model: Model, device: torch.device) -> Complex:
     """Reconstruct every entry of the looped dimensions.
 
     Parameters
     ----------
     arrays
         What to reconstruct.
-    network
-        A trained network; classical solvers expect images of another scale.
     model
-        Its name or path, for samples along a trajectory.
+        A trained network, loaded; classical solvers expect images of another scale.
     device
-        Where it runs.
+        Where it was loaded.
 
     Returns
     -------
@@ -93,7 +92,7 @@ def reconstruct(arrays: Arrays, network: Reconstructor, model: str, device: torc
             along = _entry(arrays.trajectory, index)[0, 0].real
             found[index] = _along_trajectory(kspace, mps, pattern, along, model, device)
         else:
-            found[index] = _cartesian(kspace, mps, pattern, network, model, device)
+            found[index] = _cartesian(kspace, mps, pattern, model, device)
     seen = (arrays.sensitivities != 0).any(-4, keepdims=True)
     image = np.where(seen, found / np.float32(g), 0).astype(np.complex64)
     if not np.isfinite(image).all():
@@ -145,8 +144,7 @@ def _cartesian(
     kspace: Complex,
     mps: Complex,
     pattern: NDArray[np.float32] | None,
-    network: Reconstructor,
-    model: str,
+    model: Model,
     device: torch.device,
 ) -> Complex:
     """Return (maps, 1, z, y, x) for k-space (coil, z, y, x)."""
@@ -174,7 +172,7 @@ def _cartesian(
     ).to(device)
     adjoint = encoding.adjoint(torch.from_numpy(kspace.reshape(1, -1, *spatial)).to(device))
     with torch.inference_mode():
-        image = network(adjoint, encoding.normal)[0].cpu().numpy()
+        image = model(adjoint, encoding.normal)[0].cpu().numpy()
     return image.reshape(len(mps), 1, *kspace.shape[1:])
 
 
@@ -183,7 +181,7 @@ def _along_trajectory(
     mps: Complex,
     pattern: NDArray[np.float32] | None,
     trajectory: NDArray[np.float32],
-    model: str,
+    model: Model,
     device: torch.device,
 ) -> Complex:
     """Return (1, 1, z, y, x) for samples (coil, spokes, samples, 1)."""
