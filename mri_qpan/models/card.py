@@ -90,7 +90,14 @@ def _range(training: dict[str, Any]) -> str:
     low, high = training["ratios"]
     noise = training["largest_noise"]
     words = f"with noise up to {noise:g} of the image's maximum" if noise else "without noise"
-    return f" Trained at {low:.0%} to {high:.0%} of the samples, {words}."
+    seen = training.get("seen")
+    if seen is None:
+        return f" Trained at {low:.0%} to {high:.0%} of the samples, {words}."
+    ranges = ", ".join(f"{name} {least:g} to {most:g}" for name, (least, most) in seen.items())
+    return (
+        f" Trained at {low:.0%} to {high:.0%} of the samples, {words}. Statistics of its measurements "
+        f"(`mri_qpan.likeness`): {ranges}."
+    )
 
 
 def _figures(figures: dict[str, Any]) -> str:

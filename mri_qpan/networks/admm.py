@@ -95,7 +95,7 @@ class ADMMNetwork(Network[ADMMConfig]):
     ) -> tuple[list[Tensor], Tensor]:
         run = self._general if self.config.layer == "admm-csnet" else self._net
         images = run(target, normal)
-        return images if self._needs_gradient(target) else images[-1:], target.real.new_zeros(())
+        return images if self._needs_gradient(target) else images[-2:], target.real.new_zeros(())
 
     def _net(self, target: Tensor, normal: Normal) -> list[Tensor]:
         x, images = target, [target]

@@ -75,6 +75,21 @@ class Network(nn.Module, ABC, Generic[C]):
         """
         return self._scaled(adjoint, normal, frozenset())[0][-1]
 
+    def reconstruct(self, adjoint: Tensor, normal: Normal) -> tuple[Tensor, Tensor]:
+        """Reconstruct as `forward` does, and say how far the network has settled.
+
+        Returns
+        -------
+        image
+            As `forward` returns it.
+        moved
+            (batch,): how far the last layer has moved the image, relative to it.
+        """
+        before, image = self._scaled(adjoint, normal, frozenset())[0][-2:]
+        size = image.abs().flatten(1).square().sum(1)
+        apart = (image - before).abs().flatten(1).square().sum(1)
+        return image, (apart / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
+
     def forward_for_training(
         self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
     ) -> tuple[list[Tensor], Tensor]:
@@ -98,7 +113,7 @@ class Network(nn.Module, ABC, Generic[C]):
     def _unfold(
         self, target: Tensor, normal: Normal, constrained: frozenset[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Return images and constraint of A^H y at unit scale; the last image alone without gradients."""
+        """Return images and constraint of A^H y at unit scale; the last two images alone without gradients."""
 
     def compile_step(self) -> None:
         """Run through `torch.compile` what gains by it (needs a C++ compiler on a CPU)."""

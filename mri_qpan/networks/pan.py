@@ -268,8 +268,8 @@ class ProximalNetwork(Network[NetworkConfig]):
                 x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
             if lift is not None:
                 x = lifted(x, lift)
-            # Without gradients only the last image is asked for; the others would hold memory.
-            images = [*images, x] if training else [x]
+            # Without gradients only the last two images are asked for; the others would hold memory.
+            images = [*images, x] if training else [images[-1], x]
             if term is not None:
                 total = total + term
         return images, total

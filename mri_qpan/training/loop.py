@@ -33,6 +33,7 @@ from mri_qpan.scaling import robust_scale
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.log import Log
 from mri_qpan.training.muon import Muon
+from mri_qpan.training.ranges import ranges_of
 from mri_qpan.training.recipe import Recipe
 from mri_qpan.training.simulate import MAX_NOISE, Calibrate, Case, Simulation
 from mri_qpan.training.validation import Score, evaluate, validation_cases
@@ -44,6 +45,9 @@ CLIP = 1.0
 
 SCALARS = 10.0
 """Learning rate of thresholds, gates and powers, relative to the convolutions'."""
+
+MEASURED, UNSEEN = 150, 10**6
+"""Batches that the ranges of a model's card are taken from, and what sets their seed apart."""
 
 PHASE = 0.1
 """Weight of the last image's complex error beside that of its magnitude, which is what people look at.
@@ -120,16 +124,7 @@ def train(
         )
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(recipe, folder, device, init)
-    data = Simulation(
-        bank.of(set(recipe.groups)),
-        list(recipe.sizes),
-        recipe.pixels,
-        recipe.ratios,
-        recipe.seed + 1000 * _rank(),
-        recipe.steps,
-        recipe.published,
-        calibrate,
-    )
+    data = _simulation(recipe, bank, recipe.seed + 1000 * _rank(), recipe.steps, calibrate)
     cases = validation_cases(bank, recipe.published, calibrate) if _rank() == 0 else []
     stop = _StopSignal()
     loader = DataLoader(
@@ -163,8 +158,33 @@ def train(
     if _rank() == 0:
         if not stop.asked:
             run.validate(cases, losses)
+            if not recipe.published:
+                note_ranges(run.model_file, recipe, bank, device, calibrate)
         run.save()
     return run.model_file
+
+
+def note_ranges(
+    file: Path, recipe: Recipe, bank: Bank, device: torch.device, calibrate: Calibrate | None
+) -> None:
+    """Write into a model's card what it met in training (`ranges.ranges_of`), from fresh simulations."""
+    model = store.load(file, device, engine="float32")
+    data = _simulation(recipe, bank, recipe.seed + UNSEEN, MEASURED, calibrate)
+    ranges = ranges_of(model, (data[index] for index in range(MEASURED)), device)
+    store.save(file, model, model.name, model.card | {"training": model.card["training"] | {"seen": ranges}})
+
+
+def _simulation(recipe: Recipe, bank: Bank, seed: int, steps: int, calibrate: Calibrate | None) -> Simulation:
+    return Simulation(
+        bank.of(set(recipe.groups)),
+        list(recipe.sizes),
+        recipe.pixels,
+        recipe.ratios,
+        seed,
+        steps,
+        recipe.published,
+        calibrate,
+    )
 
 
 class _Run:

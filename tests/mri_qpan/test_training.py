@@ -65,6 +65,12 @@ def bank():
     return Bank(images, ["disc"] * 9 + ["disc/val"] * 3)
 
 
+@pytest.fixture(autouse=True)
+def few_measurements(monkeypatch):
+    """Ranges of what a network met, from few simulations."""
+    monkeypatch.setattr(loop, "MEASURED", 3)
+
+
 def load(folder, steps=6, init="", bits=""):
     path = folder / "tiny.toml"
     path.write_text(RECIPE.format(steps=steps, init=init, bits=bits))
@@ -88,6 +94,8 @@ def test_training_learns_and_leaves_what_it_promises(bank, tmp_path):
     model = models.load_model(str(path))
     assert model.card["training"]["steps"] == 80
     assert model.card["figures"]["validation"]["psnr"] > 0
+    low, high = model.card["training"]["seen"]["moved"]
+    assert 0 < low < high
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
     assert float(rows[-1]["psnr"]) == pytest.approx(model.card["figures"]["validation"]["psnr"], abs=1e-3)
     assert (tmp_path / "out" / "validation.png").exists()
