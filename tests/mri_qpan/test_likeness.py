@@ -20,7 +20,7 @@ RANGES = {
 
 
 def measurement(power=2.0, n=64):
-    """White noise whose amplitude falls with the given power of the distance from the centre, all acquired."""
+    """White noise whose power falls with a power of the distance from the centre, all acquired."""
     rng = np.random.default_rng(0)
     radius = np.hypot(*np.meshgrid(*[(np.arange(n) - n // 2) / n] * 2, indexing="ij"))
     samples = rng.standard_normal((2, n, n)) / np.maximum(radius, 1 / n) ** (power / 2)
@@ -60,7 +60,7 @@ def test_peak_and_filling_count_pixels():
         ({"fall": 31.9, "gap": 0.21, "peak": 2.09, "filled": 0.17}, []),  # within the margin
         ({"fall": 33.0}, ["33 dB from the k-space centre outward, in training by 10 to 30"]),
         ({"fall": 5.0}, ["signal falls by 5 dB"]),
-        ({"gap": 0.3}, ["reaches 30% of the matrix"]),
+        ({"gap": 0.3}, ["a radius of 30% of the matrix"]),
         ({"peak": 5.0, "filled": 0.01}, ["5.0 times", "fills 1%"]),
         ({"moved": 0.5}, ["moves the image by 50.0%"]),
         ({"gap": -1.0, "peak": 0.1, "moved": -1.0}, []),  # less of these is no trouble
