@@ -113,7 +113,7 @@ class Network(nn.Module, ABC, Generic[C]):
     def _unfold(
         self, target: Tensor, normal: Normal, constrained: frozenset[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Return images and constraint of A^H y at unit scale; without gradients the last two images alone."""
+        """Return images and constraint of A^H y at unit scale; without gradients the last two images."""
 
     def compile_step(self) -> None:
         """Run through `torch.compile` what gains by it (needs a C++ compiler on a CPU)."""
