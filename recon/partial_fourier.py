@@ -58,7 +58,8 @@ class PartialFourier:
     @property
     def fraction(self) -> float:
         """What was acquired of the lines as far out as the longer side."""
-        return (self.stop - self.start) / int((self.extent() | self.extent()[_partners(self.size)]).sum())
+        far = max(self.size // 2 - self.start, self.stop - self.size // 2)
+        return (self.stop - self.start) / min(self.size, 2 * far)
 
     def extent(self) -> NDArray[np.bool_]:
         """Return True between the outermost lines that were acquired, (size,)."""
