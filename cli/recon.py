@@ -103,6 +103,15 @@ def recon(
             "--hard-dc", help="Put the acquired samples, noise included, back into every coil's k-space."
         ),
     ] = False,
+    partial_fourier: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|pocs|none",
+            help="Where one side of k-space was not acquired to its end (asymmetric echo, partial Fourier):"
+            " fill that edge by POCS, or leave it as the method made it. auto fills it after the classical"
+            " methods; networks do better without.",
+        ),
+    ] = "auto",
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse measurements unlike those that the model was trained on."),
@@ -138,6 +147,8 @@ def recon(
     Writes, for every FILE, into the output folder and under FILE's name with the method's: the images in
     every --format, and a report of what was done (.json).
     """
+    from mri_qpan.recon.partial_fourier import check_mode
+
     _check_names(files)
     if uncertainty == 1:
         raise InputError("--uncertainty 1: a standard deviation needs at least 2 reconstructions")
@@ -146,6 +157,7 @@ def recon(
         compress=coils,
         dims=dims,
         hard_dc=hard_dc,
+        partial_fourier=check_mode(partial_fourier),
         strict=strict,
         report=report,
         replicas=uncertainty,

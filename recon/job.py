@@ -52,7 +52,7 @@ class Job:
         Leave samples of a full measurement out and compare with the full image; None takes it as it is.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc
+    compress, hard_dc, partial_fourier
         See `pipeline.reconstruct`.
     strict
         Refuse measurements unlike those that the model was trained on, instead of a warning.
@@ -72,6 +72,7 @@ class Job:
     mps: NDArray[np.complex64] | None = None
     compress: int | None = None
     hard_dc: bool = False
+    partial_fourier: str = "auto"
     strict: bool = False
     report: bool = False
     replicas: int = 0
@@ -194,7 +195,7 @@ def reconstruct_file(
 
 def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     """Reconstruct one image; an error says which one of which file it was."""
-    names = ("device", "mps", "compress", "hard_dc", "replicas")
+    names = ("device", "mps", "compress", "hard_dc", "partial_fourier", "replicas")
     options: dict[str, Any] = {name: getattr(job, name) for name in names}
     options["views"] = job.report
     compared = None

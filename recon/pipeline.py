@@ -15,6 +15,7 @@ from mri_qpan.errors import ReconError
 from mri_qpan.noncartesian import NonCartesian
 from mri_qpan.recon import familiar
 from mri_qpan.recon.kspace import Image, KSpace
+from mri_qpan.recon.partial_fourier import Edge, fill_edge
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.sampling_masks import mask_hash, ratio_of
 from mri_qpan.scaling import robust_scale
@@ -36,6 +37,8 @@ class Figures:
         Data consistency |P F S x - y| / |y|: about the noise level for a good reconstruction.
     maps_seconds, recon_seconds
         Time of the preparation with its coil maps, and of the method.
+    partial_fourier
+        How the edge of k-space that was never acquired was filled, None without one.
     """
 
     ratio: float
@@ -43,6 +46,7 @@ class Figures:
     residual: float
     maps_seconds: float
     recon_seconds: float
+    partial_fourier: Edge | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def reconstruct(
     mps: Complex | None = None,
     compress: int | None = None,
     hard_dc: bool = False,
+    partial_fourier: str = "auto",
     views: bool = False,
     replicas: int = 0,
 ) -> Result:
@@ -117,6 +122,8 @@ def reconstruct(
     hard_dc
         Put the acquired samples back into the k-space of every coil and combine the coils again. With one
         coil they then agree exactly; with several, as far as their maps and noise let them.
+    partial_fourier
+        What fills an edge of k-space that was never acquired, see `partial_fourier.fill_edge`.
     views
         Keep what a report shows.
     replicas
@@ -137,12 +144,11 @@ def reconstruct(
     started = time.perf_counter()
     prepared = prepare(kspace, mps=mps, sets=None, compress=compress)
     seconds = time.perf_counter() - started
-    result = solve(
-        prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc, views=views
-    )
+    options: dict[str, Any] = {"device": device, "hard_dc": hard_dc, "partial_fourier": partial_fourier}
+    result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
     if not replicas:
         return result
-    return with_uncertainty(result, prepared, kspace, method, replicas, device=device, hard_dc=hard_dc)
+    return with_uncertainty(result, prepared, kspace, method, replicas, **options)
 
 
 def with_uncertainty(
@@ -154,6 +160,7 @@ def with_uncertainty(
     *,
     device: torch.device | str = "cpu",
     hard_dc: bool = False,
+    partial_fourier: str = "auto",
 ) -> Result:
     """Add the standard deviation of the image's magnitude, from pseudo-replicas.
 
@@ -173,7 +180,10 @@ def with_uncertainty(
         added = np.complex64(sigma / np.sqrt(2)) * (noise[0] + 1j * noise[1])
         acquired = prepared.mask if prepared.coord is None else True
         replica = replace(prepared, data=(prepared.data + added * acquired).astype(np.complex64))
-        magnitude = np.abs(solve(replica, kspace, method, device=device, hard_dc=hard_dc).image.data)
+        copy = solve(
+            replica, kspace, method, device=device, hard_dc=hard_dc, partial_fourier=partial_fourier
+        )
+        magnitude = np.abs(copy.image.data)
         apart = magnitude - mean
         mean = mean + apart / number
         squares = squares + apart * (magnitude - mean)
@@ -191,6 +201,7 @@ def solve(
     device: torch.device | str = "cpu",
     maps_seconds: float = 0.0,
     hard_dc: bool = False,
+    partial_fourier: str = "auto",
     views: bool = False,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
@@ -206,9 +217,14 @@ def solve(
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
         raise ReconError("the method returned values that are not finite: it diverged on these data")
     assert encoding.mps is not None
+    notes = list(prepared.notes)
+    edge = None
+    if prepared.coord is None:
+        image, edge = fill_edge(image, prepared.mask, partial_fourier, getattr(method, "name", ""))
+    if edge is not None:
+        notes.append(f"partial Fourier: {edge}")
     # Where no coil sees anything, no sample says what the image is.
     image = image * (encoding.mps != 0).any(dim=2 if sets else 1)
-    notes = list(prepared.notes)
     if hard_dc:
         before = _residual(encoding, image, samples)
         image = image + adjoint - encoding.normal(image)
@@ -221,6 +237,7 @@ def solve(
         residual=residual,
         maps_seconds=maps_seconds,
         recon_seconds=time.perf_counter() - started,
+        partial_fourier=edge,
     )
     card = getattr(getattr(method, "run", method), "card", None)
     strange = [] if card is None else familiar.warnings(card, prepared, float(scale.max()))

@@ -56,9 +56,11 @@ def show(result: Result, views: Views, maps: bool) -> Shown:
     counters = [f"{name} {getattr(index, name) + 1}" for name in ("repetition", "contrast", "phase", "set")]
     named = [words for words in counters if not words.endswith(" 1")]
     dx, dy, _ = voxel_size(result.image.geometry, result.image.data.shape)
+    partial = figures.partial_fourier
     return Shown(
         heading=", ".join([f"slice {index.slice + 1}", *named]),
-        figures={
+        figures=({} if partial is None else {"partial Fourier": str(partial)})
+        | {
             "k-space acquired": f"{figures.ratio:.1%}",
             "mask": figures.mask_hash,
             "|Ax − y| / |y|": f"{figures.residual:.2%}",

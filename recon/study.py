@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ def study(
     mps: Complex | None = None,
     compress: int | None = None,
     hard_dc: bool = False,
+    partial_fourier: str = "auto",
     views: bool = False,
     replicas: int = 0,
 ) -> Study:
@@ -98,7 +100,7 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc, views, replicas
+    compress, hard_dc, partial_fourier, views, replicas
         See `pipeline.reconstruct`.
 
     Raises
@@ -125,11 +127,10 @@ def study(
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
     prepared = prepare(partial, mps=mps, sets=None)
     seconds = time.perf_counter() - started
-    result = solve(
-        prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc, views=views
-    )
+    options: dict[str, Any] = {"device": device, "hard_dc": hard_dc, "partial_fourier": partial_fourier}
+    result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
     if replicas:
-        result = with_uncertainty(result, prepared, kspace, method, replicas, device=device, hard_dc=hard_dc)
+        result = with_uncertainty(result, prepared, kspace, method, replicas, **options)
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
     images = {"zero-filled": zero_filled, method.name: result.image}

@@ -64,6 +64,24 @@ def test_a_study_prints_its_table(run: Run, raw: Path) -> None:
     assert f"{figures['zero-filled']['ssim']:.4f}" in said
 
 
+def test_a_missing_edge_is_told_and_filled_as_asked(run: Run, raw: Path) -> None:
+    options = ("--undersample", "partial:0.75", "--report", "-f", "npy")
+    code, said, _ = run(raw, "-m", "cg-sense", *options)
+    assert code == 0
+    assert "note: partial Fourier: 75.0% along y; the edge as POCS fills it" in said
+    record = json.loads(Path("scan_cg-sense.json").read_text())
+    for image in record["images"]:
+        assert image["partial_fourier"] == {"filled_by": "pocs", "fraction": {"y": 0.75}}
+    assert "<th>partial Fourier</th><td>75.0% along y" in Path("scan_cg-sense.html").read_text()
+    code, said, _ = run(raw, "-m", "cg-sense", *options, "--partial-fourier", "none")
+    assert "the edge as the method made it" in said
+    left = json.loads(Path("scan_cg-sense.json").read_text())["metrics"]["cg-sense"]["psnr"]
+    assert record["metrics"]["cg-sense"]["psnr"] > left + 2
+    code, _, errors = run(raw, "--partial-fourier", "homodyne")
+    assert (code, errors.count("\n")) == (3, 1)
+    assert "choose auto, pocs, none" in errors
+
+
 def test_maps_are_taken(run: Run, raw: Path) -> None:
     np.save("maps.npy", np.ones((4, 48, 40), np.complex64))
     code, said, _ = run(raw, "-m", "zero-filled", "--maps", "maps.npy")
