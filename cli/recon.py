@@ -112,8 +112,9 @@ def recon(
         typer.Option(
             min=0,
             metavar="N",
-            help="Write the standard deviation of every pixel too, from N reconstructions with the"
-            " measurement's noise added once more; 20 or more tell something.",
+            help="Write maps of noise too, from N reconstructions with the measurement's noise added once more:"
+            " the standard deviation of every pixel, the SNR (SNR-like where the method is not linear) and, for"
+            " cg-sense, the g-factor. 20 or more tell something.",
         ),
     ] = 0,
     report: Annotated[

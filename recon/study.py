@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
+from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace
-from mri_qpan.recon.pipeline import Complex, Result, centre, solve, to_image, to_torch, with_uncertainty
+from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
 from mri_qpan.recon.prepare import Prepared, checked, condition, prepare
 from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
 
@@ -129,7 +130,7 @@ def study(
         prepared, kspace, method, device=device, maps_seconds=seconds, hard_dc=hard_dc, views=views
     )
     if replicas:
-        result = with_uncertainty(result, prepared, kspace, method, replicas, device=device, hard_dc=hard_dc)
+        result = with_noise_maps(result, prepared, kspace, method, replicas, device=device, hard_dc=hard_dc)
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
     images = {"zero-filled": zero_filled, method.name: result.image}

@@ -61,7 +61,7 @@ def write_png(path: Path, series: ImageSeries) -> None:
     ]
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
-    _save(path, rows, series)
+    _save(path, rows, series, [] if series.quantity is None else [f"white: {high:.3g}"])
 
 
 def write_study_png(path: Path, series: ImageSeries, studies: Sequence[Study]) -> None:
@@ -118,11 +118,11 @@ def _label(image: Image, z: int, varying: list[str]) -> str:
     return ", ".join([place, *(f"{name} {getattr(image.index, name) + 1}" for name in varying)])
 
 
-def _save(path: Path, rows: list[list[Tile]], series: ImageSeries) -> None:
+def _save(path: Path, rows: list[list[Tile]], series: ImageSeries, remarks: Sequence[str] = ()) -> None:
     info = PngInfo()
     info.add_text("Software", f"mri-qpan {series.provenance['version']}")
     info.add_text("Comment", json.dumps(series.provenance))
-    sheet(rows, _title(series)).save(path, format="PNG", pnginfo=info)
+    sheet(rows, [*_title(series), *remarks]).save(path, format="PNG", pnginfo=info)
 
 
 def _title(series: ImageSeries) -> list[str]:
