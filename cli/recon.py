@@ -126,8 +126,8 @@ def recon(
             "--format",
             "-f",
             metavar="NAME[,NAME...]",
-            help="What to write: ismrmrd, nifti, png (a contact sheet), dicom, fastmri; complex-valued, cfl"
-            " and npy.",
+            help="What to write: ismrmrd, nifti, png (a contact sheet), animation (a GIF of phases or"
+            " repetitions), dicom, fastmri; complex-valued, cfl and npy.",
         ),
     ] = "ismrmrd,nifti,png",
     device: Annotated[
