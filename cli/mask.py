@@ -24,7 +24,8 @@ def mask(
         typer.Argument(
             metavar="KIND:RATIO[:SEED] | FILE",
             help="What to make, such as lines:25%, poisson:5x:7 or radial:0.2 (kinds: random2d, lines,"
-            " poisson, radial, equispaced, partial); or a mask file to describe (.npy, .mat, .cfl, .png).",
+            " poisson, radial, equispaced, partial, and those of installed plugins); or a mask file to"
+            " describe (.npy, .mat, .cfl, .png).",
         ),
     ],
     shape: Annotated[

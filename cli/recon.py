@@ -121,8 +121,9 @@ def recon(
         typer.Option(
             min=0,
             metavar="N",
-            help="Write the standard deviation of every pixel too, from N reconstructions with the"
-            " measurement's noise added once more; 20 or more tell something.",
+            help="Write maps of noise too, from N reconstructions with the measurement's noise added once more:"
+            " the standard deviation of every pixel, the SNR (SNR-like where the method is not linear) and, for"
+            " cg-sense, the g-factor. 20 or more tell something.",
         ),
     ] = 0,
     report: Annotated[
@@ -134,8 +135,8 @@ def recon(
             "--format",
             "-f",
             metavar="NAME[,NAME...]",
-            help="What to write: ismrmrd, nifti, png (a contact sheet), dicom, fastmri; complex-valued, cfl"
-            " and npy.",
+            help="What to write: ismrmrd, nifti, png (a contact sheet), animation (a GIF of phases or"
+            " repetitions), dicom, fastmri; complex-valued, cfl and npy.",
         ),
     ] = "ismrmrd,nifti,png",
     device: Annotated[

@@ -20,10 +20,10 @@ MARGIN = 0.1
 WORDS = {
     "fall": "signal falls by {value:.0f} dB from the k-space centre outward, in training by {low:.0f} to"
     " {high:.0f} dB",
-    "gap": "a circle of k-space without a sample has a radius of {value:.0%} of the matrix, in training of"
+    "gap": "a circle of k-space without a sample has a radius of {value:.0%} of the matrix, in training"
     " {high:.0%} at most",
-    "peak": "the brightest pixel is {value:.1f} times the image's robust maximum, in training {high:.1f} at"
-    " most",
+    "peak": "the brightest pixel is {value:.1f} times the image's robust maximum, in training {high:.1f}"
+    " at most",
     "filled": "the object fills {value:.0%} of the field of view, in training {low:.0%} to {high:.0%}",
     "moved": "the last layer still moves the image by {value:.1%}, in training {high:.1%} at most: the network"
     " does not settle on these data",

@@ -36,12 +36,18 @@ class Method:
         Of a model's file, 64 hexadecimal digits; None for a solver, which has no weights.
     engine
         What runs a model (`mri_qpan.engines`); None for a solver.
+    linear
+        Whether the image is a linear map of the samples, so that its noise does not depend on the image.
+    least_squares
+        Whether the image is that of least squares, regularised or not: the g-factor is defined for it.
     """
 
     name: str
     run: Reconstructor
     sha256: str | None = None
     engine: str | None = None
+    linear: bool = False
+    least_squares: bool = False
 
     def __call__(self, adjoint: Tensor, normal: Normal) -> Tensor:
         """Return the image (batch, *spatial) for A^H y of the same shape."""
@@ -55,6 +61,7 @@ def as_reconstructor(function: Reconstructor, name: str | None = None) -> Method
     ----------
     function
         (A^H y, x -> A^H A x) -> x, on torch tensors (batch, *spatial) complex64, A^H y of maximum about 1.
+        Its attributes `linear` and `least_squares`, where it has them, are the method's.
     name
         What outputs are named after; None takes the function's own name.
 
@@ -75,7 +82,7 @@ def as_reconstructor(function: Reconstructor, name: str | None = None) -> Method
             raise ReconError(f"{called} returned {found}, not an image tensor of {tuple(adjoint.shape)}")
         return image.to(adjoint.dtype)
 
-    return Method(called, run)
+    return Method(called, run, **_traits(function))
 
 
 def method_names() -> list[str]:
@@ -102,7 +109,8 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
         If a model file cannot be used.
     """
     if name in SOLVERS:
-        return Method(name, SOLVERS[name]())
+        solver = SOLVERS[name]()
+        return Method(name, solver, **_traits(solver))
     file, _, function = name.rpartition(":")
     if file.endswith(".py"):
         return as_reconstructor(_function(Path(file), function))
@@ -129,6 +137,10 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise InputError("no GPU found by this PyTorch: use --device cpu")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _traits(function: Reconstructor) -> dict[str, bool]:
+    return {name: bool(getattr(function, name, False)) for name in ("linear", "least_squares")}
 
 
 def _function(file: Path, name: str) -> Reconstructor:

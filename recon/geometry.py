@@ -35,6 +35,12 @@ def voxel_size(geometry: Geometry, shape: Shape) -> tuple[float, float, float]:
     return x, y, z
 
 
+def centre(shape: Shape, wanted: Shape) -> tuple[slice, ...]:
+    """Return the slices that keep `wanted` samples of each axis, index n // 2 staying the centre."""
+    starts = [n // 2 - w // 2 for n, w in zip(shape, wanted, strict=True)]
+    return tuple(slice(start, start + w) for start, w in zip(starts, wanted, strict=True))
+
+
 def affine_lps(geometry: Geometry, shape: Shape) -> Array:
     """Return the map from voxel indices (x, y, z, 1) to LPS millimetres.
 

@@ -59,7 +59,7 @@ class Job:
     report
         Write an HTML page too.
     replicas
-        Number of pseudo-replicas for maps of the uncertainty; 0 makes none.
+        Number of pseudo-replicas for maps of noise (`recon.noise`); 0 makes none.
     dims
         Names of the axes of .npy and .mat files.
     formats
@@ -241,6 +241,11 @@ def _image_record(done: _Done) -> Record:
     record["matrix_zyx"] = list(done.result.image.data.shape)
     if done.study is not None:
         record["metrics"] = _mean_metrics([done.study])
+    for quantity, image in done.result.maps.items():
+        values = np.abs(image.data)[image.data != 0]
+        if values.size:
+            quantiles = np.quantile(values, (0.5, 0.99)).tolist()
+            record[quantity.suffix] = dict(zip(("median", "percentile_99"), quantiles, strict=True))
     return record
 
 
@@ -279,10 +284,11 @@ def _write(
         studies = [d.study for d in members if d.study is not None]
         name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
         notes += _write_series(stem.with_name(name), series, studies, formats)
-        maps = [d.result.uncertainty for d in members if d.result.uncertainty is not None]
-        if maps:
-            deviations = ImageSeries(maps, xml, origin | {"method": f"{origin['method']} uncertainty"})
-            notes += _write_series(stem.with_name(f"{name}_uncertainty"), deviations, [], formats)
+        for quantity in dict.fromkeys(q for d in members for q in d.result.maps):
+            maps = [d.result.maps[quantity] for d in members if quantity in d.result.maps]
+            named = origin | {"method": f"{origin['method']} {quantity.name}"}
+            written = ImageSeries(maps, xml, named, quantity)
+            notes += _write_series(stem.with_name(f"{name}_{quantity.suffix}"), written, [], formats)
     names = sorted(path.name for path in stem.parent.iterdir())
     return {"outputs": [*names, f"{stem.name}.json"], "notes": notes}
 

@@ -116,6 +116,35 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """What the pixels of a map are, where they are not an image's.
+
+    Attributes
+    ----------
+    name
+        Follows the method's name in the names of series.
+    suffix
+        Follows a file's name.
+    role
+        Data role in ISMRMRD images, Gadgetron's where it has one; in capitals the fourth value of DICOM's
+        ImageType.
+    series
+        Number of the series, the image's own being 1.
+    meaning
+        In words, at most 64 characters.
+    pure
+        Whether it is a pure number, and not in the units of the image.
+    """
+
+    name: str
+    suffix: str
+    role: str
+    series: int
+    meaning: str
+    pure: bool = True
+
+
+@dataclass(frozen=True)
 class ImageSeries:
     """Images of one measurement and method, all of one matrix size.
 
@@ -127,8 +156,11 @@ class ImageSeries:
         The measurement's ISMRMRD header (XML), or None where the input had none.
     provenance
         What made the images: command, method, model and its hash, version, mask ratio and hash, timings.
+    quantity
+        What a map shows; None for images.
     """
 
     images: list[Image]
     xml: str | None
     provenance: dict[str, object]
+    quantity: Quantity | None = None

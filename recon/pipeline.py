@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from mri_qpan.encoding import Encoding, Normal, Reconstructor
 from mri_qpan.errors import ReconError
 from mri_qpan.noncartesian import NonCartesian
-from mri_qpan.recon import familiar
-from mri_qpan.recon.kspace import Image, KSpace
+from mri_qpan.recon import familiar, noise
+from mri_qpan.recon.geometry import centre
+from mri_qpan.recon.kspace import Image, KSpace, Quantity
 from mri_qpan.recon.partial_fourier import Edge, fill_edge
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.sampling_masks import mask_hash, ratio_of
@@ -81,7 +82,7 @@ class Views:
 class Result:
     """An image, its figures, what preparation assumed or did, and what its model was not trained for.
 
-    `uncertainty` is the standard deviation of its magnitude under the measurement's noise, if asked for.
+    `maps` are those of what the measurement's noise does to it, if asked for (`recon.noise`).
     """
 
     image: Image
@@ -89,7 +90,7 @@ class Result:
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     views: Views | None = None
-    uncertainty: Image | None = None
+    maps: dict[Quantity, Image] = field(default_factory=dict)
 
 
 def reconstruct(
@@ -127,7 +128,7 @@ def reconstruct(
     views
         Keep what a report shows.
     replicas
-        Reconstruct so many copies with the measurement's noise added once more, for the uncertainty.
+        Reconstruct so many copies with the measurement's noise added once more, for maps of what it does.
 
     Returns
     -------
@@ -148,10 +149,10 @@ def reconstruct(
     result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
     if not replicas:
         return result
-    return with_uncertainty(result, prepared, kspace, method, replicas, **options)
+    return with_noise_maps(result, prepared, kspace, method, replicas, **options)
 
 
-def with_uncertainty(
+def with_noise_maps(
     result: Result,
     prepared: Prepared,
     kspace: KSpace,
@@ -162,34 +163,27 @@ def with_uncertainty(
     hard_dc: bool = False,
     partial_fourier: str = "auto",
 ) -> Result:
-    """Add the standard deviation of the image's magnitude, from pseudo-replicas.
+    """Add maps of what the measurement's noise does to the image (see `recon.noise`)."""
 
-    Every replica has the measurement's noise once more (Robson et al., Magn Reson Med 60:895, 2008): as its
-    noise scan says, or at most what its outermost samples hold. For a network it tells what noise does to the
-    image, and nothing of structure that the network lacks or invents.
-    """
-    covariance = kspace.noise_covariance
-    if covariance is None:
-        sigma, source = familiar.noise_level(prepared), "the outermost samples, at most"
-    else:
-        sigma, source = float(np.sqrt(np.trace(covariance).real / len(covariance))), "the noise scan"
-    rng = np.random.default_rng(0)
-    mean = squares = np.zeros(result.image.data.shape)
-    for number in range(1, replicas + 1):
-        noise = rng.standard_normal((2, *prepared.data.shape), dtype=np.float32)
-        added = np.complex64(sigma / np.sqrt(2)) * (noise[0] + 1j * noise[1])
-        acquired = prepared.mask if prepared.coord is None else True
-        replica = replace(prepared, data=(prepared.data + added * acquired).astype(np.complex64))
-        copy = solve(
-            replica, kspace, method, device=device, hard_dc=hard_dc, partial_fourier=partial_fourier
-        )
-        magnitude = np.abs(copy.image.data)
-        apart = magnitude - mean
-        mean = mean + apart / number
-        squares = squares + apart * (magnitude - mean)
-    deviation = np.sqrt(squares / max(1, replicas - 1)).astype(np.complex64)
-    note = f"uncertainty from {replicas} replicas with noise of {sigma:.3g}, by {source}"
-    return replace(result, uncertainty=replace(result.image, data=deviation), notes=(*result.notes, note))
+    def again(replica: Prepared) -> NDArray[np.complex64]:
+        options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier}
+        return solve(replica, kspace, method, device=device, **options).image.data
+
+    edge = result.figures.partial_fourier
+    linear = getattr(method, "linear", False) and (edge is None or edge.filled_by != "pocs")
+    # Acquired samples put back are no least-squares solution any more, nor is an edge filled by POCS.
+    inverts = getattr(method, "least_squares", False) and linear and not hard_dc
+    found, notes = noise.noise_maps(
+        result.image.data,
+        prepared,
+        kspace.noise_covariance,
+        again,
+        replicas,
+        linear=linear,
+        least_squares=inverts,
+    )
+    maps = {quantity: replace(result.image, data=pixels) for quantity, pixels in found.items()}
+    return replace(result, maps=maps, notes=(*result.notes, *notes))
 
 
 @torch.inference_mode()
@@ -309,12 +303,6 @@ def to_image(image: torch.Tensor, prepared: Prepared, kspace: KSpace) -> Image:
         volume = np.linalg.norm(sets, axis=0) * np.exp(1j * np.angle(volume))
     cropped = np.ascontiguousarray(volume[centre(volume.shape, prepared.recon_shape)], dtype=np.complex64)
     return Image(cropped, kspace.geometry, kspace.index, kspace.stamp)
-
-
-def centre(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return the slices that keep `wanted` samples of each axis, index n // 2 staying the centre."""
-    starts = [n // 2 - w // 2 for n, w in zip(shape, wanted, strict=True)]
-    return tuple(slice(start, start + w) for start, w in zip(starts, wanted, strict=True))
 
 
 def _batch(array: NDArray[np.generic], device: torch.device | str) -> torch.Tensor:

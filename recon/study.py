@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
+from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace
-from mri_qpan.recon.pipeline import Complex, Result, centre, solve, to_image, to_torch, with_uncertainty
+from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
 from mri_qpan.recon.prepare import Prepared, checked, condition, prepare
 from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
 
@@ -130,7 +131,7 @@ def study(
     options: dict[str, Any] = {"device": device, "hard_dc": hard_dc, "partial_fourier": partial_fourier}
     result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
     if replicas:
-        result = with_uncertainty(result, prepared, kspace, method, replicas, **options)
+        result = with_noise_maps(result, prepared, kspace, method, replicas, **options)
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
     images = {"zero-filled": zero_filled, method.name: result.image}

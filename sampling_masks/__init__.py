@@ -9,7 +9,7 @@ from mri_qpan.sampling_masks.lines import equispaced, lines, partial
 from mri_qpan.sampling_masks.poisson import poisson
 from mri_qpan.sampling_masks.radial import radial
 from mri_qpan.sampling_masks.random2d import random2d
-from mri_qpan.sampling_masks.spec import KINDS, make_mask, parse_spec
+from mri_qpan.sampling_masks.spec import KINDS, kind_names, make_mask, parse_spec
 from mri_qpan.sampling_masks.summary import mask_hash, ratio_from_acceleration, ratio_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "SUFFIXES",
     "MaskError",
     "equispaced",
+    "kind_names",
     "lines",
     "load_mask",
     "make_mask",

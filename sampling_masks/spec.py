@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+import numpy as np
 
 from mri_qpan.sampling_masks.errors import MaskError
-from mri_qpan.sampling_masks.geometry import Mask, check_ratio, check_seed
+from mri_qpan.sampling_masks.geometry import Mask, check_ratio, check_seed, check_shape
 from mri_qpan.sampling_masks.lines import equispaced, lines, partial
 from mri_qpan.sampling_masks.poisson import poisson
 from mri_qpan.sampling_masks.radial import radial
 from mri_qpan.sampling_masks.random2d import random2d
 from mri_qpan.sampling_masks.summary import ratio_from_acceleration
 
-_MAKERS: dict[str, Callable[[Sequence[int], float, int | None, int], Mask]] = {
+Maker = Callable[[Sequence[int], float, int | None, int], Mask]
+
+_MAKERS: dict[str, Maker] = {
     "random2d": random2d,
     "lines": lines,
     "poisson": poisson,
@@ -22,7 +27,16 @@ _MAKERS: dict[str, Callable[[Sequence[int], float, int | None, int], Mask]] = {
 }
 
 KINDS = tuple(_MAKERS)
-"""Names of the kinds that `make_mask` knows."""
+"""Names of this package's kinds."""
+
+GROUP = "mri_qpan.masks"
+"""Entry points of other packages: name a kind, point to a function (shape, ratio, calib, seed) -> mask, with
+the arguments of `make_mask`. It may raise `MaskError`."""
+
+
+def kind_names() -> list[str]:
+    """Return the names that `make_mask` knows: this package's kinds and those that other packages bring."""
+    return [*KINDS, *sorted({point.name for point in entry_points(group=GROUP)} - set(KINDS))]
 
 
 def make_mask(
@@ -33,7 +47,7 @@ def make_mask(
     Parameters
     ----------
     kind
-        One of `KINDS`.
+        One of `kind_names`.
     shape
         (y, x) or (z, y, x). Line kinds acquire whole rows y along x. Of a volume with z > 1, random2d,
         poisson and radial sample the plane (z, y), with x complete.
@@ -47,7 +61,8 @@ def make_mask(
     Returns
     -------
     Mask
-        bool, `shape`, zero frequency at n // 2; its ratio is within 0.5 percentage points of `ratio`.
+        bool, `shape`, zero frequency at n // 2; its ratio is within 0.5 percentage points of `ratio` (another
+        package's kind promises that itself).
 
     Raises
     ------
@@ -76,10 +91,34 @@ def parse_spec(text: str) -> tuple[str, float, int]:
     return kind, _read_ratio(parts[1].strip()), check_seed(int(seed))
 
 
-def _maker(kind: str) -> Callable[[Sequence[int], float, int | None, int], Mask]:
+def _maker(kind: str) -> Maker:
     if kind not in _MAKERS:
-        raise MaskError(f"unknown kind of mask {kind!r}: choose from {', '.join(KINDS)}")
+        for point in entry_points(group=GROUP, name=kind):
+            return _foreign(point)
+        raise MaskError(f"unknown kind of mask {kind!r}: choose from {', '.join(kind_names())}")
     return _MAKERS[kind]
+
+
+def _foreign(point: EntryPoint) -> Maker:
+    """Return another package's maker, whose failures and odd masks end in a `MaskError`."""
+
+    def make(shape: Sequence[int], ratio: float, calib: int | None, seed: int) -> Mask:
+        sizes, wanted, start = check_shape(shape), check_ratio(ratio), check_seed(seed)
+        try:
+            made = np.asarray(point.load()(sizes, wanted, calib, start))
+        except MaskError:
+            raise
+        except Exception as error:  # someone else's code
+            raise MaskError(f"mask kind {point.name!r} failed: {type(error).__name__}: {error}") from error
+        if made.shape != sizes or made.dtype != bool:
+            raise MaskError(
+                f"mask kind {point.name!r} returned {made.dtype} of shape {made.shape}, not bool of {sizes}"
+            )
+        if not made.any():
+            raise MaskError(f"mask kind {point.name!r} returned a mask without a sample")
+        return made
+
+    return make
 
 
 def _read_ratio(text: str) -> float:

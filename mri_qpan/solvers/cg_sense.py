@@ -20,6 +20,9 @@ class CGSense:
         Conjugate gradient steps. The entries of a batch are one system: they share the step sizes.
     """
 
+    linear = True
+    least_squares = True
+
     def __init__(self, lamda: float = 1e-2, iterations: int = 30) -> None:
         self.lamda = lamda
         self.iterations = iterations

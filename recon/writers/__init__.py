@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import ImageSeries
+from mri_qpan.recon.writers.animation import write_animation
 from mri_qpan.recon.writers.arrays import write_cfl_pair, write_fastmri, write_npy
 from mri_qpan.recon.writers.dicom import write_dicom
 from mri_qpan.recon.writers.ismrmrd import write_ismrmrd
@@ -20,6 +21,7 @@ __all__ = [
     "FORMATS",
     "Format",
     "find_formats",
+    "write_animation",
     "write_dicom",
     "write_ismrmrd",
     "write_nifti",
@@ -52,6 +54,7 @@ FORMATS = {
     "ismrmrd": Format(".h5", write_ismrmrd),
     "nifti": Format(".nii.gz", write_nifti),
     "png": Format(".png", write_png),
+    "animation": Format(".gif", write_animation),
     "dicom": Format(".dcm", write_dicom),
     "fastmri": Format(".fastmri.h5", write_fastmri),
     "cfl": Format(".cfl", write_cfl_pair),

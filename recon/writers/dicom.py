@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import ReconError
 from mri_qpan.recon.geometry import Array, affine_lps, stack, volumes, voxel_size
-from mri_qpan.recon.kspace import Image, ImageSeries
+from mri_qpan.recon.kspace import Image, ImageSeries, Quantity
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
 from mri_qpan.recon.writers.window import display_range
 
@@ -72,7 +72,8 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
 
     16-bit pixels on one scale for the whole series, and one window for it. RescaleSlope is 1: the input's
     units are often so small that a window in them would be narrower than DICOM allows. They stand in the
-    RealWorldValueMappingSequence.
+    RealWorldValueMappingSequence. Of maps that are pure numbers (SNR, g-factor) RescaleSlope gives the
+    numbers, so that a viewer's region of interest reads them.
 
     Patient, study, equipment and sequence come from the ISMRMRD header, and with it the study's UID where it
     has one: otherwise series of one input share one made from the input's path and header. Every file has a
@@ -92,10 +93,12 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     slope = max((float(np.abs(image.data).max()) for image in series.images), default=0.0) / WHITEST or 1.0
     common = _common(header, series)
     common.SeriesInstanceUID = generate_uid(prefix=None)
-    common.RescaleIntercept, common.RescaleSlope, common.RescaleType = 0, 1, "US"
-    common.WindowCenter = _decimal((low + high) / 2 / slope)
-    common.WindowWidth = _decimal(max(1.0, (high - low) / slope))
-    common.RealWorldValueMappingSequence = [_real_world(slope)]
+    pure = series.quantity is not None and series.quantity.pure
+    unit = 1.0 if pure else slope
+    common.RescaleIntercept, common.RescaleSlope, common.RescaleType = 0, _decimal(slope / unit), "US"
+    common.WindowCenter = _decimal((low + high) / 2 / unit)
+    common.WindowWidth = _decimal(max(1.0, (high - low) / unit))
+    common.RealWorldValueMappingSequence = [_real_world(slope, series.quantity)]
     for number, (image, plane, affine) in enumerate(_planes(series.images), start=1):
         dataset = _file(common)
         _describe(dataset, header, image, number)
@@ -159,6 +162,10 @@ def _common(header: Element, series: ImageSeries) -> Dataset:
     dataset.MRAcquisitionType = "3D" if deep else "2D"
     dataset.EchoTrainLength = None
     _set_origin(dataset, origin)
+    if series.quantity is not None:
+        dataset.ImageType = ["DERIVED", "PRIMARY", "OTHER", series.quantity.role.upper()]
+        dataset.SeriesNumber = series.quantity.series
+        dataset.DerivationDescription += f" {series.quantity.name}: {series.quantity.meaning}."
     return dataset
 
 
@@ -184,15 +191,17 @@ def _set_origin(dataset: Dataset, origin: dict[str, Any]) -> None:
     block.add_new(0x01, "UT", json.dumps(origin))
 
 
-def _real_world(slope: float) -> Dataset:
-    """Return how pixels become the input's units."""
+def _real_world(slope: float, quantity: Quantity | None) -> Dataset:
+    """Return how pixels become the input's units, or a map's numbers."""
     from pydicom.dataset import Dataset
 
     mapping = Dataset()
     mapping.add_new(0x00409216, "US", 0)  # first and last value mapped: US or SS, so said here
     mapping.add_new(0x00409211, "US", WHITEST)
     mapping.RealWorldValueIntercept, mapping.RealWorldValueSlope = 0.0, slope
-    mapping.LUTExplanation = mapping.LUTLabel = "input units"
+    pure = quantity is not None and quantity.pure
+    mapping.LUTExplanation = quantity.meaning if quantity is not None else "input units"
+    mapping.LUTLabel = quantity.name[:16] if quantity is not None and pure else "input units"
     mapping.MeasurementUnitsCodeSequence = [_code("1", "UCUM", "no units")]
     return mapping
 

@@ -18,7 +18,7 @@ COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 
 
 def write_ismrmrd(path: Path, series: ImageSeries) -> None:
-    """Write a series as group `image_1` of an ISMRMRD (HDF5) file, with the measurement's XML header.
+    """Write a series as group `image_1` (a map as `image_<its number>`) of an ISMRMRD (HDF5) file, with the measurement's XML header.
 
     Pixels are float32 magnitudes (channel, z, y, x) in the input's units.
 
@@ -36,7 +36,7 @@ def write_ismrmrd(path: Path, series: ImageSeries) -> None:
         if series.xml is not None:
             dataset.write_xml_header(series.xml.encode())
         for number in range(len(series.images)):
-            dataset.append_image(f"image_{SERIES_INDEX}", image_message(series, number, window))
+            dataset.append_image(f"image_{_series_number(series)}", image_message(series, number, window))
 
 
 def image_message(
@@ -58,7 +58,7 @@ def image_message(
     import ismrmrd
 
     image = series.images[number]
-    meta = ismrmrd.Meta(_attributes(image, series.provenance, window))
+    meta = ismrmrd.Meta(_attributes(image, series, window))
     header = _header(series, number)
     header.attribute_string_len = len(meta.serialize().encode())
     return ismrmrd.Image(header, meta=meta, data=np.abs(image.data)[None].astype(pixels))
@@ -86,9 +86,13 @@ def _header(series: ImageSeries, number: int) -> Any:
     header.user_float = stamp.user_float
     header.image_type = ismrmrd.IMTYPE_MAGNITUDE
     header.image_index = number + 1
-    header.image_series_index = SERIES_INDEX
+    header.image_series_index = _series_number(series)
     _set_flags(header, [i.index for i in series.images], number)
     return header
+
+
+def _series_number(series: ImageSeries) -> int:
+    return SERIES_INDEX if series.quantity is None else series.quantity.series
 
 
 def _set_flags(header: Any, indices: list[Index], number: int) -> None:
@@ -108,11 +112,11 @@ def _group(counters: tuple[str, ...]) -> Callable[[Index], tuple[int, ...]]:
     return lambda index: tuple(getattr(index, counter) for counter in counters)
 
 
-def _attributes(image: Image, provenance: dict[str, Any], window: tuple[float, float]) -> dict[str, Any]:
-    low, high = window
+def _attributes(image: Image, series: ImageSeries, window: tuple[float, float]) -> dict[str, Any]:
+    (low, high), provenance = window, series.provenance
     method = str(provenance["method"])
     return {
-        "DataRole": "Image",
+        "DataRole": "Image" if series.quantity is None else series.quantity.role,
         "ImageProcessingHistory": ["mri-qpan", str(provenance["version"]), method],
         "SeriesDescriptionAdditional": method,
         "SequenceDescriptionAdditional": method,

@@ -53,15 +53,15 @@ def write_png(path: Path, series: ImageSeries) -> None:
         What to show.
     """
     high = display_range(series.images)[1]
-    varying = _varying([image.index for image in series.images])
+    names = varying([image.index for image in series.images])
     tiles = [
-        Tile(np.abs(image.data[z]) / high, _aspect(image), (_label(image, z, varying),))
+        Tile(np.abs(image.data[z]) / high, aspect_of(image), (label(image, z, names),))
         for image in series.images
         for z in range(image.data.shape[0])
     ]
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
-    _save(path, rows, series)
+    _save(path, rows, series, [] if series.quantity is None else [f"white: {high:.3g}"])
 
 
 def write_study_png(path: Path, series: ImageSeries, studies: Sequence[Study]) -> None:
@@ -77,21 +77,21 @@ def write_study_png(path: Path, series: ImageSeries, studies: Sequence[Study]) -
         What to show; one window for all, the reference's.
     """
     high = display_range([study.reference for study in studies])[1]
-    varying = _varying([study.reference.index for study in studies])
+    names = varying([study.reference.index for study in studies])
     rows = [
-        _study_row(study, z, high, varying) for study in studies for z in range(study.reference.data.shape[0])
+        _study_row(study, z, high, names) for study in studies for z in range(study.reference.data.shape[0])
     ]
     _save(path, rows, series)
 
 
-def _study_row(study: Study, z: int, high: float, varying: list[str]) -> list[Tile]:
+def _study_row(study: Study, z: int, high: float, names: list[str]) -> list[Tile]:
     method = study.method
     reference, zero_filled, image = (
         np.abs(i.data[z]) / high for i in (study.reference, study.zero_filled, study.result.image)
     )
-    aspect = _aspect(study.reference)
+    aspect = aspect_of(study.reference)
     return [
-        Tile(reference, aspect, ("fully sampled", _label(study.reference, z, varying))),
+        Tile(reference, aspect, ("fully sampled", label(study.reference, z, names))),
         Tile(zero_filled, aspect, ("zero-filled", _figures(study.metrics["zero-filled"]))),
         Tile(image, aspect, (method, _figures(study.metrics[method]))),
         Tile(ERROR_GAIN * np.abs(image - reference), aspect, (f"{ERROR_GAIN} x error of {method}", "")),
@@ -102,47 +102,51 @@ def _figures(metrics: dict[str, float]) -> str:
     return f"PSNR {metrics['psnr']:.2f} dB   SSIM {metrics['ssim']:.3f}"
 
 
-def _aspect(image: Image) -> float:
+def aspect_of(image: Image) -> float:
+    """Return the width over the height of an image, in mm."""
     nz, ny, nx = image.data.shape
     dx, dy, _ = voxel_size(image.geometry, (nz, ny, nx))
     return (nx * dx) / (ny * dy)
 
 
-def _varying(indices: list[Index]) -> list[str]:
+def varying(indices: list[Index]) -> list[str]:
+    """Return the counters, the slice aside, that differ among images."""
     names = ("encoding", "repetition", "contrast", "phase", "set")
     return [name for name in names if len({getattr(index, name) for index in indices}) > 1]
 
 
-def _label(image: Image, z: int, varying: list[str]) -> str:
+def label(image: Image, z: int, names: list[str]) -> str:
+    """Return which plane this is, with the counters `names`."""
     place = f"slice {image.index.slice + 1}" if image.data.shape[0] == 1 else f"z {z + 1}"
-    return ", ".join([place, *(f"{name} {getattr(image.index, name) + 1}" for name in varying)])
+    return ", ".join([place, *(f"{name} {getattr(image.index, name) + 1}" for name in names)])
 
 
-def _save(path: Path, rows: list[list[Tile]], series: ImageSeries) -> None:
+def _save(path: Path, rows: list[list[Tile]], series: ImageSeries, remarks: Sequence[str] = ()) -> None:
     info = PngInfo()
     info.add_text("Software", f"mri-qpan {series.provenance['version']}")
     info.add_text("Comment", json.dumps(series.provenance))
-    sheet(rows, _title(series)).save(path, format="PNG", pnginfo=info)
+    sheet(rows, [*title(series), *remarks]).save(path, format="PNG", pnginfo=info)
 
 
-def _title(series: ImageSeries) -> list[str]:
+def title(series: ImageSeries) -> list[str]:
+    """Return what stands above a page: the input, the method, the mask."""
     origin = series.provenance
     name, ratio = Path(str(origin["input"])).name, origin["mask_ratio"]
     assert isinstance(ratio, float)
     return [name, str(origin["method"]), f"{ratio:.1%} of k-space", f"mask {origin['mask_hash']}"]
 
 
-def sheet(rows: list[list[Tile]], title: list[str]) -> Picture.Image:
-    """Return a page of labelled pictures, `title` in parts above them that wrap where they must."""
+def sheet(rows: list[list[Tile]], parts: list[str], page_width: int = PAGE_WIDTH) -> Picture.Image:
+    """Return a page of labelled pictures, its title in parts above them that wrap where they must."""
     columns = max(len(row) for row in rows)
-    side = min(LARGEST_TILE, PAGE_WIDTH // columns - MARGIN)
+    side = min(LARGEST_TILE, page_width // columns - MARGIN)
     tiles = [tile for row in rows for tile in row]
     sizes = [_size(tile, side) for tile in tiles]
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
     caption = max(len(tile.lines) for tile in tiles) * LINE_HEIGHT
     step = (width + MARGIN, height + caption + MARGIN)
     font = ImageFont.load_default(FONT_SIZE)
-    heading = _wrapped(title, columns * step[0] - MARGIN, font)
+    heading = _wrapped(parts, columns * step[0] - MARGIN, font)
     top = len(heading) * LINE_HEIGHT + 2 * MARGIN
     page = Picture.new("L", (columns * step[0] + MARGIN, len(rows) * step[1] + top))
     draw = ImageDraw.Draw(page)

@@ -78,3 +78,16 @@ def test_errors_are_one_line(command, arguments, message):
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_kind_of_another_package(command, tmp_path, monkeypatch):
+    (tmp_path / "lab_kind.py").write_text("import numpy\ndef whole(*_):\n    return numpy.ones((4, 6), bool)\n")
+    info = tmp_path / "lab_kind-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-kind\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mri_qpan.masks]\nwhole = lab_kind:whole\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = command("whole:1", "--shape", "4x6")
+    assert (code, "whole, seed 0: 4x6, 100.00%" in out) == (0, True)
+    code, _, error = command("whole:1", "--shape", "4x8")
+    assert (code, "not bool of (4, 8)" in error) == (3, True)

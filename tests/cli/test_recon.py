@@ -5,8 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ismrmrd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from mri_qpan.cli import main, recon
@@ -118,6 +120,45 @@ def test_uncertainty_is_a_series_of_its_own(run: Run, raw: Path, tmp_path: Path)
     maps, images = (nib.load(tmp_path / f"o/scan_zero-filled{s}.nii.gz") for s in ("_uncertainty", ""))
     np.testing.assert_array_equal(maps.affine, images.affine)
     assert 0 < maps.get_fdata().max() < images.get_fdata().max()
+
+
+def test_maps_of_noise_in_every_format(run: Run, raw: Path, tmp_path: Path) -> None:
+    formats = "ismrmrd,nifti,png,dicom,cfl,npy"
+    command = (raw, "-m", "cg-sense", "--undersample", "lines:0.5", "--uncertainty", "3", "-f", formats)
+    code, said, _ = run(*command, "-o", "o")
+    assert code == 0
+    stem = tmp_path / "o" / "scan_cg-sense"
+    data = {name: np.load(f"{stem}_{name}.npy") for name in ("uncertainty", "snr", "gfactor")}
+    image = np.abs(np.load(f"{stem}.npy"))
+    uids = set()
+    for number, (name, pixels) in enumerate(data.items(), start=2):
+        assert Path(f"{stem}_{name}.png").is_file()
+        assert Path(f"{stem}_{name}.hdr").is_file()
+        nifti = nib.load(f"{stem}_{name}.nii.gz").get_fdata()
+        np.testing.assert_allclose(nifti, np.abs(pixels[:, 0]).transpose(2, 1, 0), rtol=1e-6)
+        with ismrmrd.Dataset(f"{stem}_{name}.h5", "dataset", mode="r") as file:
+            head = file.read_image(f"image_{number}", 1)
+            assert head.image_series_index == number
+            assert head.meta["DataRole"] == {"uncertainty": "STD_MAP", "snr": "SNR_MAP"}.get(name, "Gfactor")
+        first = pydicom.dcmread(f"{stem}_{name}_0001.dcm")
+        assert list(first.ImageType[:3]) == ["DERIVED", "PRIMARY", "OTHER"]
+        assert first.ImageType[3] == {"uncertainty": "STD_MAP", "snr": "SNR_MAP"}.get(name, "GFACTOR")
+        assert first.SeriesNumber == number
+        uids.add(first.SeriesInstanceUID)
+        if name != "uncertainty":  # a viewer reads the number itself
+            shown = first.pixel_array * float(first.RescaleSlope)
+            np.testing.assert_allclose(shown, pixels[0, 0].real, atol=pixels.real.max() / 32767)
+    assert len(uids) == 3
+    assert pydicom.dcmread(f"{stem}_gfactor_0001.dcm").SeriesDescription.endswith("cg-sense g-factor")
+    seen = image > 0.5 * image.max()
+    # At a strong signal the magnitude and one part of the complex value vary alike.
+    ratio = data["snr"].real[seen] * data["uncertainty"].real[seen] / image[seen]
+    assert np.median(ratio) == pytest.approx(1, abs=0.3)
+    record = json.loads(Path(f"{stem}.json").read_text())
+    assert record["images"][0]["gfactor"]["median"] == pytest.approx(
+        np.median(data["gfactor"].real[0][data["gfactor"].real[0] > 0])
+    )
+    assert f"wrote {Path('o') / 'scan_cg-sense_gfactor.nii.gz'}" in said
 
 
 def test_axes_of_an_array_are_named(run: Run, small_kspace: Callable[..., KSpace]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_qpan.recon.geometry import affine_lps
-from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index
+from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Quantity
+from mri_qpan.recon.noise import GFACTOR, UNCERTAINTY
 from mri_qpan.recon.writers import write_dicom
 
 PROVENANCE: dict[str, object] = {
@@ -173,9 +175,10 @@ def test_dcmtk_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+@pytest.mark.parametrize("quantity", [None, GFACTOR, UNCERTAINTY])
 @pytest.mark.parametrize("xml", [XML, None])
-def test_the_standards_rules_are_kept(tmp_path: Path, xml: str | None) -> None:
-    write_dicom(tmp_path / "a.dcm", series(xml=xml))
+def test_the_standards_rules_are_kept(tmp_path: Path, xml: str | None, quantity: Quantity | None) -> None:
+    write_dicom(tmp_path / "a.dcm", replace(series(contrasts=1, slices=2, xml=xml), quantity=quantity))
     for path in tmp_path.glob("*.dcm"):
         result = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
         assert "MRImage" in result.stderr
