@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from mri_qpan import likeness
 from mri_qpan.recon.prepare import Prepared
 
 OUTER = 0.03  # share of the acquired samples, the farthest from the k-space centre, that shows the noise
@@ -15,7 +17,29 @@ MARGIN = 0.02  # of a ratio
 FULL = 0.97  # ratio from which nothing is left to reconstruct
 
 
-def warnings(card: dict[str, Any], prepared: Prepared, scale: float) -> list[str]:
+def measure(prepared: Prepared, adjoint: torch.Tensor, scale: float, moved: float | None) -> dict[str, float]:
+    """Return the statistics (`mri_qpan.likeness`) of a slice on a grid; of others only what a network says.
+
+    Parameters
+    ----------
+    prepared
+        The measurement.
+    adjoint
+        A^H y, (1, [set,] y, x).
+    scale
+        Its robust maximum.
+    moved
+        How far a network's last layer moved the image, relative to it; None of other methods.
+    """
+    found = {} if moved is None else {"moved": moved}
+    if prepared.coord is not None or prepared.mask.shape[0] > 1:
+        return found
+    image = adjoint[0].reshape(-1, *adjoint.shape[-2:]).cpu().numpy()
+    combined = image[0] if len(image) == 1 else np.linalg.norm(image, axis=0).astype(np.complex64)
+    return found | likeness.statistics(prepared.data[:, 0], prepared.mask[0], combined, scale)
+
+
+def warnings(card: dict[str, Any], prepared: Prepared, scale: float, found: dict[str, float]) -> list[str]:
     """Return what sets a measurement apart from a model's training.
 
     Parameters
@@ -26,31 +50,33 @@ def warnings(card: dict[str, Any], prepared: Prepared, scale: float) -> list[str
         The measurement.
     scale
         Robust maximum of its image, in the units of its samples.
+    found
+        From `measure`.
     """
     training = card.get("training")
     if not isinstance(training, dict) or "ratios" not in training:
         return []  # a model that does not say what it was trained on
-    found = []
+    words = []
     low, high = training["ratios"]
     ratio = float(prepared.mask.mean())
     if ratio > FULL:
-        found.append(
+        words.append(
             "k-space is fully sampled: nothing is left for a network to reconstruct (--method zero-filled "
             "gives the image as measured)"
         )
     elif not low - MARGIN <= ratio <= high + MARGIN:
-        found.append(f"{ratio:.0%} of k-space was acquired, the model was trained at {low:.0%} to {high:.0%}")
+        words.append(f"{ratio:.0%} of k-space was acquired, the model was trained at {low:.0%} to {high:.0%}")
     noise = noise_level(prepared) / scale
     if noise > training["largest_noise"]:
-        found.append(
+        words.append(
             f"noise of {noise:.2f} of the image's maximum, the model was trained up to "
             f"{training['largest_noise']:g}"
         )
     if prepared.coord is not None:
-        found.append("the model was trained on samples on a grid, these lie along a trajectory")
+        words.append("the model was trained on samples on a grid, these lie along a trajectory")
     if prepared.mask.shape[0] > 1 and not prepared.mask.any(axis=(1, 2)).all():
-        found.append("planes of a slab are undersampled across: the model was trained on single slices")
-    return found
+        words.append("planes of a slab are undersampled across: the model was trained on single slices")
+    return words + likeness.unlike(found, training.get("seen", {}))
 
 
 def noise_level(prepared: Prepared) -> float:

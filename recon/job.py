@@ -239,6 +239,8 @@ def _record(path: Path, job: Job, done: list[_Done]) -> Record:
 def _image_record(done: _Done) -> Record:
     record = asdict(done.result.image.index) | asdict(done.result.figures)
     record["matrix_zyx"] = list(done.result.image.data.shape)
+    if done.result.likeness:
+        record["likeness"] = done.result.likeness
     if done.study is not None:
         record["metrics"] = _mean_metrics([done.study])
     for quantity, image in done.result.maps.items():

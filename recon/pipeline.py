@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.encoding import Encoding, Normal, Reconstructor
 from mri_qpan.errors import ReconError
+from mri_qpan.networks import Network
 from mri_qpan.noncartesian import NonCartesian
 from mri_qpan.recon import familiar, noise
 from mri_qpan.recon.geometry import centre
@@ -82,13 +83,15 @@ class Views:
 class Result:
     """An image, its figures, what preparation assumed or did, and what its model was not trained for.
 
-    `maps` are those of what the measurement's noise does to it, if asked for (`recon.noise`).
+    `likeness` are the statistics that are held against the model's training (`familiar.measure`). `maps` are
+    those of what the measurement's noise does to it, if asked for (`recon.noise`).
     """
 
     image: Image
     figures: Figures
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    likeness: dict[str, float] = field(default_factory=dict)
     views: Views | None = None
     maps: dict[Quantity, Image] = field(default_factory=dict)
 
@@ -205,7 +208,8 @@ def solve(
     adjoint = encoding.adjoint(samples)
     scale = robust_scale(adjoint)
     try:
-        image = scale * _apply(method, adjoint / scale, encoding.normal, sets)
+        image, moved = _apply(method, adjoint / scale, encoding.normal, sets)
+        image = scale * image
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ReconError(f"out of memory on {device}: use another --device") from error
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
@@ -234,13 +238,17 @@ def solve(
         partial_fourier=edge,
     )
     card = getattr(getattr(method, "run", method), "card", None)
-    strange = [] if card is None else familiar.warnings(card, prepared, float(scale.max()))
+    strange: list[str] = []
+    likeness: dict[str, float] = {}
+    if card is not None:
+        likeness = familiar.measure(prepared, adjoint, float(scale.max()), moved)
+        strange = familiar.warnings(card, prepared, float(scale.max()), likeness)
     shown = None
     if views:
         apart = None if isinstance(encoding, NonCartesian) else encoding.forward(image) - samples
         zero_filled = to_image(adjoint, prepared, kspace)
         shown = _views(prepared, zero_filled, apart, samples, float(scale.max()))
-    return Result(to_image(image, prepared, kspace), figures, tuple(notes), tuple(strange), shown)
+    return Result(to_image(image, prepared, kspace), figures, tuple(notes), tuple(strange), likeness, shown)
 
 
 def _views(
@@ -269,15 +277,21 @@ def _views(
     )
 
 
-def _apply(method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool) -> torch.Tensor:
-    """Call a method; sets of maps (a batch of one, set, y, x) stand where it takes images one by one.
+def _apply(
+    method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool
+) -> tuple[torch.Tensor, float | None]:
+    """Call a method, and ask a network how far its last layer moved the image; sets of maps (a batch of one, set, y, x) stand where it takes images one by one.
 
     That is the batch for a solver, whose spatial axes are all that follow, and beside it for a network,
     which scales every entry of a batch on its own.
     """
-    if not sets or isinstance(getattr(method, "run", method), torch.nn.Module):
-        return method(adjoint, normal)
-    return method(adjoint[0], lambda image: normal(image[None])[0])[None]
+    network = getattr(method, "run", method)
+    if isinstance(network, Network):
+        image, moved = network.reconstruct(adjoint, normal)
+        return image, float(moved.max())
+    if not sets or isinstance(network, torch.nn.Module):
+        return method(adjoint, normal), None
+    return method(adjoint[0], lambda image: normal(image[None])[0])[None], None
 
 
 def to_torch(prepared: Prepared, device: torch.device | str) -> tuple[Encoding | NonCartesian, torch.Tensor]:

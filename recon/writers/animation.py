@@ -120,10 +120,16 @@ def _pictures(
 ) -> Iterator[Picture.Image]:
     high = display_range(series.images)[1]
     places = sorted({place for frame in frames.values() for place in frame})
-    shared = [name for name in varying([i.index for i in series.images]) if name not in ("repetition", "phase")]
+    shared = [
+        name for name in varying([i.index for i in series.images]) if name not in ("repetition", "phase")
+    ]
     examples = {place: frame[place] for frame in frames.values() for place in frame}
     columns = int(np.ceil(np.sqrt(len(places))))
-    said = f"frame time not stated, {UNSTATED_MS:g} ms taken" if step is None else f"frame time {step:.4g} ms ({source})"
+    said = (
+        f"frame time not stated, {UNSTATED_MS:g} ms taken"
+        if step is None
+        else f"frame time {step:.4g} ms ({source})"
+    )
     heading = [*title(series), said]
     for number, (time, frame) in enumerate(sorted(frames.items()), start=1):
         tiles = []

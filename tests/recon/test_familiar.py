@@ -12,7 +12,7 @@ from mrd_files import random_kspace
 from mri_qpan.errors import ReconError
 from mri_qpan.methods import Method
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
-from mri_qpan.recon.familiar import noise_level, warnings
+from mri_qpan.recon.familiar import measure, noise_level, warnings
 from mri_qpan.recon.job import Job, reconstruct_file
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.prepare import Prepared, prepare
@@ -53,13 +53,13 @@ def under(kspace: KSpace, ratio: float, noise: float = 0.0) -> Prepared:
 def test_what_is_unlike_the_training_is_said(
     small_kspace: Maker, ratio: float, noise: float, words: str | None
 ) -> None:
-    found = warnings(CARD, under(small_kspace(coils=1, ny=50), ratio, noise), 1.0)
+    found = warnings(CARD, under(small_kspace(coils=1, ny=50), ratio, noise), 1.0, {})
     assert len(found) == (words is not None)
     assert words is None or words in found[0]
 
 
 def test_a_model_that_does_not_say_is_not_judged(small_kspace: Maker) -> None:
-    assert warnings({"training": "none"}, under(small_kspace(coils=1), 1.0), 1.0) == []
+    assert warnings({"training": "none"}, under(small_kspace(coils=1), 1.0), 1.0, {}) == []
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.2])
@@ -89,3 +89,29 @@ def test_strict_refuses(tmp_path: Path, small_kspace: Maker) -> None:
     assert "fully sampled" in record["warnings"][0]
     with pytest.raises(ReconError, match="refused as --strict asks: k-space is fully sampled"):
         reconstruct_file(tmp_path / "scan.h5", out, replace(job, strict=True))
+
+
+def test_statistics_are_recorded_and_held_against_the_training(tmp_path: Path, small_kspace: Maker) -> None:
+    kspace = small_kspace(coils=2, ny=48)
+    mask = make_mask("lines", kspace.mask.shape[1:], 0.4, calib=6)[None]
+    write_raw(tmp_path / "scan.h5", [replace(kspace, data=kspace.data * mask, mask=mask)])
+    network = ProximalNetwork(NetworkConfig(layers=2, filters=4)).eval()
+    job = Job(Method("mine", network), torch.device("cpu"))
+    network.card = CARD
+    found = reconstruct_file(tmp_path / "scan.h5", tmp_path, job)
+    statistics = found["images"][0]["likeness"]
+    assert set(statistics) == {"fall", "gap", "peak", "filled", "moved"}
+    assert not any("moves the image" in words for words in found["warnings"])
+    seen = {name: (0.4 * value, 0.5 * value) for name, value in statistics.items()}
+    network.card = {"training": CARD["training"] | {"seen": seen}}
+    strange = reconstruct_file(tmp_path / "scan.h5", tmp_path, job)["warnings"]
+    assert any(f"moves the image by {statistics['moved']:.1%}" in words for words in strange)
+    seen = {name: (value - 1, value + 1) for name, value in statistics.items()}
+    network.card = {"training": CARD["training"] | {"seen": seen}}
+    assert reconstruct_file(tmp_path / "scan.h5", tmp_path, job)["warnings"] == found["warnings"]
+
+
+def test_two_sets_of_maps_count_as_one_image(small_kspace: Maker) -> None:
+    prepared = prepare(small_kspace(coils=2))
+    image = torch.complex(torch.ones(1, 2, *prepared.mask.shape[1:]), torch.zeros(()))
+    assert measure(prepared, image, 1.0, 0.5)["peak"] == pytest.approx(2**0.5)
