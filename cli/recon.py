@@ -126,6 +126,14 @@ def recon(
             " cg-sense, the g-factor. 20 or more tell something.",
         ),
     ] = 0,
+    phase: Annotated[
+        bool,
+        typer.Option(
+            "--phase",
+            help="Write the phase too, in radians, as a series of its own (ismrmrd, nifti, png, dicom). With"
+            " several coils it is relative to the strongest virtual one.",
+        ),
+    ] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write a page (.html) to look at and to judge every image by.")
     ] = False,
@@ -160,6 +168,7 @@ def recon(
         hard_dc=hard_dc,
         partial_fourier=check_mode(partial_fourier),
         strict=strict,
+        phase=phase,
         report=report,
         replicas=uncertainty,
     )

@@ -25,8 +25,8 @@ WORDS = {
     "peak": "the brightest pixel is {value:.1f} times the image's robust maximum, in training {high:.1f}"
     " at most",
     "filled": "the object fills {value:.0%} of the field of view, in training {low:.0%} to {high:.0%}",
-    "moved": "the last layer still moves the image by {value:.1%}, in training {high:.1%} at most: the network"
-    " does not settle on these data",
+    "moved": "the last layer still moves the image by {value:.1%}, in training {high:.1%} at most: the"
+    " network does not settle on these data",
 }
 """What is said of a statistic outside its range."""
 

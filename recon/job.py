@@ -21,7 +21,7 @@ from mri_qpan.bart import read_cfl
 from mri_qpan.errors import InputError, MriQpanError, ReconError
 from mri_qpan.methods import Method
 from mri_qpan.recon.files import staged
-from mri_qpan.recon.kspace import ImageSeries, KSpace
+from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
 from mri_qpan.recon.pipeline import Result, reconstruct
 from mri_qpan.recon.provenance import peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
@@ -29,6 +29,9 @@ from mri_qpan.recon.readers.bart import SUFFIXES as CFL
 from mri_qpan.recon.report import Shown, page, show
 from mri_qpan.recon.study import Study, Undersampling, study
 from mri_qpan.recon.writers import DEFAULT, FORMATS, Format, find_formats, write_study_png
+
+PHASED = ("ismrmrd", "nifti", "png", "dicom")
+"""Formats that phases are written in: the others hold complex images, or nothing but magnitudes."""
 
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -56,6 +59,8 @@ class Job:
         See `pipeline.reconstruct`.
     strict
         Refuse measurements unlike those that the model was trained on, instead of a warning.
+    phase
+        Write series of the phase too, in the formats that hold magnitudes alone.
     report
         Write an HTML page too.
     replicas
@@ -74,6 +79,7 @@ class Job:
     hard_dc: bool = False
     partial_fourier: str = "auto"
     strict: bool = False
+    phase: bool = False
     report: bool = False
     replicas: int = 0
     dims: str | None = None
@@ -179,7 +185,7 @@ def reconstruct_file(
     moment = time.perf_counter()
     try:
         with staged(folder) as stage:
-            record |= _write(stage / output_stem(path, job.method), done, stream.xml, record, job.formats)
+            record |= _write(stage / output_stem(path, job.method), done, stream.xml, record, job)
             record["seconds"] = _seconds(done, read_seconds, time.perf_counter() - moment)
             record["peak_memory_mib"] = peak_memory_mib(job.device)
             pages = [d.shown for d in done if d.shown is not None]
@@ -272,9 +278,7 @@ def _seconds(done: list[_Done], read: float, write: float) -> dict[str, float]:
     }
 
 
-def _write(
-    stem: Path, done: list[_Done], xml: str | None, record: Record, formats: dict[str, Format]
-) -> Record:
+def _write(stem: Path, done: list[_Done], xml: str | None, record: Record, job: Job) -> Record:
     """Write images and sheets of every encoding; return the names written and the notes with any new one."""
     encodings: dict[int, list[_Done]] = defaultdict(list)
     for d in done:
@@ -285,9 +289,16 @@ def _write(
         series = ImageSeries([d.result.image for d in members], xml, origin)
         studies = [d.study for d in members if d.study is not None]
         name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
-        notes += _write_series(stem.with_name(name), series, studies, formats)
-        for quantity in dict.fromkeys(q for d in members for q in d.result.maps):
-            maps = [d.result.maps[quantity] for d in members if quantity in d.result.maps]
+        notes += _write_series(stem.with_name(name), series, studies, job.formats)
+        shown = {
+            q: [d.result.maps[q] for d in members if q in d.result.maps]
+            for d in members
+            for q in d.result.maps
+        }
+        if job.phase:
+            shown[PHASE] = series.images
+        for quantity, maps in shown.items():
+            formats = {n: f for n, f in job.formats.items() if quantity is not PHASE or n in PHASED}
             named = origin | {"method": f"{origin['method']} {quantity.name}"}
             written = ImageSeries(maps, xml, named, quantity)
             notes += _write_series(stem.with_name(f"{name}_{quantity.suffix}"), written, [], formats)

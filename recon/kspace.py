@@ -134,6 +134,8 @@ class Quantity:
         In words, at most 64 characters.
     pure
         Whether it is a pure number, and not in the units of the image.
+    angle
+        Whether it is the angle of complex pixels, in radians, and not their magnitude.
     """
 
     name: str
@@ -142,6 +144,11 @@ class Quantity:
     series: int
     meaning: str
     pure: bool = True
+    angle: bool = False
+
+
+PHASE = Quantity("phase", "phase", "Image", 5, "phase in radians", angle=True)
+"""With several channels relative to the strongest virtual one, which the coil maps have no phase of."""
 
 
 @dataclass(frozen=True)
@@ -164,3 +171,9 @@ class ImageSeries:
     xml: str | None
     provenance: dict[str, object]
     quantity: Quantity | None = None
+
+    def pixels(self, image: Image) -> NDArray[np.float32]:
+        """Return what an image of the series shows, (z, y, x): magnitudes, or angles in (-pi, pi]."""
+        if self.quantity is not None and self.quantity.angle:
+            return np.angle(image.data)
+        return np.abs(image.data)

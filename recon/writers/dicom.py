@@ -17,7 +17,7 @@ from mri_qpan.errors import ReconError
 from mri_qpan.recon.geometry import Array, affine_lps, stack, volumes, voxel_size
 from mri_qpan.recon.kspace import Image, ImageSeries, Quantity
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
-from mri_qpan.recon.writers.window import display_range
+from mri_qpan.recon.writers.window import window_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -89,22 +89,27 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     from pydicom.uid import generate_uid
 
     header = parse_xml(series.xml, str(path)) if series.xml is not None else Element("none")
-    low, high = display_range(series.images)
-    slope = max((float(np.abs(image.data).max()) for image in series.images), default=0.0) / WHITEST or 1.0
+    low, high = window_of(series)
+    angle = series.quantity is not None and series.quantity.angle
+    least, most = (
+        window_of(series) if angle else (0.0, max(float(np.abs(i.data).max()) for i in series.images))
+    )
+    slope = (most - least) / WHITEST or 1.0
     common = _common(header, series)
     common.SeriesInstanceUID = generate_uid(prefix=None)
     pure = series.quantity is not None and series.quantity.pure
     unit = 1.0 if pure else slope
-    common.RescaleIntercept, common.RescaleSlope, common.RescaleType = 0, _decimal(slope / unit), "US"
+    common.RescaleIntercept, common.RescaleSlope = _decimal(least / unit), _decimal(slope / unit)
+    common.RescaleType = "US"
     common.WindowCenter = _decimal((low + high) / 2 / unit)
     common.WindowWidth = _decimal(max(1.0, (high - low) / unit))
-    common.RealWorldValueMappingSequence = [_real_world(slope, series.quantity)]
+    common.RealWorldValueMappingSequence = [_real_world(least, slope, series.quantity)]
     for number, (image, plane, affine) in enumerate(_planes(series.images), start=1):
         dataset = _file(common)
         _describe(dataset, header, image, number)
         _place(dataset, image, affine, plane)
-        pixels = np.abs(image.data[plane if image.data.shape[0] > 1 else 0])
-        _set_pixels(dataset, np.round(pixels / slope).astype(np.uint16))
+        pixels = series.pixels(image)[plane if image.data.shape[0] > 1 else 0]
+        _set_pixels(dataset, np.round((pixels - least) / slope).astype(np.uint16))
         dataset.save_as(path.with_name(f"{path.stem}_{number:04d}.dcm"), enforce_file_format=True)
 
 
@@ -163,7 +168,8 @@ def _common(header: Element, series: ImageSeries) -> Dataset:
     dataset.EchoTrainLength = None
     _set_origin(dataset, origin)
     if series.quantity is not None:
-        dataset.ImageType = ["DERIVED", "PRIMARY", "OTHER", series.quantity.role.upper()]
+        kind = ["PHASE MAP"] if series.quantity.angle else ["OTHER", series.quantity.role.upper()]
+        dataset.ImageType = ["DERIVED", "PRIMARY", *kind]
         dataset.SeriesNumber = series.quantity.series
         dataset.DerivationDescription += f" {series.quantity.name}: {series.quantity.meaning}."
     return dataset
@@ -191,14 +197,14 @@ def _set_origin(dataset: Dataset, origin: dict[str, Any]) -> None:
     block.add_new(0x01, "UT", json.dumps(origin))
 
 
-def _real_world(slope: float, quantity: Quantity | None) -> Dataset:
+def _real_world(least: float, slope: float, quantity: Quantity | None) -> Dataset:
     """Return how pixels become the input's units, or a map's numbers."""
     from pydicom.dataset import Dataset
 
     mapping = Dataset()
     mapping.add_new(0x00409216, "US", 0)  # first and last value mapped: US or SS, so said here
     mapping.add_new(0x00409211, "US", WHITEST)
-    mapping.RealWorldValueIntercept, mapping.RealWorldValueSlope = 0.0, slope
+    mapping.RealWorldValueIntercept, mapping.RealWorldValueSlope = least, slope
     pure = quantity is not None and quantity.pure
     mapping.LUTExplanation = quantity.meaning if quantity is not None else "input units"
     mapping.LUTLabel = quantity.name[:16] if quantity is not None and pure else "input units"

@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mri_qpan.recon.kspace import Image, ImageSeries, Index
-from mri_qpan.recon.writers.window import display_range
+from mri_qpan.recon.writers.window import window_of
 
 SERIES_INDEX = 1
 COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 
 
 def write_ismrmrd(path: Path, series: ImageSeries) -> None:
-    """Write a series as group `image_1` (a map as `image_<its number>`) of an ISMRMRD (HDF5) file, with the measurement's XML header.
+    """Write a series as a group of an ISMRMRD (HDF5) file, with the measurement's XML header.
 
-    Pixels are float32 magnitudes (channel, z, y, x) in the input's units.
+    The group is `image_1`, of a map `image_<its number>`. Pixels are float32 (channel, z, y, x): magnitudes in
+    the input's units, or what the map shows.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def write_ismrmrd(path: Path, series: ImageSeries) -> None:
     """
     import ismrmrd
 
-    window = display_range(series.images)
+    window = window_of(series)
     with ismrmrd.Dataset(str(path), "dataset", mode="w") as dataset:
         if series.xml is not None:
             dataset.write_xml_header(series.xml.encode())
@@ -61,7 +62,7 @@ def image_message(
     meta = ismrmrd.Meta(_attributes(image, series, window))
     header = _header(series, number)
     header.attribute_string_len = len(meta.serialize().encode())
-    return ismrmrd.Image(header, meta=meta, data=np.abs(image.data)[None].astype(pixels))
+    return ismrmrd.Image(header, meta=meta, data=series.pixels(image)[None].astype(pixels))
 
 
 def _header(series: ImageSeries, number: int) -> Any:
@@ -84,7 +85,8 @@ def _header(series: ImageSeries, number: int) -> Any:
     header.physiology_time_stamp = stamp.physiology_time_stamp
     header.user_int = stamp.user_int
     header.user_float = stamp.user_float
-    header.image_type = ismrmrd.IMTYPE_MAGNITUDE
+    angle = series.quantity is not None and series.quantity.angle
+    header.image_type = ismrmrd.IMTYPE_PHASE if angle else ismrmrd.IMTYPE_MAGNITUDE
     header.image_index = number + 1
     header.image_series_index = _series_number(series)
     _set_flags(header, [i.index for i in series.images], number)

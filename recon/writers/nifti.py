@@ -1,4 +1,4 @@
-"""Images to NIfTI: magnitudes with the affine of the scanner's axes."""
+"""Images to NIfTI: magnitudes, or maps, with the affine of the scanner's axes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_COMMENT = 6
 
 
 def write_nifti(path: Path, series: ImageSeries) -> None:
-    """Write float32 magnitudes (x, y, slice[, time]) as NIfTI-1; `.nii.gz` compresses.
+    """Write float32 pixels (x, y, slice[, time]) as NIfTI-1; `.nii.gz` compresses.
 
     Repetitions, contrasts, phases and sets become the fourth dimension, in this order. The affine follows
     `recon.geometry`, turned from LPS to NIfTI's RAS axes.
@@ -40,7 +40,7 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
     for images, other in stacks:
         if len(images) != len(stacks[0][0]) or not np.allclose(other, affine, atol=1e-3):
             raise ReconError("the repetitions or contrasts differ in their slices: no single volume")
-    pixels = np.stack([_pixels(images) for images, _ in stacks], axis=-1)
+    pixels = np.stack([_pixels(series, images) for images, _ in stacks], axis=-1)
     nifti = nib.Nifti1Image(pixels[..., 0] if len(stacks) == 1 else pixels, LPS_TO_RAS @ affine)
     nifti.header.set_xyzt_units("mm", "sec")
     nifti.set_sform(nifti.affine, SCANNER_ANATOMICAL)
@@ -52,6 +52,6 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
     nib.save(nifti, path)
 
 
-def _pixels(images: list[Image]) -> NDArray[np.float32]:
-    """Return magnitudes (x, y, slice) of images (z, y, x)."""
-    return np.concatenate([np.abs(image.data) for image in images]).transpose(2, 1, 0)
+def _pixels(series: ImageSeries, images: list[Image]) -> NDArray[np.float32]:
+    """Return the pixels (x, y, slice) of images (z, y, x)."""
+    return np.concatenate([series.pixels(image) for image in images]).transpose(2, 1, 0)

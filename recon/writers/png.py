@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from mri_qpan.recon.geometry import voxel_size
 from mri_qpan.recon.kspace import Image, ImageSeries, Index
 from mri_qpan.recon.study import Study
-from mri_qpan.recon.writers.window import display_range
+from mri_qpan.recon.writers.window import display_range, window_of
 
 PAGE_WIDTH = 2048
 LARGEST_TILE = 512
@@ -52,10 +52,10 @@ def write_png(path: Path, series: ImageSeries) -> None:
     series
         What to show.
     """
-    high = display_range(series.images)[1]
+    low, high = window_of(series)
     names = varying([image.index for image in series.images])
     tiles = [
-        Tile(np.abs(image.data[z]) / high, aspect_of(image), (label(image, z, names),))
+        Tile((series.pixels(image)[z] - low) / (high - low), aspect_of(image), (label(image, z, names),))
         for image in series.images
         for z in range(image.data.shape[0])
     ]

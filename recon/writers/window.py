@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from mri_qpan.recon.kspace import Image
+from mri_qpan.recon.kspace import Image, ImageSeries
 
 QUANTILE = 0.99
 
@@ -19,3 +20,10 @@ def display_range(images: Sequence[Image]) -> tuple[float, float]:
     """
     high = max((float(np.quantile(np.abs(image.data), QUANTILE)) for image in images), default=0.0)
     return 0.0, high or 1.0
+
+
+def window_of(series: ImageSeries) -> tuple[float, float]:
+    """Return what to show as black and white: `display_range`, or the whole circle of a phase."""
+    if series.quantity is not None and series.quantity.angle:
+        return -math.pi, math.pi
+    return display_range(series.images)

@@ -122,6 +122,16 @@ def test_uncertainty_is_a_series_of_its_own(run: Run, raw: Path, tmp_path: Path)
     assert 0 < maps.get_fdata().max() < images.get_fdata().max()
 
 
+def test_the_phase_is_a_series_of_its_own(run: Run, raw: Path, tmp_path: Path) -> None:
+    code, _, _ = run(raw, "-m", "zero-filled", "--phase", "-f", "nifti,npy,dicom", "-o", "o")
+    assert code == 0
+    pixels = np.load(tmp_path / "o/scan_zero-filled.npy")
+    phase = nib.load(tmp_path / "o/scan_zero-filled_phase.nii.gz").get_fdata()
+    np.testing.assert_allclose(phase, np.angle(pixels[:, 0]).transpose(2, 1, 0), atol=1e-6)
+    assert (tmp_path / "o/scan_zero-filled_phase_0001.dcm").is_file()
+    assert not (tmp_path / "o/scan_zero-filled_phase.npy").exists()
+
+
 def test_maps_of_noise_in_every_format(run: Run, raw: Path, tmp_path: Path) -> None:
     formats = "ismrmrd,nifti,png,dicom,cfl,npy"
     command = (raw, "-m", "cg-sense", "--undersample", "lines:0.5", "--uncertainty", "3", "-f", formats)

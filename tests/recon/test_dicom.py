@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_qpan.recon.geometry import affine_lps
-from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Quantity
+from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, Quantity
 from mri_qpan.recon.noise import GFACTOR, UNCERTAINTY
 from mri_qpan.recon.writers import write_dicom
 
@@ -175,7 +175,7 @@ def test_dcmtk_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
-@pytest.mark.parametrize("quantity", [None, GFACTOR, UNCERTAINTY])
+@pytest.mark.parametrize("quantity", [None, GFACTOR, UNCERTAINTY, PHASE])
 @pytest.mark.parametrize("xml", [XML, None])
 def test_the_standards_rules_are_kept(tmp_path: Path, xml: str | None, quantity: Quantity | None) -> None:
     write_dicom(tmp_path / "a.dcm", replace(series(contrasts=1, slices=2, xml=xml), quantity=quantity))

@@ -1,20 +1,22 @@
 """What the files hold beside the geometry, which test_geometry.py covers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ismrmrd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from mri_qpan.errors import ReconError
-from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Stamp
+from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, Stamp
 from mri_qpan.recon.pipeline import Figures, Result
 from mri_qpan.recon.study import Study
-from mri_qpan.recon.writers import write_ismrmrd, write_nifti, write_png, write_study_png
+from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti, write_png, write_study_png
 from mri_qpan.recon.writers.window import display_range
 
 PROVENANCE: dict[str, object] = {
@@ -68,6 +70,33 @@ def test_ismrmrd_headers_attributes_and_pixels(tmp_path: Path) -> None:
         assert (head.slice, head.repetition) == (source.index.slice, source.index.repetition)
         assert (head.image_index, head.image_series_index) == (number + 1, 1)
         assert head.attribute_string_len == len(image.attribute_string)
+
+
+def test_a_phase_is_the_same_in_every_format(tmp_path: Path) -> None:
+    phases = replace(series(repetitions=1), quantity=PHASE)
+    wanted = [np.angle(image.data[0]) for image in phases.images]
+    write_ismrmrd(tmp_path / "a.h5", phases)
+    with ismrmrd.Dataset(str(tmp_path / "a.h5"), "dataset", mode="r") as dataset:
+        for number, angle in enumerate(wanted):
+            image = dataset.read_image(f"image_{PHASE.series}", number)
+            assert image.image_type == ismrmrd.IMTYPE_PHASE
+            np.testing.assert_array_equal(image.data[0, 0], angle)
+    write_nifti(tmp_path / "a.nii.gz", phases)
+    volume = nib.load(tmp_path / "a.nii.gz").get_fdata()
+    np.testing.assert_allclose(volume.transpose(2, 1, 0), wanted, rtol=1e-6)
+    write_dicom(tmp_path / "a.dcm", phases)
+    for number, angle in enumerate(wanted, start=1):
+        file = pydicom.dcmread(tmp_path / f"a_{number:04d}.dcm")
+        assert list(file.ImageType) == ["DERIVED", "PRIMARY", "PHASE MAP"]
+        shown = float(file.RescaleSlope) * file.pixel_array + float(file.RescaleIntercept)
+        np.testing.assert_allclose(shown, angle, atol=1.1e-4)
+        mapping = file.RealWorldValueMappingSequence[0]
+        real = mapping.RealWorldValueSlope * file.pixel_array + mapping.RealWorldValueIntercept
+        np.testing.assert_allclose(real, angle, atol=1.1e-4)
+        assert float(file.WindowWidth) == pytest.approx(2 * np.pi)
+        assert float(file.WindowCenter) == 0
+    write_png(tmp_path / "a.png", phases)
+    assert np.asarray(Picture.open(tmp_path / "a.png")).std() > 0
 
 
 def test_ismrmrd_flags_mark_the_ends_of_each_counter(tmp_path: Path) -> None:
