@@ -290,11 +290,8 @@ def _write(stem: Path, done: list[_Done], xml: str | None, record: Record, job: 
         studies = [d.study for d in members if d.study is not None]
         name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
         notes += _write_series(stem.with_name(name), series, studies, job.formats)
-        shown = {
-            q: [d.result.maps[q] for d in members if q in d.result.maps]
-            for d in members
-            for q in d.result.maps
-        }
+        quantities = dict.fromkeys(quantity for d in members for quantity in d.result.maps)
+        shown = {q: [d.result.maps[q] for d in members if q in d.result.maps] for q in quantities}
         if job.phase:
             shown[PHASE] = series.images
         for quantity, maps in shown.items():

@@ -280,7 +280,9 @@ def _views(
 def _apply(
     method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool
 ) -> tuple[torch.Tensor, float | None]:
-    """Call a method, and ask a network how far its last layer moved the image; sets of maps (a batch of one, set, y, x) stand where it takes images one by one.
+    """Call a method, and ask a network how far its last layer moved the image.
+
+    Sets of maps (a batch of one, set, y, x) stand where it takes images one by one.
 
     That is the batch for a solver, whose spatial axes are all that follow, and beside it for a network,
     which scales every entry of a batch on its own.

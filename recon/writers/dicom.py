@@ -90,10 +90,9 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
 
     header = parse_xml(series.xml, str(path)) if series.xml is not None else Element("none")
     low, high = window_of(series)
-    angle = series.quantity is not None and series.quantity.angle
-    least, most = (
-        window_of(series) if angle else (0.0, max(float(np.abs(i.data).max()) for i in series.images))
-    )
+    least, most = low, high
+    if series.quantity is None or not series.quantity.angle:
+        least, most = 0.0, max((float(np.abs(image.data).max()) for image in series.images), default=0.0)
     slope = (most - least) / WHITEST or 1.0
     common = _common(header, series)
     common.SeriesInstanceUID = generate_uid(prefix=None)

@@ -20,8 +20,8 @@ COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 def write_ismrmrd(path: Path, series: ImageSeries) -> None:
     """Write a series as a group of an ISMRMRD (HDF5) file, with the measurement's XML header.
 
-    The group is `image_1`, of a map `image_<its number>`. Pixels are float32 (channel, z, y, x): magnitudes in
-    the input's units, or what the map shows.
+    The group is `image_1`, of a map `image_<its number>`. Pixels are float32 (channel, z, y, x): magnitudes
+    in the input's units, or what the map shows.
 
     Parameters
     ----------
