@@ -94,7 +94,8 @@ def recon(
         typer.Option(
             min=1,
             metavar="N",
-            help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss.",
+            help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss."
+            " Geometrically, with a mixture for each place along the readout, where readouts are complete.",
         ),
     ] = None,
     hard_dc: Annotated[

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mri_qpan import noncartesian
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
-from mri_qpan.recon import coils
+from mri_qpan.recon import coils, compression
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.memo import Memo, fingerprint
 
@@ -87,8 +87,8 @@ def prepare(
             "(asymmetric echoes): give maps on the encoded matrix"
         )
     if given is not None:
-        given = given if mixer is None else _mix(mixer, given)
-        found = coils.normalise(_centre(given, width))
+        found = _centre(given, width)
+        found = coils.normalise(found if mixer is None else compression.mix(mixer, found))
         notes = ["coil maps as given, normalised to unit sum of squares"]
     elif kspace.coord is not None and weights is not None:
         found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1)
@@ -137,15 +137,16 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
     kspace
         One image's k-space.
     compress
-        Number of virtual channels to mix the channels into: the strongest principal components of the
-        calibration samples (Buehrer et al., MRM 57:1131, 2007). None, or more than there are: all are kept.
+        Number of virtual channels to mix the channels into (see `compression.compress`): geometrically where
+        every line is sampled over its whole length. None, or more than there are: all are kept.
 
     Returns
     -------
     kspace
         Of channels with equal and uncorrelated noise, with notes on what was done.
     mixer
-        The matrix (virtual coil, coil) that the channels were mixed with, or None.
+        The matrix (virtual coil, coil) that the channels were mixed with, one for each x, (x, virtual coil,
+        coil), of geometric compression, or None.
 
     Raises
     ------
@@ -161,15 +162,15 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         covariance = (np.eye(len(covariance)) * np.trace(covariance).real / len(covariance)).astype(
             np.complex64
         )
-        data = _mix(whitener, data)
-        calib = None if calib is None else _mix(whitener, calib)
+        data = compression.mix(whitener, data)
+        calib = None if calib is None else compression.mix(whitener, calib)
     acquired, width = data.shape[3], kspace.recon_shape[2]
-    if (
+    whole = (
         kspace.coord is None
-        and width < acquired
         and _full_readouts(mask)
         and (calib_mask is None or _full_readouts(calib_mask))
-    ):
+    )
+    if whole and width < acquired:
         notes = (*notes, f"readout oversampling removed: {acquired} to {width} samples")
         data, mask = _crop_readout(data, width), _centre(mask, width)
         calib = None if calib is None else _crop_readout(calib, width)
@@ -185,8 +186,8 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
     )
     if compress is None or compress >= len(data):
         return conditioned, whitener
-    conditioned, components = _compressed(conditioned, compress)
-    return conditioned, components if whitener is None else components @ whitener
+    conditioned, mixer = compression.compress(conditioned, compress, geometric=whole)
+    return conditioned, mixer if whitener is None else mixer @ whitener
 
 
 def whitening_matrix(covariance: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -224,32 +225,6 @@ def _whitener(
     if matrix is None or not np.isfinite(matrix).all():
         return None, ("the noise scan is too short or has a dead channel: channels not whitened",)
     return matrix, ("channels whitened with the noise scan",)
-
-
-def _compressed(kspace: KSpace, number: int) -> tuple[KSpace, Complex]:
-    """Return k-space of the strongest principal components of the channels, and the components."""
-    samples = (kspace.data if kspace.calib is None else kspace.calib).reshape(len(kspace.data), -1)
-    power, vectors = np.linalg.eigh((samples @ samples.conj().T).astype(np.complex128))
-    components = vectors[:, : -number - 1 : -1].conj().T.astype(np.complex64)
-    kept = power[-number:].sum() / power.sum()
-    covariance = kspace.noise_covariance
-    if covariance is not None:
-        covariance = (components @ covariance @ components.conj().T).astype(np.complex64)
-    compressed = replace(
-        kspace,
-        data=_mix(components, kspace.data),
-        calib=None if kspace.calib is None else _mix(components, kspace.calib),
-        noise_covariance=covariance,
-        notes=(
-            *kspace.notes,
-            f"{len(samples)} channels compressed to {number} with {kept:.2%} of their power",
-        ),
-    )
-    return compressed, components
-
-
-def _mix(matrix: NDArray[np.complex64], data: Complex) -> Complex:
-    return np.tensordot(matrix, data, axes=1).astype(np.complex64, copy=False)
 
 
 def _full_readouts(mask: NDArray[np.bool_]) -> bool:
