@@ -54,7 +54,12 @@ class Prepared:
 
 
 def prepare(
-    kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1, compress: int | None = None
+    kspace: KSpace,
+    *,
+    mps: Complex | None = None,
+    sets: int | None = 1,
+    compress: int | None = None,
+    floor: float = 0.0,
 ) -> Prepared:
     """Whiten, crop the readout oversampling and find the coil maps.
 
@@ -68,6 +73,8 @@ def prepare(
         Sets of maps to estimate. None: 2 where the object is larger than the field of view, else 1.
     compress
         See `condition`.
+    floor
+        Of singular values of a 3-D slab's calibration region (see `coils.slab_maps`).
 
     Raises
     ------
@@ -93,7 +100,7 @@ def prepare(
     elif kspace.coord is not None and weights is not None:
         found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1)
     else:
-        found, notes = _estimate(kspace, sets)
+        found, notes = _estimate(kspace, sets, floor)
     notes = [*kspace.notes, *notes]
     return Prepared(kspace.data, mask, found, kspace.recon_shape, notes, kspace.coord, weights)
 
@@ -258,7 +265,7 @@ def checked(mps: Complex, kspace: KSpace) -> Complex:
     return maps.astype(np.complex64)
 
 
-def _estimate(kspace: KSpace, sets: int | None) -> tuple[Complex, list[str]]:
+def _estimate(kspace: KSpace, sets: int | None, floor: float = 0.0) -> tuple[Complex, list[str]]:
     """Return the coil maps and notes on how they were found."""
     depth, height, width = kspace.mask.shape
     shape = depth, height, width
@@ -280,19 +287,20 @@ def _estimate(kspace: KSpace, sets: int | None) -> tuple[Complex, list[str]]:
     noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
     # One reference scan serves the frames of a series: its maps are found once.
-    key = (fingerprint(region), shape, block[2].start, sets, noise)
-    maps, notes = _maps.get(key, lambda: _calibrated(region, shape, block[2].start, sets, noise))
+    key = (fingerprint(region), shape, block[2].start, sets, noise, floor)
+    maps, notes = _maps.get(key, lambda: _calibrated(region, shape, block[2].start, sets, noise, floor))
     return maps, list(notes)
 
 
 def _calibrated(
-    region: Complex, shape: tuple[int, int, int], start: int, sets: int | None, noise: float
+    region: Complex, shape: tuple[int, int, int], start: int, sets: int | None, noise: float, floor: float
 ) -> tuple[Complex, list[str]]:
     """Return the maps that a calibration region (coil, z, y, x), from `start` along x, gives, and notes."""
     sizes = " x ".join(map(str, region.shape[2:]))
     notes = [f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)"]
     if shape[0] > 1:
-        return coils.slab_maps(region, shape, start, sets=sets or 1, noise=noise), notes
+        maps = coils.slab_maps(region, shape, start, sets=sets or 1, noise=noise, floor=floor)
+        return maps, notes
     share = coils.folded_share(region[:, 0], noise=noise)
     if share > FOLDED and sets in (1, None):
         consequence = "maps cannot tell the two layers apart" if sets == 1 else "maps for each layer"
