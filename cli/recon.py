@@ -126,6 +126,15 @@ def recon(
             " measurement's noise added once more; 20 or more tell something.",
         ),
     ] = 0,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Memory for the reconstruction of an image: 3-D ISMRMRD data that need more are worked in"
+            " parts along the readout. Left out: half of this machine's.",
+        ),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Write a page (.html) to look at and to judge every image by.")
     ] = False,
@@ -160,6 +169,7 @@ def recon(
         hard_dc=hard_dc,
         partial_fourier=check_mode(partial_fourier),
         strict=strict,
+        memory=None if memory is None else memory << 20,
         report=report,
         replicas=uncertainty,
     )

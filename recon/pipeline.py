@@ -81,7 +81,8 @@ class Views:
 class Result:
     """An image, its figures, what preparation assumed or did, and what its model was not trained for.
 
-    `uncertainty` is the standard deviation of its magnitude under the measurement's noise, if asked for.
+    `uncertainty` is the standard deviation of its magnitude under the measurement's noise, if asked for;
+    `scale` what the method saw as 1.
     """
 
     image: Image
@@ -90,6 +91,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     views: Views | None = None
     uncertainty: Image | None = None
+    scale: float = 1.0
 
 
 def reconstruct(
@@ -103,6 +105,8 @@ def reconstruct(
     partial_fourier: str = "auto",
     views: bool = False,
     replicas: int = 0,
+    scale: float | None = None,
+    floor: float = 0.0,
 ) -> Result:
     """Reconstruct one image.
 
@@ -128,6 +132,10 @@ def reconstruct(
         Keep what a report shows.
     replicas
         Reconstruct so many copies with the measurement's noise added once more, for the uncertainty.
+    scale
+        What the method is to see as 1 instead of the robust maximum of A^H y.
+    floor
+        See `coils.slab_maps`.
 
     Returns
     -------
@@ -142,9 +150,14 @@ def reconstruct(
         If the method fails: out of memory, values that are not finite.
     """
     started = time.perf_counter()
-    prepared = prepare(kspace, mps=mps, sets=None, compress=compress)
+    prepared = prepare(kspace, mps=mps, sets=None, compress=compress, floor=floor)
     seconds = time.perf_counter() - started
-    options: dict[str, Any] = {"device": device, "hard_dc": hard_dc, "partial_fourier": partial_fourier}
+    options: dict[str, Any] = {
+        "device": device,
+        "hard_dc": hard_dc,
+        "partial_fourier": partial_fourier,
+        "scale": scale,
+    }
     result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
     if not replicas:
         return result
@@ -161,6 +174,7 @@ def with_uncertainty(
     device: torch.device | str = "cpu",
     hard_dc: bool = False,
     partial_fourier: str = "auto",
+    scale: float | None = None,
 ) -> Result:
     """Add the standard deviation of the image's magnitude, from pseudo-replicas.
 
@@ -181,7 +195,13 @@ def with_uncertainty(
         acquired = prepared.mask if prepared.coord is None else True
         replica = replace(prepared, data=(prepared.data + added * acquired).astype(np.complex64))
         copy = solve(
-            replica, kspace, method, device=device, hard_dc=hard_dc, partial_fourier=partial_fourier
+            replica,
+            kspace,
+            method,
+            device=device,
+            hard_dc=hard_dc,
+            partial_fourier=partial_fourier,
+            scale=scale,
         )
         magnitude = np.abs(copy.image.data)
         apart = magnitude - mean
@@ -203,15 +223,16 @@ def solve(
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
+    scale: float | None = None,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
     started = time.perf_counter()
     encoding, samples = to_torch(prepared, device)
     sets = prepared.mps.ndim == 5
     adjoint = encoding.adjoint(samples)
-    scale = robust_scale(adjoint)
+    unit = robust_scale(adjoint) if scale is None else torch.full((), scale, device=adjoint.device)
     try:
-        image = scale * _apply(method, adjoint / scale, encoding.normal, sets)
+        image = unit * _apply(method, adjoint / unit, encoding.normal, sets)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ReconError(f"out of memory on {device}: use another --device") from error
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
@@ -240,13 +261,20 @@ def solve(
         partial_fourier=edge,
     )
     card = getattr(getattr(method, "run", method), "card", None)
-    strange = [] if card is None else familiar.warnings(card, prepared, float(scale.max()))
+    strange = [] if card is None else familiar.warnings(card, prepared, float(unit.max()))
     shown = None
     if views:
         apart = None if isinstance(encoding, NonCartesian) else encoding.forward(image) - samples
         zero_filled = to_image(adjoint, prepared, kspace)
-        shown = _views(prepared, zero_filled, apart, samples, float(scale.max()))
-    return Result(to_image(image, prepared, kspace), figures, tuple(notes), tuple(strange), shown)
+        shown = _views(prepared, zero_filled, apart, samples, float(unit.max()))
+    return Result(
+        to_image(image, prepared, kspace),
+        figures,
+        tuple(notes),
+        tuple(strange),
+        shown,
+        scale=float(unit.max()),
+    )
 
 
 def _views(

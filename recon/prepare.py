@@ -173,9 +173,7 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         calib = None if calib is None else compression.mix(whitener, calib)
     acquired, width = data.shape[3], kspace.recon_shape[2]
     whole = (
-        kspace.coord is None
-        and _full_readouts(mask)
-        and (calib_mask is None or _full_readouts(calib_mask))
+        kspace.coord is None and _full_readouts(mask) and (calib_mask is None or _full_readouts(calib_mask))
     )
     if whole and width < acquired:
         notes = (*notes, f"readout oversampling removed: {acquired} to {width} samples")
