@@ -94,7 +94,8 @@ def recon(
         typer.Option(
             min=1,
             metavar="N",
-            help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss.",
+            help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss."
+            " Geometrically, with a mixture for each place along the readout, where readouts are complete.",
         ),
     ] = None,
     hard_dc: Annotated[
@@ -134,6 +135,15 @@ def recon(
             " several coils it is relative to the strongest virtual one.",
         ),
     ] = False,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Memory for the reconstruction of an image: 3-D ISMRMRD data that need more are worked in"
+            " parts along the readout. Left out: half of this machine's.",
+        ),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Write a page (.html) to look at and to judge every image by.")
     ] = False,
@@ -169,6 +179,7 @@ def recon(
         partial_fourier=check_mode(partial_fourier),
         strict=strict,
         phase=phase,
+        memory=None if memory is None else memory << 20,
         report=report,
         replicas=uncertainty,
     )

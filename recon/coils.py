@@ -186,7 +186,13 @@ def normalise(maps: Complex) -> Complex:
 
 
 def slab_maps(
-    calib: Complex, shape: tuple[int, int, int], start: int, *, sets: int = 1, noise: float = 0.0
+    calib: Complex,
+    shape: tuple[int, int, int],
+    start: int,
+    *,
+    sets: int = 1,
+    noise: float = 0.0,
+    floor: float = 0.0,
 ) -> Complex:
     """Estimate the maps of a 3-D slab: ESPIRiT in the (z, y) plane of every x.
 
@@ -200,6 +206,8 @@ def slab_maps(
         Place of the block's first sample along x.
     sets, noise
         As for `espirit`.
+    floor
+        Singular values below are noise (see `strongest_floor`), besides those that no x shows.
 
     Returns
     -------
@@ -209,9 +217,14 @@ def slab_maps(
     padded[..., start : start + calib.shape[3]] = calib
     planes = ifft_numpy(padded, (-1,))
     noise *= math.sqrt(calib.shape[3] / shape[2])
-    floor = max(_spectrum(planes[..., x], noise)[2] for x in range(shape[2]))
+    floor = max(floor, *(_spectrum(planes[..., x], noise)[2] for x in range(shape[2])))
     maps = np.stack([_maps(planes[..., x], shape[:2], sets, noise, floor) for x in range(shape[2])], axis=-1)
     return maps[0] if sets == 1 else maps
+
+
+def strongest_floor(plane: Complex, noise: float = 0.0) -> float:
+    """Return the singular value from which signal starts in the strongest plane (coil, kz, ky) of a slab."""
+    return _spectrum(plane, noise)[2]
 
 
 def _slab_region(mask: NDArray[np.bool_], widest: int) -> Block | None:

@@ -23,10 +23,12 @@ from mri_qpan.methods import Method
 from mri_qpan.recon.files import staged
 from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
 from mri_qpan.recon.pipeline import Result, reconstruct
-from mri_qpan.recon.provenance import peak_memory_mib, provenance
+from mri_qpan.recon.provenance import half_of_memory, peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.bart import SUFFIXES as CFL
+from mri_qpan.recon.readers.mrd_slabs import Slabs
 from mri_qpan.recon.report import Shown, page, show
+from mri_qpan.recon.slabs import reconstruct_slabs
 from mri_qpan.recon.study import Study, Undersampling, study
 from mri_qpan.recon.writers import DEFAULT, FORMATS, Format, find_formats, write_study_png
 
@@ -67,6 +69,9 @@ class Job:
         Number of pseudo-replicas for maps of noise (`recon.noise`); 0 makes none.
     dims
         Names of the axes of .npy and .mat files.
+    memory
+        Bytes for the reconstruction of an image: 3-D ones of ISMRMRD files that need more are worked in
+        parts. None: half of this machine's memory.
     formats
         What to write (see `writers.find_formats`).
     """
@@ -83,6 +88,7 @@ class Job:
     report: bool = False
     replicas: int = 0
     dims: str | None = None
+    memory: int | None = None
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
 
 
@@ -166,7 +172,7 @@ def reconstruct_file(
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the files in it, such as {path / '*.h5'}")
     started = time.perf_counter()
-    stream = open_kspace(path, job.dims)
+    stream = open_kspace(path, job.dims, _memory(job))
     total = len(stream)
     done: list[_Done] = []
     progress(0, total)
@@ -206,7 +212,11 @@ def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     options["views"] = job.report
     compared = None
     try:
-        if job.undersampling is None:
+        if isinstance(kspace, Slabs):
+            if job.undersampling is not None:
+                raise InputError("--undersample needs more memory than there is: give it a smaller file")
+            result = reconstruct_slabs(kspace, job.method, _memory(job), **options)
+        elif job.undersampling is None:
             result = reconstruct(kspace, job.method, **options)
         else:
             compared = study(kspace, job.method, job.undersampling, **options)
@@ -221,6 +231,10 @@ def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
         return _Done(result, None if compared is None else replace(compared, result=result), shown)
     except MriQpanError as error:
         raise type(error)(f"{path}: slice {kspace.index.slice}: {error}") from error
+
+
+def _memory(job: Job) -> int:
+    return half_of_memory() if job.memory is None else job.memory
 
 
 def _json_path(folder: Path, path: Path, job: Job) -> Path:

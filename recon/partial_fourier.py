@@ -130,9 +130,8 @@ def fill_edge(image: Tensor, mask: NDArray[np.bool_], mode: str, method: str) ->
     mask
         True where a sample was acquired, (z, y, x).
     mode
-        "pocs", "none", or "auto": POCS after a classical solver, unless zero-filling left aliases. Of networks
-        the edge is better as it is: they fill it without doubling the noise, and also where the phase is
-        not smooth.
+        "pocs", "none", or "auto": POCS after a classical solver, unless zero-filling left aliases. The edge
+        that a network makes is better: POCS takes the opposite samples' noise, and a smooth phase.
     method
         Name of the method that made the image.
 

@@ -85,6 +85,7 @@ class Result:
 
     `likeness` are the statistics that are held against the model's training (`familiar.measure`). `maps` are
     those of what the measurement's noise does to it, if asked for (`recon.noise`).
+    `scale` is what the method saw as 1.
     """
 
     image: Image
@@ -94,6 +95,7 @@ class Result:
     likeness: dict[str, float] = field(default_factory=dict)
     views: Views | None = None
     maps: dict[Quantity, Image] = field(default_factory=dict)
+    scale: float = 1.0
 
 
 def reconstruct(
@@ -107,6 +109,8 @@ def reconstruct(
     partial_fourier: str = "auto",
     views: bool = False,
     replicas: int = 0,
+    scale: float | None = None,
+    floor: float = 0.0,
 ) -> Result:
     """Reconstruct one image.
 
@@ -132,6 +136,10 @@ def reconstruct(
         Keep what a report shows.
     replicas
         Reconstruct so many copies with the measurement's noise added once more, for maps of what it does.
+    scale
+        What the method is to see as 1 instead of the robust maximum of A^H y.
+    floor
+        See `coils.slab_maps`.
 
     Returns
     -------
@@ -146,9 +154,14 @@ def reconstruct(
         If the method fails: out of memory, values that are not finite.
     """
     started = time.perf_counter()
-    prepared = prepare(kspace, mps=mps, sets=None, compress=compress)
+    prepared = prepare(kspace, mps=mps, sets=None, compress=compress, floor=floor)
     seconds = time.perf_counter() - started
-    options: dict[str, Any] = {"device": device, "hard_dc": hard_dc, "partial_fourier": partial_fourier}
+    options: dict[str, Any] = {
+        "device": device,
+        "hard_dc": hard_dc,
+        "partial_fourier": partial_fourier,
+        "scale": scale,
+    }
     result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
     if not replicas:
         return result
@@ -165,11 +178,12 @@ def with_noise_maps(
     device: torch.device | str = "cpu",
     hard_dc: bool = False,
     partial_fourier: str = "auto",
+    scale: float | None = None,
 ) -> Result:
     """Add maps of what the measurement's noise does to the image (see `recon.noise`)."""
 
     def again(replica: Prepared) -> NDArray[np.complex64]:
-        options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier}
+        options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier, "scale": scale}
         return solve(replica, kspace, method, device=device, **options).image.data
 
     edge = result.figures.partial_fourier
@@ -200,16 +214,17 @@ def solve(
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
+    scale: float | None = None,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
     started = time.perf_counter()
     encoding, samples = to_torch(prepared, device)
     sets = prepared.mps.ndim == 5
     adjoint = encoding.adjoint(samples)
-    scale = robust_scale(adjoint)
+    unit = robust_scale(adjoint) if scale is None else torch.full((), scale, device=adjoint.device)
     try:
-        image, moved = _apply(method, adjoint / scale, encoding.normal, sets)
-        image = scale * image
+        image, moved = _apply(method, adjoint / unit, encoding.normal, sets)
+        image = unit * image
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ReconError(f"out of memory on {device}: use another --device") from error
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
@@ -241,14 +256,22 @@ def solve(
     strange: list[str] = []
     likeness: dict[str, float] = {}
     if card is not None:
-        likeness = familiar.measure(prepared, adjoint, float(scale.max()), moved)
-        strange = familiar.warnings(card, prepared, float(scale.max()), likeness)
+        likeness = familiar.measure(prepared, adjoint, float(unit.max()), moved)
+        strange = familiar.warnings(card, prepared, float(unit.max()), likeness)
     shown = None
     if views:
         apart = None if isinstance(encoding, NonCartesian) else encoding.forward(image) - samples
         zero_filled = to_image(adjoint, prepared, kspace)
-        shown = _views(prepared, zero_filled, apart, samples, float(scale.max()))
-    return Result(to_image(image, prepared, kspace), figures, tuple(notes), tuple(strange), likeness, shown)
+        shown = _views(prepared, zero_filled, apart, samples, float(unit.max()))
+    return Result(
+        to_image(image, prepared, kspace),
+        figures,
+        tuple(notes),
+        tuple(strange),
+        likeness,
+        shown,
+        scale=float(unit.max()),
+    )
 
 
 def _views(

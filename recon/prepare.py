@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mri_qpan import noncartesian
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
-from mri_qpan.recon import coils
+from mri_qpan.recon import coils, compression
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.memo import Memo, fingerprint
 
@@ -54,7 +54,12 @@ class Prepared:
 
 
 def prepare(
-    kspace: KSpace, *, mps: Complex | None = None, sets: int | None = 1, compress: int | None = None
+    kspace: KSpace,
+    *,
+    mps: Complex | None = None,
+    sets: int | None = 1,
+    compress: int | None = None,
+    floor: float = 0.0,
 ) -> Prepared:
     """Whiten, crop the readout oversampling and find the coil maps.
 
@@ -68,6 +73,8 @@ def prepare(
         Sets of maps to estimate. None: 2 where the object is larger than the field of view, else 1.
     compress
         See `condition`.
+    floor
+        Of singular values of a 3-D slab's calibration region (see `coils.slab_maps`).
 
     Raises
     ------
@@ -87,13 +94,13 @@ def prepare(
             "(asymmetric echoes): give maps on the encoded matrix"
         )
     if given is not None:
-        given = given if mixer is None else _mix(mixer, given)
-        found = coils.normalise(_centre(given, width))
+        found = _centre(given, width)
+        found = coils.normalise(found if mixer is None else compression.mix(mixer, found))
         notes = ["coil maps as given, normalised to unit sum of squares"]
     elif kspace.coord is not None and weights is not None:
         found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1)
     else:
-        found, notes = _estimate(kspace, sets)
+        found, notes = _estimate(kspace, sets, floor)
     notes = [*kspace.notes, *notes]
     return Prepared(kspace.data, mask, found, kspace.recon_shape, notes, kspace.coord, weights)
 
@@ -137,15 +144,16 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
     kspace
         One image's k-space.
     compress
-        Number of virtual channels to mix the channels into: the strongest principal components of the
-        calibration samples (Buehrer et al., MRM 57:1131, 2007). None, or more than there are: all are kept.
+        Number of virtual channels to mix the channels into (see `compression.compress`): geometrically where
+        every line is sampled over its whole length. None, or more than there are: all are kept.
 
     Returns
     -------
     kspace
         Of channels with equal and uncorrelated noise, with notes on what was done.
     mixer
-        The matrix (virtual coil, coil) that the channels were mixed with, or None.
+        The matrix (virtual coil, coil) that the channels were mixed with, one for each x, (x, virtual coil,
+        coil), of geometric compression, or None.
 
     Raises
     ------
@@ -161,15 +169,13 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         covariance = (np.eye(len(covariance)) * np.trace(covariance).real / len(covariance)).astype(
             np.complex64
         )
-        data = _mix(whitener, data)
-        calib = None if calib is None else _mix(whitener, calib)
+        data = compression.mix(whitener, data)
+        calib = None if calib is None else compression.mix(whitener, calib)
     acquired, width = data.shape[3], kspace.recon_shape[2]
-    if (
-        kspace.coord is None
-        and width < acquired
-        and _full_readouts(mask)
-        and (calib_mask is None or _full_readouts(calib_mask))
-    ):
+    whole = (
+        kspace.coord is None and _full_readouts(mask) and (calib_mask is None or _full_readouts(calib_mask))
+    )
+    if whole and width < acquired:
         notes = (*notes, f"readout oversampling removed: {acquired} to {width} samples")
         data, mask = _crop_readout(data, width), _centre(mask, width)
         calib = None if calib is None else _crop_readout(calib, width)
@@ -185,8 +191,8 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
     )
     if compress is None or compress >= len(data):
         return conditioned, whitener
-    conditioned, components = _compressed(conditioned, compress)
-    return conditioned, components if whitener is None else components @ whitener
+    conditioned, mixer = compression.compress(conditioned, compress, geometric=whole)
+    return conditioned, mixer if whitener is None else mixer @ whitener
 
 
 def whitening_matrix(covariance: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -226,32 +232,6 @@ def _whitener(
     return matrix, ("channels whitened with the noise scan",)
 
 
-def _compressed(kspace: KSpace, number: int) -> tuple[KSpace, Complex]:
-    """Return k-space of the strongest principal components of the channels, and the components."""
-    samples = (kspace.data if kspace.calib is None else kspace.calib).reshape(len(kspace.data), -1)
-    power, vectors = np.linalg.eigh((samples @ samples.conj().T).astype(np.complex128))
-    components = vectors[:, : -number - 1 : -1].conj().T.astype(np.complex64)
-    kept = power[-number:].sum() / power.sum()
-    covariance = kspace.noise_covariance
-    if covariance is not None:
-        covariance = (components @ covariance @ components.conj().T).astype(np.complex64)
-    compressed = replace(
-        kspace,
-        data=_mix(components, kspace.data),
-        calib=None if kspace.calib is None else _mix(components, kspace.calib),
-        noise_covariance=covariance,
-        notes=(
-            *kspace.notes,
-            f"{len(samples)} channels compressed to {number} with {kept:.2%} of their power",
-        ),
-    )
-    return compressed, components
-
-
-def _mix(matrix: NDArray[np.complex64], data: Complex) -> Complex:
-    return np.tensordot(matrix, data, axes=1).astype(np.complex64, copy=False)
-
-
 def _full_readouts(mask: NDArray[np.bool_]) -> bool:
     """Whether every acquired line is sampled over its whole length."""
     return bool(np.array_equal(mask.any(axis=2), mask.all(axis=2)))
@@ -283,7 +263,7 @@ def checked(mps: Complex, kspace: KSpace) -> Complex:
     return maps.astype(np.complex64)
 
 
-def _estimate(kspace: KSpace, sets: int | None) -> tuple[Complex, list[str]]:
+def _estimate(kspace: KSpace, sets: int | None, floor: float = 0.0) -> tuple[Complex, list[str]]:
     """Return the coil maps and notes on how they were found."""
     depth, height, width = kspace.mask.shape
     shape = depth, height, width
@@ -305,19 +285,20 @@ def _estimate(kspace: KSpace, sets: int | None) -> tuple[Complex, list[str]]:
     noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
     # One reference scan serves the frames of a series: its maps are found once.
-    key = (fingerprint(region), shape, block[2].start, sets, noise)
-    maps, notes = _maps.get(key, lambda: _calibrated(region, shape, block[2].start, sets, noise))
+    key = (fingerprint(region), shape, block[2].start, sets, noise, floor)
+    maps, notes = _maps.get(key, lambda: _calibrated(region, shape, block[2].start, sets, noise, floor))
     return maps, list(notes)
 
 
 def _calibrated(
-    region: Complex, shape: tuple[int, int, int], start: int, sets: int | None, noise: float
+    region: Complex, shape: tuple[int, int, int], start: int, sets: int | None, noise: float, floor: float
 ) -> tuple[Complex, list[str]]:
     """Return the maps that a calibration region (coil, z, y, x), from `start` along x, gives, and notes."""
     sizes = " x ".join(map(str, region.shape[2:]))
     notes = [f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)"]
     if shape[0] > 1:
-        return coils.slab_maps(region, shape, start, sets=sets or 1, noise=noise), notes
+        maps = coils.slab_maps(region, shape, start, sets=sets or 1, noise=noise, floor=floor)
+        return maps, notes
     share = coils.folded_share(region[:, 0], noise=noise)
     if share > FOLDED and sets in (1, None):
         consequence = "maps cannot tell the two layers apart" if sets == 1 else "maps for each layer"

@@ -14,7 +14,7 @@ GROUP = "mri_qpan.readers"
 __all__ = ["KSpaceStream", "is_ismrmrd", "open_kspace"]
 
 
-def open_kspace(path: str | Path, dims: str | None = None) -> KSpaceStream:
+def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = None) -> KSpaceStream:
     """Open a k-space file, its format told from its content.
 
     Parameters
@@ -24,6 +24,8 @@ def open_kspace(path: str | Path, dims: str | None = None) -> KSpaceStream:
         another package (entry point group `mri_qpan.readers`) takes.
     dims
         Names of the axes of a .npy or .mat file (see `arrays.read`).
+    memory
+        Bytes within which an image of an ISMRMRD file is to be reconstructed (see `ismrmrd.read`).
 
     Returns
     -------
@@ -45,7 +47,7 @@ def open_kspace(path: str | Path, dims: str | None = None) -> KSpaceStream:
     if path.suffix in bart.SUFFIXES:
         return bart.read(path)
     process = Hdf5Process(path)
-    return fastmri.read(process) if process.kind == "fastmri" else ismrmrd.read(process)
+    return fastmri.read(process) if process.kind == "fastmri" else ismrmrd.read(process, memory)
 
 
 def is_ismrmrd(path: Path) -> bool:

@@ -4,6 +4,7 @@ Headers are read in bulk and checked before any sample is (`mrd_plan`); samples 
 image at a time.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +19,13 @@ from mri_qpan.recon.kspace import Index, KSpace
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_checks import name_of
 from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, plan
+from mri_qpan.recon.readers.mrd_slabs import Slabs, Spool
 from mri_qpan.recon.readers.mrd_trajectory import TrajectoryPlan, is_along_trajectory, plan_trajectory
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 BLOCK = 2**26  # bytes of samples read at once
+WORKING = 12  # bytes that a reconstruction holds for each byte of the samples, its matrix filled
 
 
 class AcquisitionSource(Protocol):
@@ -104,7 +107,7 @@ def _missing(expected: np.dtype[Any], found: np.dtype[Any]) -> str:
     return ""
 
 
-def read(process: Hdf5Process) -> KSpaceStream:
+def read(process: Hdf5Process, memory: int | None = None) -> KSpaceStream:
     """Read the images of an ISMRMRD file.
 
     Headers are checked here, samples when an image is taken from the stream.
@@ -113,6 +116,9 @@ def read(process: Hdf5Process) -> KSpaceStream:
     ----------
     process
         An open HDF5 file with one ISMRMRD dataset of any name.
+    memory
+        Bytes within which an image is to be reconstructed: a 3-D one with complete readouts that needs more
+        comes as `Slabs`. None: never.
 
     Returns
     -------
@@ -124,17 +130,17 @@ def read(process: Hdf5Process) -> KSpaceStream:
         If the file is not ISMRMRD, is damaged or contradicts itself.
     """
     file = IsmrmrdFile(process)
-    return KSpaceStream(*images_of(file), file.xml)
+    return KSpaceStream(*images_of(file, memory), file.xml)
 
 
-def images_of(source: AcquisitionSource) -> tuple[list[Index], Iterator[KSpace]]:
+def images_of(source: AcquisitionSource, memory: int | None = None) -> tuple[list[Index], Iterator[KSpace]]:
     """Return the images that a source's acquisitions make; else as `read`."""
     measurement = _classify(source)
     if is_along_trajectory(measurement):
         along = plan_trajectory(measurement)
         return list(along.images), _images_along(source, along)
     planned = plan(measurement)
-    return list(planned.images), _images(source, planned)
+    return list(planned.images), _images(source, planned, memory)
 
 
 def header(path: str | Path) -> str:
@@ -153,11 +159,14 @@ def _classify(file: AcquisitionSource) -> Measurement:
     return classify(file.path, file.names, file.name, file.xml, file.heads)
 
 
-def _images(file: AcquisitionSource, planned: Plan) -> Iterator[KSpace]:
+def _images(file: AcquisitionSource, planned: Plan, memory: int | None) -> Iterator[KSpace]:
     try:
         noise = _noise_covariance(file, planned.measurement)
         for index, rows in planned.images.items():
-            yield _image(file, planned, index, rows, noise)
+            if memory is not None and _exceeds(memory, planned, index):
+                yield _slabs(file, planned, index, noise, memory)
+            else:
+                yield _image(file, planned, index, rows, noise)
     finally:
         file.close()
 
@@ -185,6 +194,59 @@ def _image(
         noise_covariance=None if noise is None else noise.astype(np.complex64),
         notes=planned.notes(index),
     )
+
+
+def _exceeds(memory: int, planned: Plan, index: Index) -> bool:
+    """Whether an image is 3-D, has complete readouts, and needs more than so many bytes."""
+    heads, grid = planned.measurement.heads, planned.grids[index.encoding]
+    rows = np.concatenate([planned.images[index], planned.calibration_rows(index)])
+    whole = bool(((grid.start[rows] == 0) & (grid.stop[rows] == grid.shape[2])).all())
+    samples = int(heads["active_channels"][rows[0]]) * math.prod(grid.shape)
+    return grid.shape[0] > 1 and whole and 8 * samples * WORKING > memory
+
+
+def _slabs(
+    file: AcquisitionSource,
+    planned: Plan,
+    index: Index,
+    noise: NDArray[np.complex128] | None,
+    memory: int,
+) -> Slabs:
+    """Transform an image's lines along the readout into a temporary file."""
+    imaging = _spool(file, planned, index, planned.images[index], memory)
+    calib_rows = planned.calibration_rows(index)
+    calibration = _spool(file, planned, index, calib_rows, memory) if calib_rows.size else None
+    if noise is not None:
+        noise = noise * planned.noise_scale(index) / np.median(imaging.counts[imaging.counts > 0])
+    empty = np.zeros((0, 0, 0, 0), np.complex64)
+    return Slabs(
+        data=empty,
+        mask=(imaging.counts > 0)[..., None],
+        recon_shape=planned.recon_shape(index),
+        geometry=planned.geometry(index),
+        index=index,
+        stamp=planned.stamp(index),
+        calib=None if calibration is None else empty,
+        calib_mask=None if calibration is None else (calibration.counts > 0)[..., None],
+        noise_covariance=None if noise is None else noise.astype(np.complex64),
+        notes=planned.notes(index),
+        imaging=imaging,
+        calibration=calibration,
+    )
+
+
+def _spool(file: AcquisitionSource, planned: Plan, index: Index, rows: Rows, memory: int) -> Spool:
+    heads, grid, reverse = file.heads, planned.grids[index.encoding], planned.measurement.reverse
+    spool = Spool(grid.z[rows], grid.y[rows], (*grid.shape[:2], planned.recon_shape(index)[2]))
+    line_bytes = 8 * int(heads["active_channels"][rows[0]]) * grid.shape[2]
+    several = max(1, min(BLOCK, memory // 16) // line_bytes)
+    for start in range(0, len(rows), several):
+        block = []
+        for row, line in _lines(file, rows[start : start + several]):
+            kept = line[:, heads["discard_pre"][row] : line.shape[1] - heads["discard_post"][row]]
+            block.append(kept[:, ::-1] if reverse[row] else kept)
+        spool.write(np.stack(block))
+    return spool
 
 
 def _average(

@@ -109,7 +109,7 @@ def test_formats_are_chosen(run: Run, raw: Path, tmp_path: Path) -> None:
 def test_channels_are_compressed(run: Run, raw: Path) -> None:
     code, said, _ = run(raw, "-m", "zero-filled", "--coils", "2", "--undersample", "lines:0.5")
     assert code == 0
-    assert "4 channels compressed to 2" in said
+    assert "4 channels compressed geometrically" in said
 
 
 def test_uncertainty_is_a_series_of_its_own(run: Run, raw: Path, tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Coil compression: fewer virtual channels, mixed from the channels so that most of the signal stays.
+
+Where every line is sampled over its whole length the mixture differs along the readout: geometric coil
+compression (Zhang, Pauly, Vasanawala and Lustig, Magn Reson Med 69:571, 2013). Elsewhere one mixture, the
+strongest principal components, serves all samples (Buehrer et al., Magn Reson Med 57:1131, 2007).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mri_qpan.fourier import fft_numpy, ifft_numpy
+from mri_qpan.recon.kspace import KSpace
+
+Complex = NDArray[np.complex64]
+
+WINDOW = 5
+"""Places along the readout whose samples are taken together, as in the paper."""
+
+
+def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, Complex]:
+    """Mix the channels into fewer.
+
+    Parameters
+    ----------
+    kspace
+        Of channels with equal and uncorrelated noise, which stays so.
+    number
+        Virtual channels, fewer than there are channels.
+    geometric
+        Let the mixture differ along the readout: every line must be sampled over its whole length.
+
+    Returns
+    -------
+    kspace
+        Of the virtual channels, with a note on what they keep.
+    mixer
+        Orthonormal rows (virtual coil, coil), or (x, virtual coil, coil) for `geometric`.
+    """
+    samples = kspace.data if kspace.calib is None else kspace.calib
+    if geometric:
+        samples = ifft_numpy(samples, (-1,))
+    correlation = correlations(samples)
+    if geometric:
+        mixer = aligned(components(_windowed(correlation), number))
+    else:
+        mixer = components(correlation.sum(axis=0), number)
+    kept = _power(mix(mixer, samples)) / _power(samples)
+    covariance = kspace.noise_covariance
+    if covariance is not None:
+        places = mixer.reshape(-1, *mixer.shape[-2:])
+        mixed = places @ covariance @ places.conj().swapaxes(-1, -2)
+        covariance = mixed.mean(axis=0).astype(np.complex64)
+    kind = "geometrically (a mixture for each place along the readout)" if geometric else "by SVD"
+    note = f"{len(kspace.data)} channels compressed {kind} to {number} with {kept:.2%} of their power"
+    compressed = replace(
+        kspace,
+        data=_mix_samples(mixer, kspace.data),
+        calib=None if kspace.calib is None else _mix_samples(mixer, kspace.calib),
+        noise_covariance=covariance,
+        notes=(*kspace.notes, note),
+    )
+    return compressed, mixer
+
+
+def mix(mixer: Complex, data: Complex) -> Complex:
+    """Mix the channels of samples or maps.
+
+    Parameters
+    ----------
+    mixer
+        (virtual coil, coil), or (x, virtual coil, coil) where they differ along x.
+    data
+        (coil, z, y, x); for the second kind with x in the image domain.
+
+    Returns
+    -------
+    (virtual coil, z, y, x) complex64.
+    """
+    if mixer.ndim == 2:
+        return np.tensordot(mixer, data, axes=1).astype(np.complex64, copy=False)
+    columns = torch.from_numpy(data).permute(3, 0, 1, 2).reshape(data.shape[3], len(data), -1)
+    mixed = (torch.from_numpy(mixer) @ columns).reshape(*mixer.shape[:2], *data.shape[1:3])
+    return np.ascontiguousarray(mixed.permute(1, 2, 3, 0).numpy())
+
+
+def correlations(samples: Complex) -> NDArray[np.complex128]:
+    """Return the channels' correlation at every x, (x, coil, coil), of samples (coil, z, y, x)."""
+    found = np.empty((samples.shape[3], len(samples), len(samples)), np.complex128)
+    for x in range(samples.shape[3]):
+        column = samples[..., x].reshape(len(samples), -1).astype(np.complex128)
+        found[x] = column @ column.conj().T
+    return found
+
+
+def components(correlation: NDArray[np.complex128], number: int) -> Complex:
+    """Return the strongest principal components, (..., virtual coil, coil), of (..., coil, coil)."""
+    _, vectors = np.linalg.eigh(correlation)
+    return vectors[..., : -number - 1 : -1].conj().swapaxes(-1, -2).astype(np.complex64)
+
+
+def aligned(mixer: Complex) -> Complex:
+    """Rotate the virtual channels of every x so that they go on smoothly from those at the centre.
+
+    Each place's components are known up to a unitary matrix; the one nearest to its neighbour's is U V^H of
+    the singular value decomposition of their product (the paper's eq. 9 to 11). Without it the virtual coils
+    jump along the readout, and have no smooth sensitivity maps.
+    """
+    found = mixer.copy()
+    centre = len(mixer) // 2
+    for x, neighbour in [
+        *((x, x - 1) for x in range(centre + 1, len(mixer))),
+        *((x, x + 1) for x in range(centre - 1, -1, -1)),
+    ]:
+        left, _, right = np.linalg.svd(found[neighbour] @ found[x].conj().T)
+        found[x] = (left @ right) @ found[x]
+    return found
+
+
+def _windowed(correlation: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """Sum the correlations of `WINDOW` neighbours along x, fewer at the ends."""
+    half = WINDOW // 2
+    padded = np.pad(correlation, ((half, half), (0, 0), (0, 0)))
+    summed = sum(padded[shift : shift + len(correlation)] for shift in range(WINDOW))
+    return np.asarray(summed)
+
+
+def _mix_samples(mixer: Complex, samples: Complex) -> Complex:
+    """Mix k-space samples (coil, z, y, x)."""
+    if mixer.ndim == 2:
+        return mix(mixer, samples)
+    return fft_numpy(mix(mixer, ifft_numpy(samples, (-1,))), (-1,))
+
+
+def _power(samples: Complex) -> float:
+    return float(np.linalg.norm(samples)) ** 2

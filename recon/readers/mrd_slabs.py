@@ -1,0 +1,106 @@
+"""3-D ISMRMRD files larger than memory: their readouts transformed one by one, then read back in parts along x.
+
+Where every readout is complete, the Fourier transform along it makes every x a problem of its own. The lines
+go through it once, into a temporary file in the order of x; any range of x comes out of it as k-space.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_qpan.fourier import fft_numpy, ifft_numpy
+from mri_qpan.recon.kspace import KSpace
+
+Complex = NDArray[np.complex64]
+
+
+class Spool:
+    """Lines in a temporary file, by x.
+
+    Parameters
+    ----------
+    z, y
+        Places of the lines, (line,).
+    shape
+        Matrix (z, y, x), the readouts cropped.
+    """
+
+    def __init__(self, z: NDArray[np.int64], y: NDArray[np.int64], shape: tuple[int, int, int]) -> None:
+        self._place = z * shape[1] + y
+        self._shape = shape
+        self.power = np.zeros(shape[2])
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="mri-qpan-")
+        weakref.finalize(self, self._file.close)
+        self.coils = 0
+        self._written = 0
+        self.counts = np.bincount(self._place, minlength=shape[0] * shape[1]).reshape(shape[:2])
+
+    def write(self, lines: Complex) -> None:
+        """Append lines (line, coil, sample), complete ones, transformed and cropped."""
+        nx, width = lines.shape[2], self._shape[2]
+        start = nx // 2 - width // 2
+        columns = ifft_numpy(lines, (-1,))[..., start : start + width].transpose(2, 0, 1)
+        self.coils = lines.shape[1]
+        item = 8 * self.coils
+        for x, column in enumerate(columns):
+            self._file.seek((x * self._place.size + self._written) * item)
+            self._file.write(np.ascontiguousarray(column).tobytes())
+            self.power[x] += float(np.linalg.norm(column)) ** 2
+        self._written += len(lines)
+
+    def read(self, start: int, stop: int) -> Complex:
+        """Return averaged samples (coil, z, y, x) of a range of x, which is in the image domain."""
+        item = 8 * self.coils * self._place.size
+        self._file.seek(start * item)
+        stored = np.frombuffer(self._file.read((stop - start) * item), np.complex64)
+        columns = stored.reshape(stop - start, self._place.size, self.coils)
+        grid = np.zeros((self.coils, self.counts.size, stop - start), np.complex64)
+        for line, place in enumerate(self._place):
+            grid[:, place] += columns[:, line].T
+        grid /= np.maximum(self.counts, 1).reshape(-1, 1).astype(np.float32)
+        return grid.reshape(self.coils, *self._shape[:2], stop - start)
+
+
+@dataclass(frozen=True)
+class Slabs(KSpace):
+    """A 3-D image's k-space in parts along x.
+
+    `data` and `calib` are empty, the masks (z, y, 1); `part` has the samples of a range of x.
+
+    Attributes
+    ----------
+    imaging, calibration
+        Where the samples are; the second None with `calib_mask`.
+    """
+
+    imaging: Spool | None = None
+    calibration: Spool | None = None
+
+    def part(self, start: int, stop: int) -> KSpace:
+        """Return the k-space of a range of x of the image to deliver, its readouts complete."""
+        assert self.imaging is not None
+        width = stop - start
+        mask, calib_mask = self.mask, self.calib_mask
+        return KSpace(
+            data=fft_numpy(self.imaging.read(start, stop), (-1,)),
+            mask=np.repeat(mask, width, axis=2),
+            recon_shape=(*self.recon_shape[:2], width),
+            geometry=self.geometry,
+            index=self.index,
+            stamp=self.stamp,
+            calib=None if self.calibration is None else fft_numpy(self.calibration.read(start, stop), (-1,)),
+            calib_mask=None if calib_mask is None else np.repeat(calib_mask, width, axis=2),
+            noise_covariance=self.noise_covariance,
+            notes=self.notes,
+        )
+
+    def strongest(self) -> int:
+        """Return the x with the most signal."""
+        assert self.imaging is not None
+        return int(np.argmax(self.imaging.power))
