@@ -71,7 +71,7 @@ class Encoding:
         # the normal operator moves the mask once instead of the image at every call.
         corner = torch.fft.ifftshift(self._weights, dim=self._dims)
         corner = self._turn(corner)
-        corner = corner / math.prod(corner.shape[d] for d in self._normal_dims)
+        corner = corner / math.prod([corner.shape[d] for d in self._normal_dims])
         # Once for the real and once for the imaginary part: a complex product would take twice as long.
         self._corner_weights = torch.stack([corner, corner], dim=-1)
 

@@ -24,12 +24,13 @@ def build(network: ProximalNetwork) -> ExportedProgram:
     """
     module = Reconstruction(_settled(network))
     kspace = torch.randn(2, 2, SMALLEST + 8, SMALLEST + 4, dtype=torch.complex64)
+    mps = torch.randn_like(kspace)  # not k-space itself: tracing takes one tensor for one input
     mask = torch.ones(2, *kspace.shape[2:], dtype=torch.bool)
     batch, coil, y, x = Dim("batch"), Dim("coil"), Dim("y", min=SMALLEST), Dim("x", min=SMALLEST)
     coils = {0: batch, 1: coil, 2: y, 3: x}
     with torch.no_grad():
         return torch.export.export(
-            module, (kspace, kspace, mask), dynamic_shapes=(coils, coils, {0: batch, 1: y, 2: x})
+            module, (kspace, mps, mask), dynamic_shapes=(coils, coils, {0: batch, 1: y, 2: x})
         )
 
 

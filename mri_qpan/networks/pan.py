@@ -186,6 +186,27 @@ class ProximalNetwork(Network[NetworkConfig]):
         self._compiled = False
         self._fused: Fused | None = None
 
+    @torch.inference_mode()
+    def proximal_step(self, index: int, image: Tensor) -> Tensor:
+        """Work one layer alone, without data consistency or carried features.
+
+        Parameters
+        ----------
+        index
+            Of the layer.
+        image
+            (..., y, x), complex for two channels, of maximum about 1.
+
+        Returns
+        -------
+        Tensor
+            The image, as `image`.
+        """
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        worked, _, _ = self._work(layer, self._to_channels(image), None, False, False)
+        return self._from_channels(worked, image.shape)
+
     def compile_step(self) -> None:
         """Run the proximal step through `torch.compile` from now on (needs a C++ compiler on a CPU)."""
         # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
