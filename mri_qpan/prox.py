@@ -124,8 +124,8 @@ class ProximalAverage(prox.Prox):
 class QPanReg(prox.Prox):
     """One layer f of a trained network as a plug-and-play prior, for any SigPy App that takes a `proxg`.
 
-    The operator is (x + alpha lamda f(x)) / (1 + alpha lamda), one step of regularization by denoising (Romano,
-    Elad and Milanfar, SIAM J Imaging Sci 2017;10:1804, Eq. 37).
+    The operator is (x + alpha lamda f(x)) / (1 + alpha lamda), one fixed-point step of regularization by
+    denoising (Romano, Elad and Milanfar, SIAM J Imaging Sci 2017;10:1804).
 
     Parameters
     ----------

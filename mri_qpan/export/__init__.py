@@ -16,17 +16,17 @@ from mri_qpan.networks.pan import ProximalNetwork
 SUFFIXES = (".onnx", ".pt2", ".h")
 
 USAGE = {
-    ".onnx": "Inputs: kspace and mps, float32 (batch, coil, y, x, 2), real and imaginary part last (the memory"
-    " of complex64); mask, bool (batch, y, x), true where a sample was acquired. Output: image, float32"
-    " (batch, y, x, 2), at the scale of kspace.",
+    ".onnx": "Inputs: kspace and mps, float32 (batch, coil, y, x, 2), real and imaginary part last (the"
+    " memory of complex64); mask, bool (batch, y, x), true where a sample was acquired. Output: image,"
+    " float32 (batch, y, x, 2), at the scale of kspace.",
     ".pt2": "Load with torch.export.load(FILE).module(); call with kspace and mps, complex64 (batch, coil, y,"
     " x), and mask, bool (batch, y, x), true where a sample was acquired. Returns the image, complex64"
     " (batch, y, x), at the scale of kspace. y and x from 32.",
     ".h": "Include it; qpan_integer and qpan_weight decode the weights of the table at its end.",
 }
 CONVENTION = (
-    " k-space is centred: the zero frequency at index n // 2, orthonormal DFT. mps are coil sensitivities with"
-    " sum_c |S_c|^2 of at most 1. No medical device."
+    " k-space is centred: the zero frequency at index n // 2, orthonormal DFT. mps are coil sensitivities"
+    " with sum_c |S_c|^2 of at most 1. No medical device."
 )
 
 

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from mri_qpan.export.graph import Graph, Value
 
+
 class Encoding:
     """A^H and A^H A of one graph.
 

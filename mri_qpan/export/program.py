@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from mri_qpan.nn import Reconstruction
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.networks.pan import ProximalNetwork
+from mri_qpan.nn import Reconstruction
 
 SMALLEST = 32
 """Pixels along y and x at least: below, tracing would bind the program to one rank of the intensity scale."""

@@ -84,7 +84,7 @@ class TestAsSigPyTestsItsOwn:
     """What every operator goes through in SigPy's tests/test_linop.py."""
 
     @pytest.fixture
-    def A(self, rng, leading, spatial) -> sp.linop.Linop:
+    def A(self, rng, leading, spatial) -> sp.linop.Linop:  # noqa: N802
         return sense(rng.random(spatial) < 0.4, random_complex(rng, *leading, *spatial))
 
     def test_linear(self, rng, A) -> None:

@@ -124,6 +124,7 @@ def test_it_compiles_as_one_graph(learning):
         for image in (expected, found):
             module.zero_grad()
             image.abs().square().sum().backward()
-            gradients.append([p.grad.clone() for p in module.parameters()])
+            named = {name: p.grad for name, p in module.named_parameters() if name not in FIRST_LAYERS}
+            gradients.append([gradient.clone() for gradient in named.values()])
         for theirs, ours in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()))
