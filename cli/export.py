@@ -1,9 +1,14 @@
 """`mri-qpan export`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mri_qpan.models.store import Model
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +40,7 @@ def export(
     typer.echo(f"wrote {output}: {network.name}, {size:,} bytes{found}")
 
 
-def _checked(path: Path, network: object) -> str:
+def _checked(path: Path, network: Model) -> str:
     from mri_qpan.export import check, graph
 
     kind = f", ONNX opset {graph.OPSET}" if path.suffix == ".onnx" else ""
