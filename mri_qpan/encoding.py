@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mri_qpan import fourier
 from mri_qpan.engines import normal as compiled
@@ -54,7 +55,7 @@ class Encoding:
             mps.ndim - mask.ndim not in (1, 2) or mps.shape[-len(self._dims) :] != mask.shape[1:]
         ):
             raise ValueError(f"mps of shape {tuple(mps.shape)} does not fit a mask of {tuple(mask.shape)}")
-        if mps is not None and len(mps) != len(mask) and 1 not in (len(mps), len(mask)):
+        if mps is not None and mps.shape[0] != mask.shape[0] and 1 not in (mps.shape[0], mask.shape[0]):
             raise ValueError(f"{len(mask)} masks do not fit maps of {len(mps)} images")
         self.mask = mask
         self.mps = mps
@@ -63,14 +64,14 @@ class Encoding:
         self._weights = mask.to(dtype).unsqueeze(1)
         # Where whole lines are acquired the DFT along them cancels in the normal operator. What is left
         # runs along x: along y it would be slower than the DFT of the whole plane.
-        varying = [d for d in self._dims if bool((mask != mask.narrow(d, 0, 1)).any())]
+        varying = [d for d in self._dims if is_compiling() or bool((mask != mask.narrow(d, 0, 1)).any())]
         self._transposed = varying == [-2]
         self._normal_dims = (-1,) if self._transposed else tuple(varying) or self._dims[-1:]
         # F^H M F is a circular convolution, so it commutes with the shifts that centre the DFT:
         # the normal operator moves the mask once instead of the image at every call.
         corner = torch.fft.ifftshift(self._weights, dim=self._dims)
         corner = self._turn(corner)
-        corner = corner / math.prod(corner.shape[d] for d in self._normal_dims)
+        corner = corner / math.prod([corner.shape[d] for d in self._normal_dims])
         # Once for the real and once for the imaginary part: a complex product would take twice as long.
         self._corner_weights = torch.stack([corner, corner], dim=-1)
 
@@ -89,7 +90,12 @@ class Encoding:
         return self._combine(fourier.ifft(kspace * self._weights, self._dims))
 
     def normal(self, image: Tensor) -> Tensor:
-        """Return A^H A x; its gradient is A^H A again, so nothing is kept for the backward pass."""
+        """Return A^H A x; its gradient is A^H A again, so nothing is kept for the backward pass.
+
+        Where the maps require a gradient, or the call is traced, it is the plain composition instead.
+        """
+        if is_compiling() or (self.mps is not None and self.mps.requires_grad):
+            return self._composed(image)
         return SelfAdjoint.apply(image, self._normal)
 
     def to(self, device: torch.device | str) -> Encoding:
@@ -104,9 +110,9 @@ class Encoding:
             stacked = torch.stack(done) if len(done) > 1 else done[0].unsqueeze(0)
             return stacked if self._sets else stacked.squeeze(1)
         if self.mps is None:
-            return self._turn(self._filter(self._turn(image)))
+            return self._composed(image)
         if image.is_cuda:
-            return self._combine(self._turn(self._filter(self._turn(self._expand(image)))))
+            return self._composed(image)
         # On a CPU one coil after the other stays in the cache: twice as fast as all at once.
         image = self._turn(image)
         total = torch.zeros_like(image)
@@ -115,6 +121,11 @@ class Encoding:
             coil = self._filter(coil)
             total.addcmul_(conjugate, coil.unsqueeze(1) if self._sets else coil)
         return self._turn(total)
+
+    def _composed(self, image: Tensor) -> Tensor:
+        if self.mps is None:
+            return self._turn(self._filter(self._turn(image)))
+        return self._combine(self._turn(self._filter(self._turn(self._expand(image)))))
 
     def _turn(self, image: Tensor) -> Tensor:
         return image.transpose(-1, -2).contiguous() if self._transposed else image

@@ -1,4 +1,4 @@
-"""The penalties' proximal operators as SigPy `Prox`, for any step size.
+"""The penalties' proximal operators and a trained layer as SigPy `Prox`, for any step size.
 
 `sigpy.prox.L1Reg` is the l1 norm's. At unit step these equal `mri_qpan.penalties`, which names the source;
 for a step alpha they are those of alpha times the penalty.
@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from sigpy import backend, prox
+
+from mri_qpan.models import DEFAULT, load_model
+from mri_qpan.networks import ProximalNetwork
+from mri_qpan.scaling import robust_scale
 
 
 class MCPReg(prox.Prox):
@@ -114,6 +119,64 @@ class ProximalAverage(prox.Prox):
     def _prox(self, alpha: float, input: Any) -> Any:
         with backend.get_device(input):
             return sum(w * p(alpha, input) for w, p in zip(self.weights, self.proxs, strict=True))
+
+
+class QPanReg(prox.Prox):
+    """One layer f of a trained network as a plug-and-play prior, for any SigPy App that takes a `proxg`.
+
+    The operator is (x + alpha lamda f(x)) / (1 + alpha lamda), one fixed-point step of regularization by
+    denoising (Romano, Elad and Milanfar, SIAM J Imaging Sci 2017;10:1804).
+
+    Parameters
+    ----------
+    shape
+        Input's shape, (y, x) or (..., y, x), whose (y, x) planes are worked one by one; complex.
+    lamda
+        Weight, positive; the step `alpha` multiplies it.
+    model
+        Name of a shipped model or path of a model file, of a PAN network for complex images.
+    layer
+        Which, from 0; negative ones count from the last.
+
+    Notes
+    -----
+    The layer sees its input over a robust maximum of its magnitude, so the operator scales with its input. It
+    works on the CPU in float32. f is no gradient of a known function and no contraction: images get better
+    for some 5 / lamda iterations without acceleration, fewer with it, and may drift later, so choose
+    `accelerate=False` and stop there. `mri_qpan.app.QPanRecon` runs all layers, as trained, and is better.
+
+    Raises
+    ------
+    ValueError
+        If `lamda` or `layer` is out of its range or the network is of another kind.
+    ModelError
+        If the model cannot be used.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], lamda: float = 0.05, model: str = DEFAULT, layer: int = 2
+    ) -> None:
+        if not lamda > 0:
+            raise ValueError(f"lamda must be positive, got {lamda}")
+        network = load_model(model, engine="float32")
+        if not isinstance(network, ProximalNetwork) or network.config.channels != 2:
+            raise ValueError(f"{model} is no PAN network for complex images")
+        if not -len(network.layers) <= layer < len(network.layers):
+            raise ValueError(f"{model} has {len(network.layers)} layers, there is no layer {layer}")
+        self.lamda = lamda
+        self._network = network
+        self._layer = layer
+        super().__init__(shape)
+
+    def _prox(self, alpha: float, input: Any) -> Any:
+        home = backend.get_device(input)
+        values = np.asarray(backend.to_device(input, backend.cpu_device))
+        image = torch.from_numpy(np.ascontiguousarray(values, np.complex64))
+        scale = robust_scale(image[None])[0]
+        worked = self._network.proximal_step(self._layer, image / scale) * scale
+        weight = float(alpha) * self.lamda
+        regular = (values + weight * worked.numpy()) / (1 + weight)
+        return backend.to_device(regular.astype(values.dtype, copy=False), home)
 
 
 def _rescale(input: Any, magnitude: Any, shrunk: Any) -> Any:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-QUANTILE = 0.998
+LARGEST = 500
+"""One pixel in so many is brighter than the robust maximum: integers, so that sizes can be symbols."""
 
 
 def robust_scale(image: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def robust_scale(image: Tensor) -> Tensor:
         (batch, 1, ..., 1) real, positive: the 99.8th percentile of the magnitude; 1 where that is zero.
     """
     magnitude = image.detach().abs().flatten(1)
-    rank = max(1, round((1 - QUANTILE) * magnitude.shape[1]))
+    rank = torch.sym_max(1, (magnitude.shape[1] + LARGEST // 2) // LARGEST)
     scale = torch.topk(magnitude, rank, dim=1).values[:, -1]
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return scale.reshape(-1, *[1] * (image.ndim - 1))

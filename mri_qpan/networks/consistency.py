@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mri_qpan.encoding import Normal
 
@@ -14,7 +15,6 @@ CONVERGED = 1e-6
 """Residual, relative to A^H y, at which iterations stop early: one coil needs a single one."""
 
 
-@torch.no_grad()
 def conjugate_gradient(adjoint: Tensor, normal: Normal, iterations: int) -> Tensor:
     """Return some steps of CG-SENSE (Pruessmann et al. 2001) from A^H y: unfolded, noise not yet amplified.
 
@@ -135,7 +135,8 @@ def _iterate(
     # A batch entry that has converged keeps its image: its step is 0 / tiny.
     tiny = 1e-12 * scale + torch.finfo(power.dtype).tiny
     for iteration in range(iterations):
-        if not power.is_cuda and bool((power <= CONVERGED**2 * scale).all()):
+        # Neither a GPU nor a traced graph waits for a number to decide by.
+        if not (power.is_cuda or is_compiling()) and bool((power <= CONVERGED**2 * scale).all()):
             break
         if applied is None or iteration:
             applied = normal(_as(direction, adjoint))
@@ -158,6 +159,5 @@ def _as(x: Tensor, like: Tensor) -> Tensor:
     return torch.view_as_complex(x) if like.is_complex() else x
 
 
-@torch.no_grad()
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+    return (a.detach() * b.detach()).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))

@@ -39,7 +39,6 @@ def floor_of(learned: Tensor, residual: Tensor, conditioning: Tensor, share: Ten
     return torch.exp(learned[0] + learned[1] * conditioning) * power * (1 - share) / share
 
 
-@torch.no_grad()
 def share_acquired(image: Tensor, normal: Normal) -> Tensor:
     """Return the peak of A^H A's point spread at each image's brightest pixel, (batch,).
 
@@ -48,7 +47,7 @@ def share_acquired(image: Tensor, normal: Normal) -> Tensor:
     place = image.abs().flatten(1).argmax(1, keepdim=True)
     point = torch.zeros_like(image).flatten(1).scatter(1, place, 1.0)
     spread = normal(point.reshape(image.shape)).flatten(1).gather(1, place)
-    return spread.real.squeeze(1).clamp(SMALLEST_SHARE, 1.0)
+    return spread.detach().real.squeeze(1).clamp(SMALLEST_SHARE, 1.0)
 
 
 def lifted(image: Tensor, floor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from mri_qpan.encoding import Normal
@@ -185,6 +186,27 @@ class ProximalNetwork(Network[NetworkConfig]):
         self._compiled = False
         self._fused: Fused | None = None
 
+    @torch.inference_mode()
+    def proximal_step(self, index: int, image: Tensor) -> Tensor:
+        """Work one layer alone, without data consistency or carried features.
+
+        Parameters
+        ----------
+        index
+            Of the layer.
+        image
+            (..., y, x), complex for two channels, of maximum about 1.
+
+        Returns
+        -------
+        Tensor
+            The image, as `image`.
+        """
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        worked, _, _ = self._work(layer, self._to_channels(image), None, False, False)
+        return self._from_channels(worked, image.shape)
+
     def compile_step(self) -> None:
         """Run the proximal step through `torch.compile` from now on (needs a C++ compiler on a CPU)."""
         # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
@@ -226,13 +248,13 @@ class ProximalNetwork(Network[NetworkConfig]):
     ) -> tuple[list[Tensor], Tensor]:
         x = conjugate_gradient(target, normal, self.config.start)
         images = [x]
-        apart = target.real.new_full((len(target),), TYPICAL_MISMATCH)
+        apart = target.real.new_full((target.shape[0],), TYPICAL_MISMATCH)
         total = apart.new_zeros(())
         training = self._needs_gradient(target)
-        fused = None if training or target.is_cuda else self._fused
+        fused = None if training or target.is_cuda or is_compiling() else self._fused
         carried: Tensor | Features | None = None
         lift: Tensor | None = None
-        gain = gain_before = apart.new_ones(len(target))
+        gain = gain_before = torch.ones_like(apart)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             r = x
@@ -243,7 +265,7 @@ class ProximalNetwork(Network[NetworkConfig]):
                 gain_before, gain = gain, layer.gain(apart)
                 r = r / _per_image(gain, r)
             channels = self._to_channels(r)
-            ratio = (gain_before / gain).repeat_interleave(len(channels) // len(gain))
+            ratio = (gain_before / gain).repeat_interleave(channels.shape[0] // gain.shape[0])
             term = None
             if fused is not None:
                 assert not isinstance(carried, Tensor)
@@ -281,7 +303,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         parameters = (layer.weights(), *layer.thresholds(), self.config.penalties, self.dtype)
         if self.config.carry:
             carried = self._carried(channels, carried, layer.carry)
-        if self._compiled or training or constrain:
+        if self._compiled or training or constrain or is_compiling():
             image, features, term = self._proximal_step(channels, carried, *parameters, constrain)
         else:
             image, features = inplace.proximal_step(channels, carried, *parameters)

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import sigpy as sp
@@ -74,3 +76,34 @@ def test_bad_shapes_are_refused() -> None:
         sense(mask, np.ones((8, 8), np.complex64))
     with pytest.raises(ValueError, match="must be"):
         sense(np.ones(8, bool))
+
+
+@pytest.mark.parametrize("leading", [(1,), (3,), (2, 3)])
+@pytest.mark.parametrize("spatial", [(7, 9), (3, 5, 8)])
+class TestAsSigPyTestsItsOwn:
+    """What every operator goes through in SigPy's tests/test_linop.py."""
+
+    @pytest.fixture
+    def A(self, rng, leading, spatial) -> sp.linop.Linop:  # noqa: N802
+        return sense(rng.random(spatial) < 0.4, random_complex(rng, *leading, *spatial))
+
+    def test_linear(self, rng, A) -> None:
+        a = random_complex(rng, 1)[0]
+        x, y = random_complex(rng, *A.ishape), random_complex(rng, *A.ishape)
+        np.testing.assert_allclose(A(a * x + y), a * A(x) + A(y), rtol=1e-4, atol=1e-4)
+
+    def test_adjoint(self, rng, A) -> None:
+        x, y = random_complex(rng, *A.ishape), random_complex(rng, *A.oshape)
+        assert np.vdot(A.H * A * x, x) == pytest.approx(np.vdot(A * x, A * x), rel=1e-4)
+        assert np.vdot(A.H.H * x, y) == pytest.approx(np.vdot(x, A.H * y), rel=1e-4)
+
+    def test_normal(self, rng, A) -> None:
+        x = random_complex(rng, *A.ishape)
+        np.testing.assert_allclose(A.H * (A * x), A.N * x, rtol=1e-4, atol=1e-4)
+
+    def test_pickle(self, rng, A) -> None:
+        copied = pickle.loads(pickle.dumps(A))
+        x = random_complex(rng, *A.ishape)
+        assert copied.ishape == A.ishape
+        assert copied.oshape == A.oshape
+        np.testing.assert_array_equal(copied * x, A * x)

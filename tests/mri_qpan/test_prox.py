@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from sigpy.app import LinearLeastSquares
 from sigpy.prox import L1Reg
 
-from mri_qpan import penalties
-from mri_qpan.prox import MCPReg, ProximalAverage, SCADReg
+from mri_qpan import metrics, penalties
+from mri_qpan.linop import sense
+from mri_qpan.phantom_head import FOV, head
+from mri_qpan.prox import MCPReg, ProximalAverage, QPanReg, SCADReg
+from mri_qpan.sampling_masks import make_mask
 
 LAMDA, GAMMA, A = 0.4, 2.5, 3.7
 
@@ -65,3 +69,55 @@ def test_bad_parameters_are_refused() -> None:
         ProximalAverage([L1Reg([3], 1), L1Reg([4], 1)])
     with pytest.raises(ValueError, match="sum 1"):
         ProximalAverage([L1Reg([3], 1), L1Reg([3], 1)], [0.5, 0.6])
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """A head of four coils at a third of the lines: A, y, what full samples show, Gaussian noise in both."""
+    shape = (80, 64)
+    phantom = head(4, 1, seed=3)
+    maps = phantom.maps(shape, FOV)[:, 0]
+    maps = maps / np.sqrt((abs(maps) ** 2).sum(0))
+    kspace = phantom.kspace(shape, FOV)[:, 0]
+    rng = np.random.default_rng(0)
+    kspace = kspace + 0.01 * (rng.standard_normal(kspace.shape) + 1j * rng.standard_normal(kspace.shape))
+    mask = make_mask("lines", shape, 0.33, seed=2)
+    reference = sense(np.ones(shape, bool), maps).H(kspace.astype(np.complex64))
+    return sense(mask, maps), (kspace * mask).astype(np.complex64), reference
+
+
+def test_a_layer_plugs_into_sigpys_app_and_improves_the_image(scan) -> None:
+    A, y, reference = scan
+    app = LinearLeastSquares(
+        A, y, proxg=QPanReg(A.ishape), alpha=1, accelerate=False, max_iter=60, show_pbar=False
+    )
+    quality = [metrics.psnr(abs(reference), abs(A.H(y)))]
+    while not app.alg.done():
+        app.alg.update()
+        if app.alg.iter % 20 == 0:
+            quality.append(metrics.psnr(abs(reference), abs(app.x)))
+    assert quality == sorted(quality)
+    assert quality[-1] > quality[0] + 3
+    assert np.linalg.norm(app.x) < 1.1 * np.linalg.norm(reference)
+
+
+def test_a_layer_scales_with_its_input_and_takes_stacks(scan) -> None:
+    A, y, _ = scan
+    x = A.H(y)
+    single = QPanReg(x.shape, lamda=0.5)
+    worked = single(1, x)
+    assert worked.dtype == np.complex64
+    assert np.linalg.norm(worked - x) > 0.01 * np.linalg.norm(x)
+    np.testing.assert_allclose(single(1, 1000 * x), 1000 * worked, rtol=1e-3, atol=1e-2)
+    stacked = QPanReg((2, *x.shape), lamda=0.5)(1, np.stack([x, x]))
+    np.testing.assert_allclose(stacked, np.stack([worked, worked]), atol=1e-4)
+    # (1 + w) P_w(x) - x = w f(x) for every weight w = alpha lamda.
+    full = QPanReg(x.shape, lamda=2.0)(0.5, x)
+    np.testing.assert_allclose(2 * full - x, (1.5 * worked - x) / 0.5, atol=1e-4)
+
+
+def test_what_is_no_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="lamda must be positive"):
+        QPanReg([8, 8], lamda=0)
+    with pytest.raises(ValueError, match="no layer 8"):
+        QPanReg([8, 8], layer=8)

@@ -1,0 +1,40 @@
+"""Networks of the shipped architecture, cut down so that tests are quick."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mri_qpan.models import DEFAULT, model_path, store
+from mri_qpan.networks import NetworkConfig, ProximalNetwork, config_from_dict
+
+CARD = {"data": [], "training": {}, "figures": {}, "licence": "for tests"}
+
+
+def shipped_config(**changes: Any) -> NetworkConfig:
+    """The default model's configuration with two narrow layers."""
+    config = config_from_dict(store.read_header(model_path(DEFAULT))["config"])
+    assert isinstance(config, NetworkConfig)
+    return replace(config, **{"layers": 2, "filters": 4, **changes})
+
+
+def shaken(config: NetworkConfig, dtype: torch.dtype = torch.float32) -> ProximalNetwork:
+    """A network whose every parameter matters: none is at a start value of 0."""
+    torch.manual_seed(0)
+    network = ProximalNetwork(config, dtype).to(dtype)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    network.refit()
+    return network
+
+
+def measurement(
+    batch: int = 2, coils: int = 3, shape: tuple[int, int] = (16, 12), dtype: torch.dtype = torch.complex64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random k-space, maps and mask, as `Reconstruction` takes them."""
+    generator = torch.Generator().manual_seed(1)
+    mps = torch.randn(batch, coils, *shape, dtype=dtype, generator=generator)
+    mps = mps / mps.abs().square().sum(1, keepdim=True).sqrt()
+    mask = torch.rand(batch, *shape, generator=generator) < 0.5
+    return torch.randn(batch, coils, *shape, dtype=dtype, generator=generator), mps, mask
