@@ -84,7 +84,7 @@ def _dft(graph: Graph, size: Value) -> tuple[Value, Value]:
     column, row = (graph.op("Unsqueeze", index, graph.integers([axis])) for axis in (1, 0))
     turns = graph.op("Sub", graph.op("Mod", graph.op("Add", column * row, half), n), half)
     points = graph.op("Cast", n, to=TensorProto.FLOAT)
-    angle = graph.op("Cast", turns, to=TensorProto.FLOAT) * np.float32(2 * math.pi) / points
+    angle = graph.op("Cast", turns, to=TensorProto.FLOAT) * (2 * math.pi) / points
     root = graph.op("Sqrt", points)
     cosine, sine = graph.op("Cos", angle) / root, graph.op("Sin", angle) / root
     from_real = graph.stack([cosine, graph.op("Neg", sine)], 2)

@@ -119,10 +119,11 @@ class _Unfolding:
 
     def _proximal_average(self, layer: Layer, x: Value) -> Value:
         graph, penalties = self._graph, self._network.config.penalties
-        lam, gamma, a = (t.tolist() for t in layer.thresholds())
+        thresholds, *shapes = layer.thresholds()
+        gamma, a = (float(shape) for shape in shapes)
         magnitude = graph.op("Abs", x)
         total: Value | None = None
-        for penalty, threshold in zip(penalties, lam, strict=True):
+        for penalty, threshold in zip(penalties, thresholds.tolist(), strict=True):
             part = graph.op("Relu", magnitude - threshold)
             if penalty == "mcp":
                 part = graph.op("Min", magnitude, part * (gamma / (gamma - 1)))
