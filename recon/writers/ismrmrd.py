@@ -18,9 +18,10 @@ COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 
 
 def write_ismrmrd(path: Path, series: ImageSeries) -> None:
-    """Write a series as group `image_1` (a map as `image_<its number>`) of an ISMRMRD (HDF5) file, with the measurement's XML header.
+    """Write a series as group `image_1` of an ISMRMRD (HDF5) file, with the measurement's XML header.
 
-    Pixels are float32 magnitudes (channel, z, y, x) in the input's units.
+    A map's group is `image_<number of its series>`. Pixels are float32 magnitudes (channel, z, y, x) in the
+    input's units.
 
     Parameters
     ----------

@@ -81,7 +81,9 @@ def test_errors_are_one_line(command, arguments, message):
 
 
 def test_a_kind_of_another_package(command, tmp_path, monkeypatch):
-    (tmp_path / "lab_kind.py").write_text("import numpy\ndef whole(*_):\n    return numpy.ones((4, 6), bool)\n")
+    (tmp_path / "lab_kind.py").write_text(
+        "import numpy\ndef whole(*_):\n    return numpy.ones((4, 6), bool)\n"
+    )
     info = tmp_path / "lab_kind-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-kind\nVersion: 1.0\n")

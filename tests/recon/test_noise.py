@@ -14,7 +14,6 @@ from mri_qpan.methods import Method, as_reconstructor, get_method
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.noise import GFACTOR, SNR, SNR_LIKE, UNCERTAINTY
 from mri_qpan.recon.pipeline import reconstruct
-from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.study import Undersampling, study
 from mri_qpan.solvers import CGSense
 
