@@ -104,7 +104,7 @@ def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> 
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header is read as Python: syntax, tokens, types
         raise InputError(f"{path}: not a .npy file of numbers, or a damaged one") from error
 
 
