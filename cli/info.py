@@ -28,7 +28,10 @@ def register(app: typer.Typer) -> None:
 
 def info(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE…", help="Raw k-space files: ISMRMRD, fastMRI, BART, arrays.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE…", help="Raw k-space files: ISMRMRD, fastMRI, Siemens twix, BART, arrays."
+        ),
     ],
     dims: Annotated[
         str | None, typer.Option(metavar="NAME,NAME...", help="Axes of .npy and .mat files, as for recon.")
@@ -91,7 +94,7 @@ def _along(measurement: Measurement) -> Iterator[Row]:
 
 
 def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
-    """Describe a file whose k-space is an array: BART's, fastMRI's, NumPy's, MATLAB's."""
+    """Describe a file of which the images tell: BART's, fastMRI's, Siemens', NumPy's, MATLAB's."""
     from mri_qpan.recon.coils import calibration_region
     from mri_qpan.recon.describe import describe_sampling
     from mri_qpan.recon.readers import open_kspace
@@ -100,7 +103,8 @@ def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
     stream = open_kspace(path, dims)
     first = next(stream)
     formats = {".cfl": "BART", ".hdr": "BART", ".npy": "NumPy array", ".mat": "MATLAB array"}
-    yield "format", formats.get(path.suffix, "fastMRI's layout")
+    formats[".dat"] = "Siemens twix"
+    yield "format", formats.get(path.suffix.lower(), "fastMRI's layout")
     if stream.xml is not None:
         yield from _scanner(parse_header(stream.xml, str(path)))
     yield "channels", str(len(first.data))

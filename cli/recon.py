@@ -47,7 +47,8 @@ def recon(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Raw k-space: ISMRMRD or fastMRI files (.h5), BART's .cfl, or .npy and .mat with --dims.",
+            help="Raw k-space: ISMRMRD or fastMRI files (.h5), Siemens' .dat, BART's .cfl, or .npy and .mat"
+            " with --dims.",
             show_default=False,
         ),
     ],
@@ -122,9 +123,9 @@ def recon(
         typer.Option(
             min=0,
             metavar="N",
-            help="Write maps of noise too, from N reconstructions with the measurement's noise added once more:"
-            " the standard deviation of every pixel, the SNR (SNR-like where the method is not linear) and, for"
-            " cg-sense, the g-factor. 20 or more tell something.",
+            help="Write maps of noise too, from N reconstructions with the measurement's noise added once"
+            " more: the standard deviation of every pixel, the SNR (SNR-like where the method is not linear)"
+            " and, for cg-sense, the g-factor. 20 or more tell something.",
         ),
     ] = 0,
     phase: Annotated[

@@ -82,7 +82,7 @@ def as_reconstructor(function: Reconstructor, name: str | None = None) -> Method
             raise ReconError(f"{called} returned {found}, not an image tensor of {tuple(adjoint.shape)}")
         return image.to(adjoint.dtype)
 
-    return Method(called, run, **_traits(function))
+    return _solver(called, run, function)
 
 
 def method_names() -> list[str]:
@@ -110,7 +110,7 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
     """
     if name in SOLVERS:
         solver = SOLVERS[name]()
-        return Method(name, solver, **_traits(solver))
+        return _solver(name, solver, solver)
     file, _, function = name.rpartition(":")
     if file.endswith(".py"):
         return as_reconstructor(_function(Path(file), function))
@@ -139,8 +139,10 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _traits(function: Reconstructor) -> dict[str, bool]:
-    return {name: bool(getattr(function, name, False)) for name in ("linear", "least_squares")}
+def _solver(name: str, run: Reconstructor, function: Reconstructor) -> Method:
+    """Return a method that is what `function` says of itself."""
+    linear, least_squares = (bool(getattr(function, trait, False)) for trait in ("linear", "least_squares"))
+    return Method(name, run, linear=linear, least_squares=least_squares)
 
 
 def _function(file: Path, name: str) -> Reconstructor:

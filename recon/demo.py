@@ -17,8 +17,9 @@ from mri_qpan.methods import Method
 from mri_qpan.phantom import Phantom, coil_covariance, combined, noise
 from mri_qpan.phantom_head import FOV, head
 from mri_qpan.recon.files import staged
+from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
-from mri_qpan.recon.pipeline import Figures, centre, solve
+from mri_qpan.recon.pipeline import Figures, solve
 from mri_qpan.recon.prepare import condition, prepare
 from mri_qpan.recon.provenance import provenance
 from mri_qpan.recon.readers import open_kspace

@@ -121,7 +121,9 @@ def load_maps(path: Path) -> NDArray[np.complex64]:
     """
     try:
         maps = read_cfl(path.with_suffix("")) if path.suffix in CFL else np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged header is read as Python: syntax, tokens, types
         raise InputError(f"{path}: cannot read coil maps: not a .npy file of numbers") from error
     if not isinstance(maps, np.ndarray) or maps.ndim not in (3, 4) or not np.iscomplexobj(maps):
         raise InputError(f"{path}: coil maps are a complex array (coil, y, x) or (coil, z, y, x)")

@@ -1,7 +1,7 @@
 """What a measurement's noise does to its image: standard deviation, SNR and g-factor of every pixel.
 
-From pseudo-replicas, which have the measurement's noise once more (Robson et al., Magn Reson Med 60:895, 2008).
-They are right for any method, and for a network they tell what noise does to the image, and nothing of
+From pseudo-replicas, which have the measurement's noise once more (Robson et al., Magn Reson Med 60:895,
+2008). They are right for any method, and for a network they tell what noise does to the image, and nothing of
 structure that the network lacks or invents.
 """
 

@@ -3,9 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from mri_qpan.fourier import fft_numpy
 from mri_qpan.recon.kspace import Geometry, Index, KSpace, Stamp
+
+# Fifty times the examples: pytest --hypothesis-profile=fuzz tests/recon/test_reader_fuzz.py
+settings.register_profile("fuzz", max_examples=5000)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

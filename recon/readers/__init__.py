@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.readers import arrays, bart, fastmri, ismrmrd
+from mri_qpan.recon.readers import arrays, bart, fastmri, ismrmrd, twix
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.stream import KSpaceStream
 
@@ -20,8 +20,8 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
     Parameters
     ----------
     path
-        A file of ISMRMRD's or fastMRI's layout (HDF5), BART's .cfl or .hdr, or what a reader installed by
-        another package (entry point group `mri_qpan.readers`) takes.
+        A file of ISMRMRD's or fastMRI's layout (HDF5), BART's .cfl or .hdr, Siemens' .dat, or what a reader
+        installed by another package (entry point group `mri_qpan.readers`) takes.
     dims
         Names of the axes of a .npy or .mat file (see `arrays.read`).
     memory
@@ -46,13 +46,15 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
         raise InputError(f"{path}: --dims names the axes of .npy and .mat files; this one tells its own")
     if path.suffix in bart.SUFFIXES:
         return bart.read(path)
+    if path.suffix.lower() == twix.SUFFIX:
+        return twix.read(path)
     process = Hdf5Process(path)
     return fastmri.read(process) if process.kind == "fastmri" else ismrmrd.read(process, memory)
 
 
 def is_ismrmrd(path: Path) -> bool:
     """Return whether `open_kspace` takes a file as ISMRMRD; raises `InputError` as it does."""
-    if path.suffix in (*bart.SUFFIXES, *arrays.SUFFIXES) or any(
+    if path.suffix in (*bart.SUFFIXES, *arrays.SUFFIXES, twix.SUFFIX) or any(
         path.suffix.lower() == p.name for p in entry_points(group=GROUP)
     ):
         return False

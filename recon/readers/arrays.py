@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
+from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
@@ -20,7 +22,11 @@ COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 SPATIAL = ("coil", "z", "y", "x")
 NAMES = (*COUNTERS, *SPATIAL)
 VARIABLE = "kspace"
+PART = 2**26  # bytes read at once
+MOST_COMPRESSED = 1100  # numbers that deflate makes of a byte at most, and a little
 NOTE = "the file tells neither field of view nor position: pixels taken as 1 mm"
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read(path: Path, dims: str | None) -> KSpaceStream:
@@ -98,42 +104,60 @@ def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> 
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header is read as Python: syntax, tokens, types
         raise InputError(f"{path}: not a .npy file of numbers, or a damaged one") from error
 
 
 def _read_mat(path: Path, axes: int) -> NDArray[Any]:
-    try:
-        found = _mat73(path) if h5py.is_hdf5(path) else _mat5(path)
-    except Exception as error:  # whatever the parsers trip over in a damaged file
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: not a MATLAB file, or a damaged one ({reason})") from error
-    fitting = [name for name, array in found.items() if array.ndim == axes and array.dtype.kind == "c"]
-    if VARIABLE in found:
-        return found[VARIABLE]
-    if len(fitting) != 1:
-        shown = ", ".join(f"{name} {array.shape}" for name, array in found.items()) or "nothing"
-        raise InputError(f"{path}: holds {shown}: call the k-space {VARIABLE!r}")
-    return found[fitting[0]]
-
-
-def _mat5(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the variable of a MATLAB file that is the k-space."""
+    if h5py.is_hdf5(path):
+        return _read_mat73(path, axes)
     import scipy.io  # takes a quarter of a second, which few runs need
 
-    content = scipy.io.loadmat(path, appendmat=False)
-    return {n: v for n, v in content.items() if not n.startswith("__") and isinstance(v, np.ndarray)}
+    try:
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path, appendmat=False)}
+        most = MOST_COMPRESSED * path.stat().st_size
+        if any(not 0 <= math.prod(shape) <= most for shape in shapes.values()):
+            raise ValueError("a variable is larger than the file can hold")
+        content = scipy.io.loadmat(path, appendmat=False)
+    except Exception as error:  # whatever the parser trips over in a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: not a MATLAB file, or a damaged one ({reason})") from error
+    found = {n: v for n, v in content.items() if isinstance(v, np.ndarray)}
+    complexes = {n: v.shape for n, v in found.items() if v.dtype.kind == "c"}
+    return found[_choose(path, complexes, axes, {n: v.shape for n, v in found.items()})]
 
 
-def _mat73(path: Path) -> dict[str, NDArray[Any]]:
-    found = {}
-    with h5py.File(path, "r") as file:
-        for name, item in file.items():
-            if not isinstance(item, h5py.Dataset) or name.startswith("#"):
-                continue
-            if set(item.dtype.names or ()) == {"real", "imag"}:
-                values = item[()]
-                found[name] = (values["real"] + 1j * values["imag"]).T
-            elif item.dtype.kind in "fc":
-                # MATLAB's arrays are column-major: seen from HDF5 their axes are reversed.
-                found[name] = np.asarray(item[()]).T
-    return found
+def _read_mat73(path: Path, axes: int) -> NDArray[Any]:
+    """Read a MATLAB 7.3 file, which is HDF5, part by part; its axes are reversed, seen from there."""
+    process = Hdf5Process(path, matlab=True)
+    try:
+        shapes = {name: tuple(shape[::-1]) for name, shape in process.description["variables"].items()}
+        name = _choose(path, shapes, axes, shapes)
+        shape = shapes[name][::-1]
+        if 0 in shape:
+            return np.zeros(shape, np.complex64).T
+        step = max(1, PART // (16 * math.prod(shape[1:])))
+        ends = [(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]
+        array = np.empty(shape, np.complex64)
+        for first, last in ends:
+            _, (part,) = process.ask({"variable": name, "part": [first, last]}, 1)
+            if part.shape != array[first:last].shape:
+                raise InputError(f"{path}: damaged MATLAB file: {name!r} breaks off")
+            array[first:last] = part
+    except MemoryError as error:
+        raise InputError(f"{path}: the k-space does not fit into memory") from error
+    finally:
+        process.close()
+    return array.T
+
+
+def _choose(path: Path, complexes: Shapes, axes: int, shown: Shapes) -> str:
+    """Return the name of the variable that is the k-space."""
+    fitting = [name for name, shape in complexes.items() if len(shape) == axes]
+    if VARIABLE in shown:
+        return VARIABLE
+    if len(fitting) != 1:
+        held = ", ".join(f"{name} {shape}" for name, shape in shown.items()) or "nothing"
+        raise InputError(f"{path}: holds {held}: call the k-space {VARIABLE!r}")
+    return fitting[0]

@@ -31,14 +31,21 @@ _idle: list[
 
 
 class Hdf5Process:
-    """An open HDF5 file of raw data.
+    """An open HDF5 file of raw data, or a MATLAB file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    matlab
+        Whether to look for MATLAB's variables, whatever they are called.
 
     Attributes
     ----------
     path
         The file.
     kind
-        "ismrmrd" or "fastmri".
+        "ismrmrd", "fastmri" or "matlab".
     description, arrays
         What the process said of it.
 
@@ -48,7 +55,7 @@ class Hdf5Process:
         Whenever the file turns out to be neither, or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, matlab: bool = False) -> None:
         self.path = path
         if not path.is_file():
             raise InputError(f"{path}: no such file")
@@ -60,7 +67,8 @@ class Hdf5Process:
             raise InputError(f"{path}: not an HDF5 file, so not ISMRMRD or fastMRI (or cut off at its start)")
         self._process = _start()
         self._kill = weakref.finalize(self, _stop, os.getpid(), self._process)
-        self.description, self.arrays = self.ask({"open": str(path.resolve())}, 1)
+        request = "matlab" if matlab else "open"
+        self.description, self.arrays = self.ask({request: str(path.resolve())}, 0 if matlab else 1)
         self.kind: str = self.description["kind"]
 
     def close(self) -> None:

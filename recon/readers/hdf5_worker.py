@@ -2,9 +2,11 @@
 
 Requests are lines of JSON: {"open": path} is answered with what the file holds and its "kind". Of "ismrmrd",
 {"rows": [...]}, in increasing order, asks for the samples of those acquisitions, or with "field": "traj" for
-their trajectories; of "fastmri", {"slice": n} for a slice's k-space. {"close": true} closes the file. Answers
-are one line of JSON, then the arrays it announces as .npy. A request that fails is answered with
-{"error": ...}, and the process ends: HDF5 may be in disorder.
+their trajectories; of "fastmri", {"slice": n} for a slice's k-space. {"matlab": path} is answered with the
+shapes of the complex variables of a MATLAB file, after which {"variable": name, "part": [first, last]} asks
+for a part of one along its first axis. {"close": true} closes the file. Answers are one line of JSON, then
+the arrays it announces as .npy. A request that fails is answered with {"error": ...}, and the process ends:
+HDF5 may be in disorder.
 """
 
 import io
@@ -15,6 +17,9 @@ from typing import Any, BinaryIO, cast
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+MOST_COMPRESSED = 1100  # bytes that deflate makes of one at most, and a little
+ALWAYS = 2**24  # bytes that are read whatever the file says of its size
 
 
 class UnusableError(Exception):
@@ -36,9 +41,15 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                     continue
                 name = "dataset" if "dataset" in names else names[0]
                 data = file[name]["data"]
+                check_size(data)
                 heads = read_heads(data, name)
                 message: dict[str, object] = {"kind": "ismrmrd", "names": names, "name": name}
                 send(answers, message | {"xml": header(file[name], "xml")}, heads)
+            elif "matlab" in request:
+                file = h5py.File(request["matlab"], "r")
+                send(answers, {"kind": "matlab", "variables": matlab_variables(file)})
+            elif "variable" in request:
+                send(answers, {}, matlab_part(file[request["variable"]], *request["part"]))
             elif "close" in request:
                 file.close()
                 send(answers, {})
@@ -85,9 +96,42 @@ def describe_fastmri(file: h5py.File) -> tuple[dict[str, object], NDArray[np.boo
             f"'kspace' of fastMRI's layout is complex, (slice, [coil,] x, y); here {kspace.dtype} of shape "
             f"{kspace.shape}"
         )
+    check_size(kspace)
     xml = header(file, "ismrmrd_header") if "ismrmrd_header" in file else None
     mask = np.asarray(file["mask"][()] if "mask" in file else [], bool).ravel()
     return {"kind": "fastmri", "shape": list(kspace.shape), "xml": xml}, mask
+
+
+def matlab_variables(file: h5py.File) -> dict[str, list[int]]:
+    """Return the shapes of the complex variables."""
+    found = {
+        name: list(item.shape)
+        for name, item in file.items()
+        if isinstance(item, h5py.Dataset) and not name.startswith("#") and is_complex(item)
+    }
+    for name in found:
+        check_size(file[name])
+    return found
+
+
+def is_complex(item: h5py.Dataset) -> bool:
+    """Whether a variable is complex: MATLAB's are records of two numbers, other writers' plain."""
+    return item.dtype.kind == "c" or set(item.dtype.names or ()) == {"real", "imag"}
+
+
+def matlab_part(item: h5py.Dataset, first: int, last: int) -> NDArray[Any]:
+    """Return a part of a complex variable along its first axis."""
+    values = item[first:last]
+    return values if values.dtype.kind == "c" else np.asarray(values["real"] + 1j * values["imag"])
+
+
+def check_size(item: h5py.Dataset) -> None:
+    """Refuse an array that is larger than its bytes in the file can make."""
+    if item.nbytes > ALWAYS + MOST_COMPRESSED * item.id.get_storage_size():
+        raise UnusableError(
+            f"damaged or truncated: {item.name.strip('/')!r} of shape {item.shape} has but "
+            f"{item.id.get_storage_size()} bytes in the file"
+        )
 
 
 def header(group: h5py.Group, name: str) -> str:

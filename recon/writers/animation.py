@@ -1,4 +1,4 @@
-"""Cine and dynamic series as an animated GIF, which browsers, slides and viewers play; 256 greys are its palette.
+"""Cine and dynamic series as an animated GIF: browsers, slides and viewers play it; its palette is 256 greys.
 
 Timing follows the file where it says what a frame lasts.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -94,7 +95,7 @@ def frame_time(images: Sequence[Image], header: Element) -> tuple[float, str | N
             number = image.index.phase if phases else image.index.repetition
             stamp = image.stamp.physiology_time_stamp[0] if phases else image.stamp.acquisition_time_stamp
             stamps.setdefault(number, stamp)
-        steps = [(stamps[b] - stamps[a]) / (b - a) for a, b in _pairs(sorted(stamps))]
+        steps = [(stamps[b] - stamps[a]) / (b - a) for a, b in pairwise(sorted(stamps))]
         if min(steps) > 0:
             return TICK_MS * median(steps), "time stamps"
     try:
@@ -104,15 +105,11 @@ def frame_time(images: Sequence[Image], header: Element) -> tuple[float, str | N
     return (tr, "TR") if SHORTEST_TR_MS <= tr < float("inf") else (UNSTATED_MS, None)
 
 
-def _pairs(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    return zip(numbers[:-1], numbers[1:], strict=True)
-
-
 def _durations(step: float, count: int) -> list[int]:
     """Return the frames' durations in whole hundredths of a second, in ms, that keep pace with `step`."""
     shown = min(max(step, SHOWN_MS[0]), SHOWN_MS[1])
     ends = [GIF_MS * int(i * shown / GIF_MS + 0.5) for i in range(count + 1)]
-    return [b - a for a, b in _pairs(ends)]
+    return [b - a for a, b in pairwise(ends)]
 
 
 def _pictures(
@@ -132,10 +129,12 @@ def _pictures(
     )
     heading = [*title(series), said]
     for number, (time, frame) in enumerate(sorted(frames.items()), start=1):
-        tiles = []
+        tiles: list[Tile] = []
         for place in places:
             image, z = examples[place], place[-1]
-            pixels = np.abs(frame[place].data[z]) if place in frame else np.zeros(image.data.shape[1:])
+            pixels = (
+                np.abs(frame[place].data[z]) if place in frame else np.zeros(image.data.shape[1:], np.float32)
+            )
             # The frame's line under the first picture alone, where it may be wider than a small one.
             line = "" if tiles else _moment(number, len(frames), time, step)
             tiles.append(Tile(pixels / high, aspect_of(image), (label(image, z, shared), line)))

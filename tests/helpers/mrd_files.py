@@ -122,10 +122,10 @@ def random_kspace(*shape: int, seed: int = 0) -> NDArray[np.complex64]:
 
 quick = settings(
     deadline=None,
-    max_examples=20,
+    max_examples=settings.default.max_examples // 5,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-"""For property tests that write a file an example."""
+"""For property tests that write a file an example: 20, or more by --hypothesis-profile=fuzz."""
 
 NY, NX = 6, 8
 XML = header_xml((NX, NY, 1))

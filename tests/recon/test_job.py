@@ -182,6 +182,9 @@ def test_other_arrays_are_no_maps(tmp_path: Path, content: np.ndarray) -> None:
 def test_other_files_are_no_maps(tmp_path: Path) -> None:
     (tmp_path / "maps.npy").write_bytes(b"no")
     np.savez(tmp_path / "maps.npz", a=np.ones(3))
-    for name in ("maps.npy", "maps.npz", "missing.npy"):
+    np.save(tmp_path / "open.npy", np.ones((1, 4, 4), complex))
+    header = (tmp_path / "open.npy").read_bytes()
+    (tmp_path / "open.npy").write_bytes(header.replace(b"}", b" "))  # which Python's tokenizer trips over
+    for name in ("maps.npy", "maps.npz", "missing.npy", "open.npy"):
         with pytest.raises(InputError, match=name):
             load_maps(tmp_path / name)

@@ -10,8 +10,9 @@ from mri_qpan.encoding import Normal
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import get_method
+from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import KSpace
-from mri_qpan.recon.pipeline import centre, reconstruct, solve
+from mri_qpan.recon.pipeline import reconstruct, solve
 from mri_qpan.recon.prepare import prepare
 from mri_qpan.sampling_masks import make_mask, mask_hash
 

@@ -1,6 +1,5 @@
 """What the reader says of files that it cannot use, whatever is wrong with them."""
 
-import contextlib
 import gc
 import os
 import signal
@@ -9,8 +8,6 @@ import h5py
 import ismrmrd
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mrd_files import (
     KSPACE,
     NX,
@@ -20,7 +17,6 @@ from mrd_files import (
     limit_xml,
     line,
     lines,
-    quick,
     random_kspace,
     refused,
     write,
@@ -194,37 +190,3 @@ class TestProcess:
         del stream
         gc.collect()
         assert process.poll() is not None
-
-
-class TestDamagedFiles:
-    """Whatever bytes change: an `InputError` or a result, never a traceback of HDF5 or NumPy."""
-
-    @pytest.fixture(scope="class", params=["cartesian", "radial", "fastmri"])
-    def whole(self, request, tmp_path_factory) -> bytes:
-        path = tmp_path_factory.mktemp("whole") / "scan.h5"
-        if request.param == "radial":
-            spokes = [
-                ismrmrd.Acquisition.from_array(KSPACE[:, y], np.full((NX, 2), 0.1 * y, np.float32))
-                for y in range(NY)
-            ]
-            return write(path, XML.replace("cartesian", "radial"), spokes).read_bytes()
-        if request.param == "fastmri":
-            with h5py.File(path, "w") as file:
-                file["kspace"] = KSPACE[None]
-                file["ismrmrd_header"] = XML
-                file["mask"] = np.ones(NX, bool)
-            return path.read_bytes()
-        noise = line(random_kspace(2, 30), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
-        return write(path, XML, [noise, *lines(KSPACE)]).read_bytes()
-
-    @settings(quick, max_examples=15)
-    @given(flips=st.lists(st.tuples(st.integers(0, 20000), st.integers(0, 255)), min_size=1, max_size=4))
-    def test_flipped_bytes(self, tmp_path_factory, monkeypatch, whole, flips):
-        monkeypatch.setattr(hdf5, "PATIENCE", 20)
-        damaged = bytearray(whole)
-        for place, value in flips:
-            damaged[place % len(whole)] = value
-        path = tmp_path_factory.mktemp("damaged") / "scan.h5"
-        path.write_bytes(damaged)
-        with contextlib.suppress(InputError):
-            list(open_kspace(path))
