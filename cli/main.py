@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mri_qpan._version import __version__
-from mri_qpan.cli import benchmark, demo, info, mask, models, pics, recon, send, serve, train
+from mri_qpan.cli import batch, benchmark, demo, info, mask, models, pics, recon, send, serve, train, watch
 from mri_qpan.errors import MriQpanError
 
 INTERRUPTED = 130
@@ -38,7 +38,7 @@ def options(
     """Undersampled MR k-space to images with a quantized proximal averaging network (Q-PAN+)."""
 
 
-for module in (recon, pics, serve, send, demo, info, mask, models, train, benchmark):
+for module in (recon, batch, watch, pics, serve, send, demo, info, mask, models, train, benchmark):
     module.register(app)
 
 

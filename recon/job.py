@@ -64,6 +64,8 @@ class Job:
         Names of the axes of .npy and .mat files.
     formats
         What to write (see `writers.find_formats`).
+    command
+        What the user typed, for the record; None takes this process's command line.
     """
 
     method: Method
@@ -77,6 +79,7 @@ class Job:
     replicas: int = 0
     dims: str | None = None
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,8 @@ def _record(path: Path, job: Job, done: list[_Done]) -> Record:
     results = [d.result for d in done]
     spec = None if job.undersampling is None else job.undersampling.spec
     record: Record = provenance(path, job.method, [r.figures for r in results], spec)
+    if job.command is not None:
+        record["command"] = job.command
     record["device"] = str(job.device)
     record["residual"] = float(np.mean([r.figures.residual for r in results]))
     record["notes"] = list(dict.fromkeys(note for r in results for note in r.notes))
