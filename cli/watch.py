@@ -73,7 +73,7 @@ def watch(
     """Reconstruct every raw file that arrives in a folder, as `batch` does.
 
     A file is taken when it is complete: it has not changed for a while and can be opened. One that changes
-    later is done again. Ctrl-C ends at once, SIGTERM when what is in hand is finished; the next start goes on.
+    later is done again. Ctrl-C ends at once, SIGTERM when what is in hand is done; the next start goes on.
     """
     from mri_qpan.recon.batch.crew import Crew
     from mri_qpan.recon.batch.outbox import Outbox
@@ -85,7 +85,7 @@ def watch(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     archive = None if push is None else Archive.parse(push)
-    if archive is not None and "dicom" not in formats:
+    if archive is not None and "dicom" not in formats.split(","):
         formats += ",dicom"
     recipe = options.recipe(
         method=method,

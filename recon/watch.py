@@ -17,7 +17,7 @@ from mri_qpan.recon.batch.inputs import Source, Stamp, find_inputs, stamp
 from mri_qpan.recon.batch.journal import Entry
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import log_done, log_failed
-from mri_qpan.recon.batch.work import Task
+from mri_qpan.recon.batch.work import CHANGED, Task
 from mri_qpan.recon.push import Archive, push
 from mri_qpan.recon.readers import HDF5
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
@@ -200,8 +200,8 @@ def watch(
                 while waiting and not stop.is_set() and workers.has_room():
                     workers.submit(waiting.popleft())
                 outcome = workers.finished(POLL)
-                if outcome is not None:
-                    entry = outbox.settle(outcome)
+                entry = None if outcome is None else outbox.settle(outcome)
+                if outcome is not None and entry is not None and outcome.reason != CHANGED:
                     done, failed = done + (entry.reason is None), failed + (entry.reason is not None)
                     if entry.reason is None:
                         log_done(entry)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import queue
+import uuid
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -104,8 +105,8 @@ class Crew:
 
     def submit(self, task: Task) -> None:
         """Have a task done."""
-        future = self._client.submit(perform, task, key=f"{task.name}-{task.key}", pure=False)
-        self._futures[task.name] = future
+        future = self._client.submit(perform, task, key=f"mri-qpan-{uuid.uuid4().hex}", pure=False)
+        self._futures[task.key] = future
         future.add_done_callback(lambda done: self._outcomes.put((task, done)))
 
     def finished(self, seconds: float) -> Outcome | None:
@@ -116,7 +117,7 @@ class Crew:
             if self._client.status not in ("running", "newly-created"):
                 raise _lost() from None
             return None
-        del self._futures[task.name]
+        del self._futures[task.key]
         if future.status == "finished":
             return future.result()
         if future.status != "error":

@@ -105,10 +105,19 @@ class Outbox:
         with self._writing():
             return self._is_done(source, now)
 
-    def settle(self, outcome: Outcome) -> Entry:
-        """Move the set of a task into place, or note why there is none; return its entry."""
+    def settle(self, outcome: Outcome) -> Entry | None:
+        """Move the set of a task into place, or note why there is none.
+
+        Returns
+        -------
+        Entry
+            The input's, done or failed; None if another job is wanted for this input meanwhile.
+        """
         task = outcome.task
         with self._writing():
+            known = self._journal.entry(text_of(task.source), task.method)
+            if known is None or known.key != task.key:
+                return None
             if _appears(complete(task), patient=outcome.reason is None):
                 self._settle(complete(task))
             elif outcome.reason is None:
@@ -116,10 +125,8 @@ class Outbox:
                     f"no {complete(task)}, which a worker wrote: not the same folder there?"
                 )
             else:
-                self._journal.failed(text_of(task.source), task.method, outcome.reason)
-        entry = self._journal.entry(text_of(task.source), task.method)
-        assert entry is not None
-        return entry
+                self._journal.failed(known.source, known.method, outcome.reason)
+            return self._journal.entry(known.source, known.method)
 
     def unsent(self, to: str, folder: Path) -> list[Entry]:
         """Return the finished entries of inputs in a folder that were not pushed to a place."""

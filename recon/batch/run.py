@@ -98,6 +98,8 @@ def run_batch(
             if outcome is None:
                 continue
             entry = outbox.settle(outcome)
+            if entry is None:
+                continue
             if entry.reason is None:
                 summary.done.append(entry)
                 log_done(entry)

@@ -1,8 +1,8 @@
 """One input on a worker: a set of outputs, complete in one step or not at all.
 
 A set is a folder with `receipt.json` and `files/`. It grows under `work/` and is renamed into `complete/`,
-under the name and the key of its job, when every file of it is on the disk. That rename is the moment at which
-the job is done, whatever happens to this process, its scheduler or the batch afterwards.
+under the name and the key of its job, when every file of it is on the disk. That rename is the moment when the
+job is done, whatever happens to this process, its scheduler or the batch afterwards.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mri_qpan.recon.recipe import Recipe
 ROOM = ".mri-qpan"
 RECEIPT, FILES = "receipt.json", "files"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-CHANGED = "it changed while the batch ran: run the same command again when it is complete"
+CHANGED = "it changed meanwhile: run the same command again when it is complete"
 
 _gpu = threading.Lock()
 """One job at a time on a worker's GPU, however many threads the worker has."""
