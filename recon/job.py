@@ -38,6 +38,10 @@ class StoppedError(ReconError):
     """The job was told to stop before the file in hand was done; nothing was written for that file."""
 
 
+class WriteError(ReconError):
+    """The outputs cannot be written: the disk is full or fails, which the next file would find too."""
+
+
 @dataclass(frozen=True)
 class Job:
     """How to reconstruct a file.
@@ -157,7 +161,8 @@ def reconstruct_file(
     InputError
         If the file cannot be used.
     ReconError
-        If an image fails, the outputs cannot be written, or `stop` came first (`StoppedError`).
+        If an image fails, the outputs cannot be written (`WriteError`), or `stop` came first
+        (`StoppedError`).
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the files in it, such as {path / '*.h5'}")
@@ -191,7 +196,8 @@ def reconstruct_file(
                 html.write_text(page(record, pages), encoding="utf-8")
             _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise ReconError(f"{path}: cannot write to {folder}: {error.strerror or error}") from error
+        words = error.strerror or f"{error} (is the disk full?)"
+        raise WriteError(f"{path}: cannot write to {folder}: {words}") from error
     return record
 
 

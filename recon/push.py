@@ -64,6 +64,7 @@ def push(files: Sequence[Path], archive: Archive) -> None:
         If the archive cannot be reached or refuses a file; those before it are there.
     """
     from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
     from pynetdicom import AE
 
@@ -78,7 +79,7 @@ def push(files: Sequence[Path], archive: Archive) -> None:
         for path in files:
             try:
                 answer = association.send_c_store(dcmread(path))
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, InvalidDicomError) as error:
                 raise ReconError(f"{path}: cannot be sent to {archive}: {error}") from error
             status = answer.get("Status")
             if status is None:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -24,6 +24,7 @@ from mri_qpan.recon.readers.hdf5 import Hdf5Process
 
 POLL = 1.0  # seconds between two looks at the folder; polling sees what arrives on network drives too
 GIVE_UP = 60.0  # seconds after which a file that has not changed and cannot be opened is taken for damaged
+LATER = 60.0  # seconds until a file is tried again whose outputs could not be written
 FIRST_RETRY, LAST_RETRY = 10.0, 600.0  # seconds until a refused push is tried again, doubled every time
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ class Arrivals:
         self._folder, self._out, self._dims, self._settle = folder, out, dims, settle
         self._sights: dict[Path, _Sight] = {}
         self._troubles: set[str] = set()
+
+    def again(self, path: Path) -> None:
+        """Let a file be ready once more, in a while."""
+        if path in self._sights:
+            self._sights[path] = replace(self._sights[path], since=time.monotonic() + LATER, handed=False)
 
     def ready(self, is_done: Callable[[Source], bool]) -> Iterator[Source]:
         """Yield the files to reconstruct now, each once as long as it does not change."""
@@ -207,6 +213,8 @@ def watch(
                         log_done(entry)
                     else:
                         log_failed(outcome.task.source, entry.reason)
+                    if outcome.unwritable:
+                        arrivals.again(outcome.task.source)
                 if sender is not None:
                     sender.step()
         while sender is not None and sender.step():

@@ -26,6 +26,8 @@ MEMORY = 2 * 2**30
 RETRIES = 1
 """How often a job is begun again whose worker was lost. The next time, it is taken for the cause."""
 
+PATIENCE = 10.0  # seconds to connect to a scheduler
+
 SPARE = 16
 """Jobs that a scheduler of someone else's gets beyond its threads, so that clusters that grow see a need."""
 
@@ -136,7 +138,7 @@ def _connect(address: str) -> Client:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         raise InputError(f"--scheduler {address}: no Dask scheduler can be reached there") from error
     if not client.nthreads():

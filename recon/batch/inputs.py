@@ -83,7 +83,8 @@ def _expand(path: Path, out: Path, suffixes: tuple[str, ...], troubles: list[Tro
 
 def _walk(top: Path, out: Path, suffixes: tuple[str, ...], troubles: list[Trouble]) -> Iterator[Source]:
     def note(error: OSError) -> None:
-        troubles.append(Trouble(Path(error.filename), f"cannot be listed: {error.strerror}"))
+        path = Path(error.filename)
+        troubles.append(Trouble(path, f"{path}: cannot be listed: {error.strerror}"))
 
     for folder, folders, files in os.walk(top, onerror=note):
         folders[:] = sorted(f for f in folders if f[0] != "." and Path(folder, f).resolve() != out)

@@ -92,7 +92,7 @@ class Outbox:
                 try:
                     now = stamp(source.path)
                     task = None if self._is_done(source, now) else self._want(source, now)
-                except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                except OSError as error:
                     missing.append((source, f"{source.path}: {(error.strerror or '').lower()}"))
                     continue
                 if task is not None:

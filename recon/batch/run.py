@@ -32,7 +32,7 @@ class Summary:
     failures
         Inputs or folders, each with the reason.
     left
-        Number of inputs not begun: it was told to stop, or the disk is full.
+        Number of inputs not begun: it was told to stop, or outputs cannot be written.
     """
 
     kept: int = 0
@@ -76,7 +76,7 @@ def run_batch(
     waiting, total = deque(tasks), len(tasks)
     summary = Summary(kept=len(sources) - len(tasks) - len(missing))
     for trouble in troubles:
-        _fail(summary, trouble.path, f"{trouble.path}: {trouble.reason}")
+        _fail(summary, trouble.path, trouble.reason)
     for source, reason in missing:
         _fail(summary, source.path, reason)
     if summary.kept:
@@ -88,9 +88,9 @@ def run_batch(
     if not waiting:
         return summary
     with crew() as workers:
-        full = False
+        writable = True
         while True:
-            while waiting and not (full or stop.is_set()) and workers.has_room():
+            while waiting and writable and not stop.is_set() and workers.has_room():
                 workers.submit(waiting.popleft())
             if not workers.in_hand:
                 break
@@ -104,12 +104,12 @@ def run_batch(
                 summary.done.append(entry)
                 log_done(entry)
             else:
-                full = full or outcome.full
+                writable = writable and not outcome.unwritable
                 _fail(summary, outcome.task.source, entry.reason)
             progress(len(summary.done) + len(summary.failures), total)
     summary.left = len(waiting)
-    if full and waiting:
-        log.error("the disk is full: nothing more is begun", extra={"event": "full"})
+    if waiting and not writable:
+        log.error("%s cannot be written: nothing more is begun", outbox.out, extra={"event": "unwritable"})
     return summary
 
 

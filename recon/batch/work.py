@@ -1,8 +1,8 @@
 """One input on a worker: a set of outputs, complete in one step or not at all.
 
 A set is a folder with `receipt.json` and `files/`. It grows under `work/` and is renamed into `complete/`,
-under the name and the key of its job, when every file of it is on the disk. That rename is the moment when the
-job is done, whatever happens to this process, its scheduler or the batch afterwards.
+under the name and the key of its job, when every file of it is on the disk. With that rename the job is done,
+whatever happens to this process, its scheduler or the batch afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 import threading
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +22,11 @@ from pathlib import Path
 from mri_qpan.errors import MriQpanError, ReconError
 from mri_qpan.recon.batch.inputs import Stamp, content_sha256, stamp, text_of
 from mri_qpan.recon.batch.journal import DONE, Entry
-from mri_qpan.recon.job import Job, reconstruct_file
+from mri_qpan.recon.job import Job, WriteError, reconstruct_file
 from mri_qpan.recon.recipe import Recipe
 
 ROOM = ".mri-qpan"
 RECEIPT, FILES = "receipt.json", "files"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 CHANGED = "it changed meanwhile: run the same command again when it is complete"
 
 _gpu = threading.Lock()
@@ -74,13 +74,13 @@ class Outcome:
         The task.
     reason
         Why it failed; None if its set is complete.
-    full
-        Whether it failed because the disk is full, as the next one would.
+    unwritable
+        Whether it failed because outputs cannot be written, as the next one would: the disk is full or fails.
     """
 
     task: Task
     reason: str | None = None
-    full: bool = False
+    unwritable: bool = False
 
 
 def perform(task: Task) -> Outcome:
@@ -95,7 +95,7 @@ def perform(task: Task) -> Outcome:
             _make(task, job)
     except Exception as error:
         words = str(error) if isinstance(error, MriQpanError) else f"{type(error).__name__}: {error}"
-        return Outcome(task, words or type(error).__name__, _is_full(error))
+        return Outcome(task, words or type(error).__name__, isinstance(error, WriteError))
     return Outcome(task) if complete(task).is_dir() else Outcome(task, CHANGED)
 
 
@@ -105,10 +105,12 @@ def complete(task: Task) -> Path:
 
 
 def _make(task: Task, job: Job) -> None:
-    stage = Path(tempfile.mkdtemp(prefix="", dir=task.out / ROOM / "work"))
+    with _writing(task):
+        stage = Path(tempfile.mkdtemp(prefix="", dir=task.out / ROOM / "work"))
     try:
         files = stage / FILES
-        files.mkdir()
+        with _writing(task):
+            files.mkdir()
         sha256 = content_sha256(task.source)
         record = reconstruct_file(task.source, files, job)
         if stamp(task.source) != task.stamp:
@@ -126,12 +128,21 @@ def _make(task: Task, job: Job) -> None:
             images=len(record["images"]),
             seconds=round(sum(record["seconds"].values()), 3),
         )
-        (stage / RECEIPT).write_text(json.dumps(asdict(entry)), encoding="utf-8")
-        for path in (*files.iterdir(), files, stage / RECEIPT, stage):
-            sync(path)
-        _publish(stage, complete(task))
+        with _writing(task):
+            (stage / RECEIPT).write_text(json.dumps(asdict(entry)), encoding="utf-8")
+            for path in (*files.iterdir(), files, stage / RECEIPT, stage):
+                sync(path)
+            _publish(stage, complete(task))
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def _writing(task: Task) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{task.source}: cannot write to {task.out}: {error.strerror}") from error
 
 
 def _publish(stage: Path, place: Path) -> None:
@@ -162,13 +173,3 @@ def _job(recipe: Recipe, digest: str) -> Job:
     if recipe.digest(job.method) != digest:
         raise ReconError(f"{recipe.method}: the method or the maps changed, or differ on this worker")
     return job
-
-
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        if "No space left on device" in str(error):  # as HDF5 says it
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -1,4 +1,4 @@
-"""What tests of batches share: small raw files, workers in this process, and the state of an output folder."""
+"""What tests of batches share: small raw files, a worker in this process, an output folder's state."""
 
 from __future__ import annotations
 
