@@ -168,6 +168,7 @@ def _report(summary: Summary, log_format: str) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     table = Table()
@@ -180,11 +181,5 @@ def _report(summary: Summary, log_format: str) -> None:
         failed.add_column("input", overflow="fold")
         failed.add_column("reason", overflow="fold")
         for path, reason in summary.failures:
-            failed.add_row(_text(path), _text(reason.removeprefix(f"{path}: ")))
+            failed.add_row(Text(str(path)), Text(reason.removeprefix(f"{path}: ")))
         console.print(failed)
-
-
-def _text(words: object) -> object:
-    from rich.text import Text
-
-    return Text(str(words))

@@ -96,8 +96,8 @@ class Arrivals:
             return False
         if not _opens(source.path) and moment - sight.since < GIVE_UP:
             return False
-        sight.handed = True
-        return True
+        sight.handed = stamp(source.path) == now  # or it has grown while it was opened
+        return sight.handed
 
 
 def _opens(path: Path) -> bool:
@@ -195,26 +195,31 @@ def watch(
     """
     done = failed = 0
     waiting: deque[Task] = deque()
+    known: set[str] = set()  # keys of the jobs that wait or are in hand
     looked = 0.0
     try:
         with crew() as workers:
             log.info("watching", extra={"event": "watching"})
             while workers.in_hand or not stop.is_set():
                 if not stop.is_set() and time.monotonic() - looked >= POLL:
-                    waiting += outbox.plan(list(arrivals.ready(outbox.is_done)))[0]
+                    tasks, _ = outbox.plan(list(arrivals.ready(outbox.is_done)))
+                    waiting += [task for task in tasks if task.key not in known]
+                    known |= {task.key for task in tasks}
                     looked = time.monotonic()
                 while waiting and not stop.is_set() and workers.has_room():
                     workers.submit(waiting.popleft())
                 outcome = workers.finished(POLL)
-                entry = None if outcome is None else outbox.settle(outcome)
-                if outcome is not None and entry is not None and outcome.reason != CHANGED:
-                    done, failed = done + (entry.reason is None), failed + (entry.reason is not None)
-                    if entry.reason is None:
-                        log_done(entry)
-                    else:
-                        log_failed(outcome.task.source, entry.reason)
+                if outcome is not None:
+                    known.discard(outcome.task.key)
+                    entry = outbox.settle(outcome)
                     if outcome.unwritable:
                         arrivals.again(outcome.task.source)
+                    if entry is not None and entry.reason is None:
+                        done += 1
+                        log_done(entry)
+                    elif entry is not None and entry.reason not in (None, CHANGED):
+                        failed += 1
+                        log_failed(outcome.task.source, str(entry.reason))
                 if sender is not None:
                     sender.step()
         while sender is not None and sender.step():

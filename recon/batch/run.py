@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -134,5 +134,5 @@ def _fail(summary: Summary, path: Path, reason: str) -> None:
     log_failed(path, reason)
 
 
-def _event(name: str, fields: dict[str, object]) -> dict[str, object]:
+def _event(name: str, fields: Mapping[str, object]) -> dict[str, object]:
     return {"event": name, "fields": fields}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -29,9 +28,11 @@ HERE = Path(__file__).parent
 
 def recon(adjoint, normal):
     width = adjoint.shape[-1]
-    with (HERE / "calls").open("a") as file:
+    with (HERE / "calls").open("a+") as file:
         file.write(f"{width} {os.getpid()}\\n")
-    if width == 34:
+        file.seek(0)
+        calls = file.read().count("34 ")
+    if width == 34 and calls <= 3:
         os.kill(os.getpid(), signal.SIGKILL)
     while width >= 40 and (HERE / "hold").exists():
         time.sleep(0.05)
@@ -39,7 +40,7 @@ def recon(adjoint, normal):
 """
 
 
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -61,7 +62,7 @@ def scan(path: Path, width: int) -> Path:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux which processes live")
 def test_kills(tmp_path: Path) -> None:
-    """A worker, a file that kills every worker, and then the batch itself; the same command ends the work."""
+    """A file that kills its workers, then the batch is killed; the same command, and one more kill, end it."""
     names = {width: f"w{width}_recon" for width in (*QUICK, DEADLY, *HELD)}
     for width in names:
         scan(tmp_path / f"in/w{width}.h5", width)
@@ -85,8 +86,6 @@ def test_kills(tmp_path: Path) -> None:
         made = outputs(out)
         with pytest.raises(InputError, match=f"process {batch.pid} on"):
             Outbox(out, ZERO_FILLED, "")
-        os.kill(calls(HELD[0])[0], signal.SIGKILL)
-        until(lambda: len(calls(HELD[0])) == 2)
     finally:
         batch.kill()
         batch.wait()
@@ -95,13 +94,14 @@ def test_kills(tmp_path: Path) -> None:
 
     (tmp_path / "hold").unlink()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 4, again.stderr
+    assert again.returncode == 0, again.stderr
     assert {name: outputs(out)[name] for name in made} == made
-    assert set(outputs(out)) == {name for width, name in names.items() if width != DEADLY}
+    assert set(outputs(out)) == set(names.values())
     assert_whole(out)
-    assert [len(calls(width)) for width in names] == [1, 1, 4, 3, 2]
+    assert [len(calls(width)) for width in names] == [1, 1, 4, 2, 2]
+    assert "w34.h5: its worker was lost, and the next one too" in (tmp_path / "log").read_text()
     assert "2 of 5 done before" in again.stderr
-    assert "killed for memory, or crashed" in " ".join(again.stdout.replace("│", " ").split())
+    assert "│    3 │           2 │      0 │         0 │" in again.stdout
     record = json.loads((out / names[HELD[0]] / f"{names[HELD[0]]}.json").read_text())
     assert record["command"].startswith("mri-qpan batch in -o out -m method.py:recon")
 
@@ -158,7 +158,7 @@ WRONG = {
     "nothing there": (["batch", "."], "no raw files in ."),
     "no such method": (["batch", "gone.h5", "-m", "wavlet"], "did you mean wavelet?"),
     "two crews": (
-        ["batch", "x.h5", "-m", "tv", "--workers", "2", "--scheduler", "tcp://x:1"],
+        ["batch", "x.h5", "--workers", "2", "--scheduler", "tcp://x:1"],
         "its own workers",
     ),
     "log format": (["batch", "gone.h5", "--log-format", "xml"], "choose text or json"),
@@ -170,7 +170,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_mistakes(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.h5").touch() if "x.h5" in WRONG[case][0] else None
+    if case == "two crews":
+        (tmp_path / "x.h5").touch()
     arguments, words = WRONG[case]
     result = CliRunner().invoke(app, [*arguments, "-o", "out"])
     assert isinstance(result.exception, InputError)

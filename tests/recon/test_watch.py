@@ -24,7 +24,7 @@ def new(source: Source) -> bool:
 
 @pytest.fixture
 def look(tmp_path: Path) -> Callable[[], list[str]]:
-    """Look at a hot folder, and again when what stood still has settled: names of the files that are ready."""
+    """Look at a hot folder, and again when all has settled: names of the files that are ready."""
     arrivals = Arrivals(tmp_path, tmp_path / "out", None, SETTLE)
 
     def names() -> list[str]:
@@ -118,3 +118,19 @@ def test_folders_that_cannot_be_listed_are_named_once(
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / 'closed'}: cannot be listed: Permission denied"
     ]
+
+
+def test_a_file_that_grows_while_it_is_opened_is_not_handed_on(
+    tmp_path: Path, look: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = raw(tmp_path / "scan.h5")
+
+    def opens(path: Path) -> bool:
+        if scan.stat().st_mtime_ns > 2:
+            os.utime(scan, ns=(1, 2))
+        return True
+
+    monkeypatch.setattr(watch_module, "_opens", opens)
+    assert look() == []
+    assert look() == ["scan.h5"]
+    assert look() == []
