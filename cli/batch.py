@@ -19,6 +19,8 @@ from mri_qpan.cli.signals import TERMINATED, stop_on_sigterm
 from mri_qpan.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mri_qpan.recon.batch.run import Summary
 
 PART_FAILED = 4
@@ -118,15 +120,14 @@ def batch(
     ):
         summary = run_batch(sources, troubles, outbox, crew, stop=stop, progress=progress)
     _report(summary, log_format)
+    if summary.left and stop.is_set():
+        raise typer.Exit(TERMINATED)
     if summary.failures:
         raise typer.Exit(PART_FAILED)
-    if summary.left:
-        raise typer.Exit(TERMINATED)
 
 
 @contextmanager
-def _progress(console: object, log_format: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
+def _progress(console: Console, log_format: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -136,7 +137,6 @@ def _progress(console: object, log_format: str) -> Iterator[Callable[[int, int],
         TimeRemainingColumn,
     )
 
-    assert isinstance(console, Console)
     columns = (
         BarColumn(),
         MofNCompleteColumn(),

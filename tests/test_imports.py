@@ -24,7 +24,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recon": {"mri_qpan", "sampling_masks"},
     "cli": {"mri_qpan", "sampling_masks", "recon"},
 }
-HEAVY = {"torch", "sigpy", "skimage", "scipy", "numba", "nibabel", "ismrmrd", "h5py"}
+HEAVY = {
+    "torch",
+    "distributed",
+    "pynetdicom",
+    "sigpy",
+    "skimage",
+    "scipy",
+    "numba",
+    "nibabel",
+    "ismrmrd",
+    "h5py",
+}
 
 
 def _imports(folder: str) -> Iterator[tuple[str, str]]:
@@ -64,7 +75,8 @@ def test_nothing_is_imported_as_a_top_level_folder() -> None:
 
 def test_every_third_party_import_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["train"], *extras["batch"], *extras["push"]]
     names = {re.split(r"[<>=\[; ]", line)[0] for line in declared}
     providers = packages_distributions()
     for folder in FOLDERS:

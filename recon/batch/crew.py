@@ -9,6 +9,7 @@ import queue
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 MEMORY = 2 * 2**30
 """Bytes that a worker may need: no more workers than fit by default."""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 RETRIES = 1
 """How often a job is begun again whose worker was lost. The next time, it is taken for the cause."""
@@ -38,7 +41,7 @@ class Crew:
     """Starts workers, or connects to them.
 
     Local workers are one a GPU, each seeing its own alone, or without a GPU `workers`, which share this
-    machine's cores; they are reached through TLS, since Dask's plain TCP lets every user of the machine
+    machine's cores (OMP_NUM_THREADS can lower a worker's share); they are reached through TLS, since Dask's plain TCP lets every user of the machine
     run code in them.
 
     Parameters
@@ -75,14 +78,15 @@ class Crew:
                 raise InputError("--workers and --scheduler: that scheduler has its own workers")
             self._client = _connect(scheduler)
             return
-        number, environments = _places(workers, device)
+        number, environment = _places(workers, device)
         settings = {
+            "distributed.nanny.pre-spawn-environ": {name: environment(0)[name] for name in THREADS},
             "distributed.scheduler.allowed-failures": RETRIES,
             "distributed.scheduler.worker-ttl": None,
             "distributed.admin.tick.limit": "1h",  # no words on a long wait for the interpreter's lock
         }
         with dask.config.set(settings):
-            self._cluster = _start(number, environments)
+            self._cluster = _start(number, environment)
             self._client = distributed.Client(self._cluster, security=self._cluster.security)
 
     def __enter__(self) -> Self:
@@ -162,11 +166,12 @@ def _places(workers: int | None, device: str) -> tuple[int, Callable[[int], dict
             raise InputError(f"--workers {workers}: one a GPU, and there are {count} here")
     fit = max(1, math.floor(MEMORY_LIMIT / MEMORY))
     number = workers or len(gpus) or min(CPU_COUNT, fit)
-    threads = str(max(1, CPU_COUNT // number))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    threads = max(1, CPU_COUNT // number)
+    with suppress(ValueError):
+        threads = max(1, min(threads, int(os.environ.get(THREADS[0], threads))))
 
     def environment(worker: int) -> dict[str, str]:
-        shared = dict.fromkeys(names, threads)
+        shared = dict.fromkeys(THREADS, str(threads))
         return shared | ({"CUDA_VISIBLE_DEVICES": gpus[worker]} if gpus else {})
 
     return number, environment

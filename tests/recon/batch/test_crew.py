@@ -80,11 +80,14 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     import dask.system
 
     monkeypatch.setattr(dask.system, "CPU_COUNT", 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for workers, threads in ((None, "1"), (3, "2"), (2, "4"), (16, "1")):
         number, environment = crew_module._places(workers, "cpu")
         assert number == (workers or 8)
         assert {environment(i)["OMP_NUM_THREADS"] for i in range(number)} == {threads}
         assert "CUDA_VISIBLE_DEVICES" not in environment(0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [crew_module._places(n, "cpu")[1](0)["OMP_NUM_THREADS"] for n in (8, 4, 1)] == ["1", "2", "2"]
 
 
 def test_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
