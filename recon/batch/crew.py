@@ -41,8 +41,8 @@ class Crew:
     """Starts workers, or connects to them.
 
     Local workers are one a GPU, each seeing its own alone, or without a GPU `workers`, which share this
-    machine's cores (OMP_NUM_THREADS can lower a worker's share); they are reached through TLS, since Dask's plain TCP lets every user of the machine
-    run code in them.
+    machine's cores (OMP_NUM_THREADS can lower a worker's share). They are reached through TLS, since Dask's
+    plain TCP lets every user of the machine run code in them.
 
     Parameters
     ----------

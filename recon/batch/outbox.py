@@ -19,7 +19,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,6 +79,9 @@ class Outbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:  # what lost workers left
+            with suppress(OSError):
+                _empty(self._room / "work")
         self._journal.close()
 
     def plan(self, sources: list[Source]) -> tuple[list[Task], list[tuple[Source, str]]]:

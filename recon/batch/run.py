@@ -88,7 +88,7 @@ def run_batch(
     if not waiting:
         return summary
     with crew() as workers:
-        writable = True
+        writable, finished = True, 0
         while True:
             while waiting and writable and not stop.is_set() and workers.has_room():
                 workers.submit(waiting.popleft())
@@ -97,6 +97,7 @@ def run_batch(
             outcome = workers.finished(POLL)
             if outcome is None:
                 continue
+            finished += 1
             entry = outbox.settle(outcome)
             if entry is None:
                 continue
@@ -106,7 +107,7 @@ def run_batch(
             else:
                 writable = writable and not outcome.unwritable
                 _fail(summary, outcome.task.source, entry.reason)
-            progress(len(summary.done) + len(summary.failures), total)
+            progress(finished, total)
     summary.left = len(waiting)
     if waiting and not writable:
         log.error("%s cannot be written: nothing more is begun", outbox.out, extra={"event": "unwritable"})

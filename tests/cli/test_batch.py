@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
 from mri_qpan.recon.batch.outbox import Outbox
+from mri_qpan.recon.batch.work import ROOM
 
 COMMAND = [sys.executable, "-m", "mri_qpan.cli"]
 QUICK, DEADLY, HELD = (32, 36), 34, 40
@@ -103,6 +104,7 @@ def test_kills(tmp_path: Path) -> None:
     assert {name: outputs(out)[name] for name in made} == made
     assert set(outputs(out)) == set(names.values())
     assert_whole(out)
+    assert not list((out / ROOM / "work").iterdir())
     assert [len(calls(width)) for width in names] == [1, 1, 4, 2]
     assert "w34.h5: its worker was lost, and the next one too" in (tmp_path / "log").read_text()
     assert "2 of 4 done before" in again.stderr
