@@ -6,7 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from mri_qpan._version import __version__
-from mri_qpan.cli import benchmark, demo, export, info, mask, models, pics, recon, send, serve, train
+from mri_qpan.cli import (
+    batch,
+    benchmark,
+    demo,
+    export,
+    info,
+    mask,
+    models,
+    pics,
+    recon,
+    send,
+    serve,
+    train,
+    watch,
+)
 from mri_qpan.errors import MriQpanError
 
 INTERRUPTED = 130
@@ -38,7 +52,9 @@ def options(
     """Undersampled MR k-space to images with a quantized proximal averaging network (Q-PAN+)."""
 
 
-for module in (recon, pics, serve, send, demo, info, mask, models, export, train, benchmark):
+for module in (
+    recon, batch, watch, pics, serve, send, demo, info, mask, models, export, train, benchmark
+):  # fmt: skip
     module.register(app)
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mri_qpan.cli import options
+from mri_qpan.cli.signals import TERMINATED, stop_on_sigterm
 from mri_qpan.errors import InputError, MriQpanError, ReconError
 
 if TYPE_CHECKING:
     from mri_qpan.recon.job import Job
 
 PART_FAILED = 4
-TERMINATED = 128 + signal.SIGTERM
 METRIC_HEADINGS = {"psnr": "PSNR / dB", "ssim": "SSIM", "nmse": "NMSE", "hfen": "HFEN"}
 
 EPILOG = """
@@ -52,141 +48,49 @@ def recon(
             show_default=False,
         ),
     ],
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            "-m",
-            metavar="NAME",
-            help="A shipped model (see `mri-qpan models`), a .safetensors file, a classical method"
-            " (zero-filled, cg-sense, wavelet, tv, paisa), or FILE.py:FUNCTION. Left out: the default model.",
-        ),
-    ] = None,
-    undersample: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND:RATIO[:SEED]",
-            help="For a fully sampled file: leave samples out, reconstruct, and compare with the full image."
-            " lines:0.25 keeps a quarter of the lines, poisson:4x:7 a quarter of the samples with seed 7;"
-            " `mri-qpan mask` knows the kinds.",
-        ),
-    ] = None,
+    method: options.Method = None,
+    undersample: options.Undersample = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the images go; made if missing.")
     ] = Path(),
-    maps: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Coil sensitivity maps to use instead of estimated ones: .npy, complex, (coil, y, x)"
-            " or (coil, z, y, x), or BART's .cfl.",
-        ),
-    ] = None,
-    dims: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME...",
-            help="Axes of a .npy or .mat file in their order, such as slice,coil,y,x; x is the readout."
-            " Of: repetition, contrast, phase, set, slice, coil, z, y, x.",
-        ),
-    ] = None,
-    coils: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss."
-            " Geometrically, with a mixture for each place along the readout, where readouts are complete.",
-        ),
-    ] = None,
-    hard_dc: Annotated[
-        bool,
-        typer.Option(
-            "--hard-dc", help="Put the acquired samples, noise included, back into every coil's k-space."
-        ),
-    ] = False,
-    partial_fourier: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|pocs|none",
-            help="Where one side of k-space was not acquired to its end (asymmetric echo, partial Fourier):"
-            " fill that edge by POCS, or leave it as the method made it. auto fills it after the classical"
-            " methods; networks do better without.",
-        ),
-    ] = "auto",
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Refuse measurements unlike those that the model was trained on."),
-    ] = False,
-    uncertainty: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Write maps of noise too, from N reconstructions with the measurement's noise added once"
-            " more: the standard deviation of every pixel, the SNR (SNR-like where the method is not linear)"
-            " and, for cg-sense, the g-factor. 20 or more tell something.",
-        ),
-    ] = 0,
-    phase: Annotated[
-        bool,
-        typer.Option(
-            "--phase",
-            help="Write the phase too, in radians, as a series of its own (ismrmrd, nifti, png, dicom). With"
-            " several coils it is relative to the strongest virtual one.",
-        ),
-    ] = False,
-    memory: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="MIB",
-            help="Memory for the reconstruction of an image: 3-D ISMRMRD data that need more are worked in"
-            " parts along the readout. Left out: half of this machine's.",
-        ),
-    ] = None,
-    report: Annotated[
-        bool, typer.Option("--report", help="Write a page (.html) to look at and to judge every image by.")
-    ] = False,
-    formats: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            "-f",
-            metavar="NAME[,NAME...]",
-            help="What to write: ismrmrd, nifti, png (a contact sheet), animation (a GIF of phases or"
-            " repetitions), dicom, fastmri; complex-valued, cfl and npy.",
-        ),
-    ] = "ismrmrd,nifti,png",
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU if there is one.")
-    ] = "auto",
+    maps: options.Maps = None,
+    dims: options.Dims = None,
+    coils: options.Coils = None,
+    hard_dc: options.HardDc = False,
+    partial_fourier: options.PartialFourier = "auto",
+    strict: options.Strict = False,
+    uncertainty: options.Uncertainty = 0,
+    phase: options.Phase = False,
+    memory: options.Memory = None,
+    report: options.Report = False,
+    formats: options.Formats = options.FORMATS,
+    device: options.Device = "auto",
 ) -> None:
     """Reconstruct images from raw k-space.
 
     Writes, for every FILE, into the output folder and under FILE's name with the method's: the images in
     every --format, and a report of what was done (.json).
     """
-    from mri_qpan.recon.partial_fourier import check_mode
-
     _check_names(files)
-    if uncertainty == 1:
-        raise InputError("--uncertainty 1: a standard deviation needs at least 2 reconstructions")
-    job = replace(
-        _job(method, undersample, maps, formats, device),
-        compress=coils,
+    job = options.recipe(
+        method=method,
+        undersample=undersample,
+        maps=maps,
+        formats=formats,
+        device=device,
+        coils=coils,
         dims=dims,
         hard_dc=hard_dc,
-        partial_fourier=check_mode(partial_fourier),
+        partial_fourier=partial_fourier,
         strict=strict,
         phase=phase,
-        memory=None if memory is None else memory << 20,
+        memory=memory,
         report=report,
-        replicas=uncertainty,
-    )
+        uncertainty=uncertainty,
+    ).job()
     folder = _folder(output)
     failures: list[MriQpanError] = []
-    with _stop_on_sigterm() as stop:
+    with stop_on_sigterm() as stop:
         for number, path in enumerate(files):
             if stop.is_set():
                 typer.echo(
@@ -230,49 +134,10 @@ def _check_names(files: list[Path]) -> None:
             raise InputError(f"{other} and {path} would write outputs of one name: reconstruct them apart")
 
 
-def _job(
-    method: str | None,
-    undersample: str | None,
-    maps: Path | None,
-    formats: str,
-    device: str,
-) -> Job:
-    from mri_qpan import models
-    from mri_qpan.methods import find_device, get_method
-    from mri_qpan.recon.job import Job, load_maps
-    from mri_qpan.recon.study import Undersampling
-    from mri_qpan.recon.writers import find_formats
-
-    place = find_device(device)
-    wanted = find_formats([name.strip() for name in formats.split(",")])
-    return Job(
-        method=get_method(models.DEFAULT if method is None else method, place),
-        device=place,
-        undersampling=None if undersample is None else Undersampling.parse(undersample),
-        mps=None if maps is None else load_maps(maps),
-        formats=wanted,
-    )
-
-
 def _folder(output: Path) -> Path:
     from mri_qpan.recon.files import output_folder
 
     return output_folder(output)
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[Event]:
-    """Turn SIGTERM into a word that is heeded between images."""
-    stop = Event()
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _with_progress(path: Path, folder: Path, job: Job, stop: Event) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import tomllib
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mri_qpan.cli import options
+from mri_qpan.cli.logs import start_logging
 from mri_qpan.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ def serve(
         float,
         typer.Option(min=0.01, metavar="GIB", help="Samples a session may hold before an image is complete."),
     ] = 4.0,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU if there is one.")
-    ] = "auto",
+    device: options.Device = "auto",
+    log_format: options.LogFormat = "text",
 ) -> None:
     """Reconstruct what scanners or other clients send as MRD over TCP, as they send it.
 
@@ -80,7 +80,7 @@ def serve(
     from mri_qpan.methods import find_device
     from mri_qpan.recon.server import Server, Settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    start_logging(log_format)
     place = find_device(device)
     jobs = _jobs(models.DEFAULT if method is None else method, config_dir, place)
     jobs[DEFAULT]()  # wrong names end here, not at the first client

@@ -43,6 +43,10 @@ class StoppedError(ReconError):
     """The job was told to stop before the file in hand was done; nothing was written for that file."""
 
 
+class WriteError(ReconError):
+    """The outputs cannot be written: the disk is full or fails, which the next file would find too."""
+
+
 @dataclass(frozen=True)
 class Job:
     """How to reconstruct a file.
@@ -74,6 +78,8 @@ class Job:
         parts. None: half of this machine's memory.
     formats
         What to write (see `writers.find_formats`).
+    command
+        What the user typed, for the record; None takes this process's command line.
     """
 
     method: Method
@@ -90,6 +96,7 @@ class Job:
     dims: str | None = None
     memory: int | None = None
     formats: dict[str, Format] = field(default_factory=lambda: find_formats(DEFAULT))
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,8 @@ def reconstruct_file(
     InputError
         If the file cannot be used.
     ReconError
-        If an image fails, the outputs cannot be written, or `stop` came first (`StoppedError`).
+        If an image fails, the outputs cannot be written (`WriteError`), or `stop` came first
+        (`StoppedError`).
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the files in it, such as {path / '*.h5'}")
@@ -203,7 +211,8 @@ def reconstruct_file(
                 html.write_text(page(record, pages), encoding="utf-8")
             _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise ReconError(f"{path}: cannot write to {folder}: {error.strerror or error}") from error
+        words = error.strerror or f"{error} (is the disk full?)"
+        raise WriteError(f"{path}: cannot write to {folder}: {words}") from error
     return record
 
 
@@ -247,6 +256,8 @@ def _record(path: Path, job: Job, done: list[_Done]) -> Record:
     results = [d.result for d in done]
     spec = None if job.undersampling is None else job.undersampling.spec
     record: Record = provenance(path, job.method, [r.figures for r in results], spec)
+    if job.command is not None:
+        record["command"] = job.command
     record["device"] = str(job.device)
     record["residual"] = float(np.mean([r.figures.residual for r in results]))
     record["notes"] = list(dict.fromkeys(note for r in results for note in r.notes))

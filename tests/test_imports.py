@@ -24,7 +24,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recon": {"mri_qpan", "sampling_masks"},
     "cli": {"mri_qpan", "sampling_masks", "recon"},
 }
-HEAVY = {"torch", "sigpy", "skimage", "scipy", "numba", "nibabel", "ismrmrd", "h5py", "onnx"}
+HEAVY = {
+    "torch",
+    "distributed",
+    "pynetdicom",
+    "sigpy",
+    "skimage",
+    "scipy",
+    "numba",
+    "nibabel",
+    "ismrmrd",
+    "h5py",
+    "onnx",
+}
 
 
 def _imports(folder: str) -> Iterator[tuple[str, str]]:
@@ -65,7 +77,8 @@ def test_nothing_is_imported_as_a_top_level_folder() -> None:
 def test_every_third_party_import_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["train"], *extras["export"]]
+    optional = [line for extra in ("train", "export", "batch", "push", "figures") for line in extras[extra]]
+    declared = [*project["dependencies"], *optional]
     names = {re.split(r"[<>=\[; ]", line)[0] for line in declared}
     providers = packages_distributions()
     for folder in FOLDERS:

@@ -11,7 +11,9 @@ from mri_qpan.recon.readers.stream import KSpaceStream
 GROUP = "mri_qpan.readers"
 """Entry points of other packages: name a suffix (".dat"), point to a function path -> `KSpaceStream`."""
 
-__all__ = ["KSpaceStream", "is_ismrmrd", "open_kspace"]
+HDF5 = (".h5", ".hdf5", ".mrd")
+
+__all__ = ["KSpaceStream", "is_ismrmrd", "open_kspace", "raw_suffixes"]
 
 
 def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = None) -> KSpaceStream:
@@ -61,3 +63,15 @@ def is_ismrmrd(path: Path) -> bool:
     process = Hdf5Process(path)
     process.close()
     return process.kind == "ismrmrd"
+
+
+def raw_suffixes(dims: str | None = None) -> tuple[str, ...]:
+    """Return how files end that are likely raw data: which of a folder to take.
+
+    Parameters
+    ----------
+    dims
+        As in `open_kspace`; arrays count only with them.
+    """
+    plugins = sorted(point.name for point in entry_points(group=GROUP))
+    return (*HDF5, bart.SUFFIXES[0], *plugins, *(arrays.SUFFIXES if dims is not None else ()))

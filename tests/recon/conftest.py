@@ -1,10 +1,11 @@
-"""A server for every test that asks."""
+"""A server, or an archive, for every test that asks."""
 
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from archives import Orthanc, start_orthanc
 from mrd_sessions import broken, zero_filled
 
 from mri_qpan.recon.server import Server, Settings
@@ -28,3 +29,9 @@ def serve() -> Iterator[Callable[..., tuple[str, int]]]:
         server.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A fresh Orthanc."""
+    yield from start_orthanc(tmp_path_factory.mktemp("orthanc"))

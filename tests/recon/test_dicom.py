@@ -2,17 +2,15 @@
 
 import json
 import shutil
-import socket
 import subprocess
-import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from archives import Orthanc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,61 +183,19 @@ def test_the_standards_rules_are_kept(tmp_path: Path, xml: str | None, quantity:
         assert "Error" not in result.stderr, result.stderr
 
 
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a fresh Orthanc."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
-    if program is None:
-        pytest.skip("Orthanc is not installed")
-    folder = tmp_path_factory.mktemp("orthanc")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {
-        "StorageDirectory": str(folder),
-        "IndexDirectory": str(folder),
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-    }
-    (folder / "settings.json").write_text(json.dumps(settings))
-    log = (folder / "log.txt").open("w")
-    process = subprocess.Popen([program, str(folder / "settings.json")], stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/system", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            pytest.fail("Orthanc did not start: " + (folder / "log.txt").read_text()[-2000:])
-        yield address
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
-
-
-def test_orthanc_takes_and_files_it(orthanc: str, tmp_path: Path) -> None:
+def test_orthanc_takes_and_files_it(orthanc: Orthanc, tmp_path: Path) -> None:
     images = series()
     write_dicom(tmp_path / "a.dcm", images)
     for path in sorted(tmp_path.glob("*.dcm")):
-        request = urllib.request.Request(f"{orthanc}/instances", path.read_bytes(), method="POST")
+        request = urllib.request.Request(f"{orthanc.web}/instances", path.read_bytes(), method="POST")
         with urllib.request.urlopen(request, timeout=20) as answer:
             assert json.load(answer)["Status"] == "Success"
 
-    def ask(what: str) -> object:
-        with urllib.request.urlopen(orthanc + what, timeout=20) as answer:
-            return json.load(answer)
-
-    (patient,) = ask("/patients?expand")  # type: ignore[misc]
+    (patient,) = orthanc.ask("/patients?expand")
     assert patient["MainDicomTags"]["PatientName"] == "Doe^Jane"
-    (stored,) = ask("/series?expand")  # type: ignore[misc]
+    (stored,) = orthanc.ask("/series?expand")
     assert len(stored["Instances"]) == 6
     with urllib.request.urlopen(
-        f"{orthanc}/instances/{stored['Instances'][0]}/preview", timeout=20
+        f"{orthanc.web}/instances/{stored['Instances'][0]}/preview", timeout=20
     ) as answer:
         assert answer.read(4) == b"\x89PNG"

@@ -1,0 +1,139 @@
+"""A batch from its inputs to its summary."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from mri_qpan.recon.batch.crew import Crew
+from mri_qpan.recon.batch.inputs import Source, Trouble, text_of
+from mri_qpan.recon.batch.journal import Entry
+from mri_qpan.recon.batch.outbox import Outbox
+
+POLL = 1.0  # seconds after which a stop is noticed at the latest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Summary:
+    """What a batch came to.
+
+    Attributes
+    ----------
+    kept
+        Number of inputs that were done before.
+    done
+        Entries of those done now.
+    failures
+        Inputs or folders, each with the reason.
+    left
+        Number of inputs not begun: it was told to stop, or outputs cannot be written.
+    """
+
+    kept: int = 0
+    done: list[Entry] = field(default_factory=list)
+    failures: list[tuple[Path, str]] = field(default_factory=list)
+    left: int = 0
+
+
+def run_batch(
+    sources: list[Source],
+    troubles: list[Trouble],
+    outbox: Outbox,
+    crew: Callable[[], Crew],
+    *,
+    stop: Event,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """Reconstruct inputs into an output folder, except what is done there already.
+
+    Parameters
+    ----------
+    sources, troubles
+        From `find_inputs`.
+    outbox
+        The output folder.
+    crew
+        Starts the workers; called if there is anything to do.
+    stop
+        When set, what is in hand is finished and nothing more is begun.
+    progress
+        Called with the number of files done and their total, at the start and after each.
+
+    Raises
+    ------
+    InputError
+        If the workers cannot be had.
+    ReconError
+        If the output folder cannot be written, or the workers' scheduler is lost.
+    """
+    tasks, missing = outbox.plan(sources)
+    waiting, total = deque(tasks), len(tasks)
+    summary = Summary(kept=len(sources) - len(tasks) - len(missing))
+    for trouble in troubles:
+        _fail(summary, trouble.path, trouble.reason)
+    for source, reason in missing:
+        _fail(summary, source.path, reason)
+    if summary.kept:
+        fields = {"files": summary.kept}
+        log.info(
+            "%d of %d done before", summary.kept, len(sources), extra={"event": "kept", "fields": fields}
+        )
+    progress(0, total)
+    if not waiting:
+        return summary
+    with crew() as workers:
+        writable, finished = True, 0
+        while True:
+            while waiting and writable and not stop.is_set() and workers.has_room():
+                workers.submit(waiting.popleft())
+            if not workers.in_hand:
+                break
+            outcome = workers.finished(POLL)
+            if outcome is None:
+                continue
+            finished += 1
+            entry = outbox.settle(outcome)
+            if entry is None:
+                continue
+            if entry.reason is None:
+                summary.done.append(entry)
+                log_done(entry)
+            else:
+                writable = writable and not outcome.unwritable
+                _fail(summary, outcome.task.source, entry.reason)
+            progress(finished, total)
+    summary.left = len(waiting)
+    if waiting and not writable:
+        log.error("%s cannot be written: nothing more is begun", outbox.out, extra={"event": "unwritable"})
+    return summary
+
+
+def log_done(entry: Entry) -> None:
+    """Log a finished entry."""
+    number = "1 image" if entry.images == 1 else f"{entry.images} images"
+    fields = {"file": entry.source, "name": entry.name, "images": entry.images, "seconds": entry.seconds}
+    log.info(
+        "%s: %s in %.1f s: %s", entry.source, number, entry.seconds, entry.name, extra=_event("done", fields)
+    )
+
+
+def log_failed(path: Path, reason: str) -> None:
+    """Log why an input failed."""
+    where = text_of(path)
+    words = reason if reason.startswith(where) else f"{where}: {reason}"
+    log.error("%s", words, extra=_event("failed", {"file": where, "reason": reason}))
+
+
+def _fail(summary: Summary, path: Path, reason: str) -> None:
+    summary.failures.append((path, reason))
+    log_failed(path, reason)
+
+
+def _event(name: str, fields: Mapping[str, object]) -> dict[str, object]:
+    return {"event": name, "fields": fields}

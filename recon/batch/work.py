@@ -1,0 +1,175 @@
+"""One input on a worker: a set of outputs, complete in one step or not at all.
+
+A set is a folder with `receipt.json` and `files/`. It grows under `work/` and is renamed into `complete/`,
+under the name and the key of its job, when every file of it is on the disk. With that rename the job is done,
+whatever happens to this process, its scheduler or the batch afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from mri_qpan.errors import MriQpanError, ReconError
+from mri_qpan.recon.batch.inputs import Stamp, content_sha256, stamp, text_of
+from mri_qpan.recon.batch.journal import DONE, Entry
+from mri_qpan.recon.job import Job, WriteError, reconstruct_file
+from mri_qpan.recon.recipe import Recipe
+
+ROOM = ".mri-qpan"
+RECEIPT, FILES = "receipt.json", "files"
+CHANGED = "it changed meanwhile: run the same command again when it is complete"
+
+_gpu = threading.Lock()
+"""One job at a time on a worker's GPU, however many threads the worker has."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is sent.
+
+    Attributes
+    ----------
+    source, stamp
+        The input, and what it looked like when it was found.
+    method
+        The method's name.
+    out
+        The batch's output folder.
+    name, key
+        Of the outputs' folder, and of the job.
+    recipe, digest
+        How to reconstruct, and the recipe's digest: a method that differs on this machine is not taken.
+    command
+        What the user typed.
+    """
+
+    source: Path
+    stamp: Stamp
+    method: str
+    out: Path
+    name: str
+    key: str
+    recipe: Recipe
+    digest: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Attributes
+    ----------
+    task
+        The task.
+    reason
+        Why it failed; None if its set is complete.
+    unwritable
+        Whether it failed because outputs cannot be written, as the next one would: the disk is full or fails.
+    """
+
+    task: Task
+    reason: str | None = None
+    unwritable: bool = False
+
+
+def perform(task: Task) -> Outcome:
+    """Reconstruct an input and complete its set; whatever goes wrong is the outcome's reason."""
+    try:
+        if complete(task).is_dir():  # by a worker that was lost right after it
+            return Outcome(task)
+        if stamp(task.source) != task.stamp:
+            return Outcome(task, CHANGED)
+        job = replace(_job(task.recipe, task.digest), command=task.command)
+        with _gpu if job.device.type == "cuda" else nullcontext():
+            _make(task, job)
+    except Exception as error:
+        words = str(error) if isinstance(error, MriQpanError) else f"{type(error).__name__}: {error}"
+        return Outcome(task, words or type(error).__name__, isinstance(error, WriteError))
+    return Outcome(task) if complete(task).is_dir() else Outcome(task, CHANGED)
+
+
+def complete(task: Task) -> Path:
+    """Return where the set of a task lies when it is complete."""
+    return task.out / ROOM / "complete" / f"{task.name}.{task.key}"
+
+
+def _make(task: Task, job: Job) -> None:
+    with _writing(task):
+        stage = Path(tempfile.mkdtemp(prefix="", dir=task.out / ROOM / "work"))
+    try:
+        files = stage / FILES
+        with _writing(task):
+            files.mkdir()
+        sha256 = content_sha256(task.source)
+        record = reconstruct_file(task.source, files, job)
+        if stamp(task.source) != task.stamp:
+            return
+        entry = Entry(
+            source=text_of(task.source),
+            method=task.method,
+            name=task.name,
+            key=task.key,
+            state=DONE,
+            recipe=task.digest,
+            stamp=task.stamp,
+            sha256=sha256,
+            outputs={path.name: path.stat().st_size for path in files.iterdir()},
+            images=len(record["images"]),
+            seconds=round(sum(record["seconds"].values()), 3),
+        )
+        with _writing(task):
+            (stage / RECEIPT).write_text(json.dumps(asdict(entry)), encoding="utf-8")
+            for path in (*files.iterdir(), files, stage / RECEIPT, stage):
+                sync(path)
+            _publish(stage, complete(task))
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def _writing(task: Task) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{task.source}: cannot write to {task.out}: {error.strerror}") from error
+
+
+def _publish(stage: Path, place: Path) -> None:
+    try:
+        os.rename(stage, place)
+    except OSError as error:
+        # A worker thought lost was first with the same job: its set is as good.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return
+    sync(place.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder's names on the disk, not in a cache: a full disk shows here at the latest."""
+    with suppress(PermissionError):  # folders on Windows
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@lru_cache(maxsize=1)
+def _job(recipe: Recipe, digest: str) -> Job:
+    """Load the method once a process."""
+    job = recipe.job()
+    if recipe.digest(job.method) != digest:
+        raise ReconError(f"{recipe.method}: the method or the maps changed, or differ on this worker")
+    return job

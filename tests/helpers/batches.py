@@ -1,0 +1,85 @@
+"""What tests of batches share: small raw files, a worker in this process, an output folder's state."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+
+from mrd_files import header_xml, lines, random_kspace, write
+
+from mri_qpan.recon.batch.inputs import find_inputs
+from mri_qpan.recon.batch.outbox import Outbox
+from mri_qpan.recon.batch.run import Summary, run_batch
+from mri_qpan.recon.batch.work import ROOM, Outcome, Task, perform
+from mri_qpan.recon.recipe import Recipe
+
+NY, NX = 24, 32
+ZERO_FILLED = Recipe(method="zero-filled", formats=("npy",), device="cpu")
+
+
+def raw(path: Path, seed: int = 0) -> Path:
+    """Write a slice of its own for every seed, over what is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return write(path, header_xml((NX, NY, 1)), lines(random_kspace(1, NY, NX, seed=seed)))
+
+
+class Inline:
+    """A crew of one, in this process, which works when asked for what is finished."""
+
+    def __init__(self, work: Callable[[Task], Outcome] = perform) -> None:
+        self._work, self._tasks = work, deque[Task]()
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    @property
+    def in_hand(self) -> int:
+        return len(self._tasks)
+
+    def has_room(self) -> bool:
+        return not self._tasks
+
+    def submit(self, task: Task) -> None:
+        self._tasks.append(task)
+
+    def finished(self, seconds: float) -> Outcome | None:
+        return self._work(self._tasks.popleft()) if self._tasks else None
+
+
+def run(
+    inputs: list[Path],
+    out: Path,
+    recipe: Recipe = ZERO_FILLED,
+    work: Callable[[Task], Outcome] = perform,
+    stop: Event | None = None,
+) -> Summary:
+    """A whole batch in this process."""
+    sources, troubles = find_inputs(inputs, out, recipe.dims)
+    with Outbox(out, recipe, "mri-qpan batch") as outbox:
+        return run_batch(sources, troubles, outbox, lambda: Inline(work), stop=stop or Event())  # type: ignore[arg-type, return-value]
+
+
+def outputs(out: Path) -> dict[str, dict[str, int]]:
+    """Every output folder's files, each with its inode, which tells whether it was made anew."""
+    return {
+        folder.name: {path.name: path.stat().st_ino for path in folder.iterdir()}
+        for folder in out.iterdir()
+        if folder.name != ROOM
+    }
+
+
+def assert_whole(out: Path) -> None:
+    """All files of every output folder are there, and nothing else."""
+    for name, files in outputs(out).items():
+        (record,) = (out / name).glob("*.json")
+        assert sorted(json.loads(record.read_text())["outputs"]) == sorted(files)

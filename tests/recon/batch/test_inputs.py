@@ -1,0 +1,89 @@
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from batches import raw, run
+
+from mri_qpan.errors import InputError
+from mri_qpan.recon.batch.inputs import find_inputs
+
+NOBODY = 65534
+
+
+def names(inputs: list[Path], out: Path, dims: str | None = None) -> list[tuple[str, str]]:
+    sources, troubles = find_inputs(inputs, out, dims)
+    assert troubles == []
+    return [(source.path.name, source.label) for source in sources]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in (
+        "b.h5",
+        "a.cfl",
+        "a.hdr",
+        "notes.md",
+        "c.npy",
+        "sub/b.h5",
+        "sub/.h.h5",
+        ".hidden/b.h5",
+        "out/b.h5",
+    ):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+    return tmp_path / "in"
+
+
+def test_folders(folder: Path) -> None:
+    assert names([folder], folder / "out") == [("a.cfl", "a"), ("b.h5", "b"), ("b.h5", "sub_b")]
+    assert ("c.npy", "c") in names([folder], folder / "out", "y,x")
+
+
+def test_files_are_taken_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    given = [Path("a.hdr"), Path("a.cfl"), Path("b.h5"), folder / "b.h5", folder]
+    assert names(given, folder / "out") == [("a.cfl", "a"), ("b.h5", "b"), ("b.h5", "sub_b")]
+
+
+def test_lists(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("# two\nin/b.h5\n\nin/sub\n", encoding="utf-8")
+    assert names([tmp_path / "list.txt"], tmp_path / "out") == [("b.h5", "b"), ("b.h5", "b")]
+    with pytest.raises(InputError, match=r"gone\.txt: cannot be read as a list"):
+        find_inputs([tmp_path / "gone.txt"], tmp_path / "out")
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that belongs to this user, who is not root as long as the test lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(folder, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(nobody: Path) -> None:
+    scan, closed, locked = raw(nobody / "in/a.h5"), nobody / "in/closed", raw(nobody / "in/b.h5")
+    closed.mkdir(0)
+    locked.chmod(0)
+    (nobody / "in/loop").symlink_to("loop")
+    (nobody / "in/loop.h5").symlink_to("loop.h5")
+    try:
+        summary = run([nobody / "in", nobody / "gone"], nobody / "out")
+    finally:
+        closed.chmod(0o700)
+    assert [entry.source for entry in summary.done] == [str(scan)]
+    reasons = {path.name: reason for path, reason in summary.failures}
+    assert set(reasons) == {"closed", "b.h5", "loop.h5", "gone"}
+    assert reasons["closed"].endswith("closed: cannot be listed: Permission denied")
+    assert "Permission denied" in reasons["b.h5"]
+    assert reasons["gone"].endswith("gone: no such file or directory")
+    assert "symbolic links" in reasons["loop.h5"]
