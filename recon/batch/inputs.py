@@ -60,7 +60,7 @@ def find_inputs(
     Raises
     ------
     InputError
-        If a list cannot be read.
+        If a list cannot be read, or names itself.
     """
     troubles: list[Trouble] = []
     found: dict[Path, Source] = {}
@@ -70,12 +70,21 @@ def find_inputs(
     return list(found.values()), troubles
 
 
-def _expand(path: Path, out: Path, suffixes: tuple[str, ...], troubles: list[Trouble]) -> Iterator[Source]:
+def _expand(
+    path: Path,
+    out: Path,
+    suffixes: tuple[str, ...],
+    troubles: list[Trouble],
+    lists: frozenset[Path] = frozenset(),
+) -> Iterator[Source]:
+    """Yield the inputs that a path stands for; `lists` are those on the way to it."""
     if path.is_dir():
         yield from _walk(path, out.resolve(), suffixes, troubles)
     elif path.suffix.lower() == LIST:
+        if path.resolve() in lists:
+            raise InputError(f"{path}: the list names itself")
         for entry in _listed(path):
-            yield from _expand(entry, out, suffixes, troubles)
+            yield from _expand(entry, out, suffixes, troubles, lists | {path.resolve()})
     else:
         path = whole(path)
         yield Source(path, path.stem)
