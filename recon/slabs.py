@@ -47,7 +47,8 @@ def parts_of(slabs: Slabs, memory: int) -> list[Part]:
     columns = memory // column
     if columns < 1:
         raise InputError(
-            f"{memory >> 20} MiB of memory do not hold one column of this slab: it needs {-(-column >> 20)} MiB"
+            f"{memory >> 20} MiB of memory do not hold one column of this slab: "
+            f"it needs {-(-column >> 20)} MiB"
         )
     halo = min(HALO, columns // 4)
     core = columns - 2 * halo
@@ -82,7 +83,8 @@ def reconstruct_slabs(
     options = options | {"views": False, "floor": _floor(slabs, options.get("compress"))}
     image = np.zeros(slabs.recon_shape, np.complex64)
     deviation = np.zeros(slabs.recon_shape, np.complex64) if options.get("replicas") else None
-    results, norms = [], []
+    results: list[Result] = []
+    norms: list[float] = []
     for part in parts:
         kspace = slabs.part(part.start, part.stop)
         result = reconstruct(kspace, method, mps=_columns(mps, slabs, part), **options)
