@@ -1,4 +1,4 @@
-"""3-D ISMRMRD files larger than memory: their readouts transformed one by one, then read back in parts along x.
+"""3-D ISMRMRD files larger than memory: readouts transformed one by one, then read back in parts along x.
 
 Where every readout is complete, the Fourier transform along it makes every x a problem of its own. The lines
 go through it once, into a temporary file in the order of x; any range of x comes out of it as k-space.
@@ -35,7 +35,7 @@ class Spool:
         self._place = z * shape[1] + y
         self._shape = shape
         self.power = np.zeros(shape[2])
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="mri-qpan-")
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="mri-qpan-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self.coils = 0
         self._written = 0

@@ -111,7 +111,8 @@ from mri_qpan.methods import get_method
 from mri_qpan.recon.job import Job, reconstruct_file
 from mri_qpan.recon.writers import find_formats
 torch.set_num_threads(1)
-job = Job(get_method("zero-filled"), torch.device("cpu"), memory=int(sys.argv[2]), formats=find_formats(["npy"]))
+npy = find_formats(["npy"])
+job = Job(get_method("zero-filled"), torch.device("cpu"), memory=int(sys.argv[2]), formats=npy)
 reconstruct_file(Path(sys.argv[1]), Path(sys.argv[1]).parent, job)
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """

@@ -87,3 +87,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(nobody: Path) -> None
     assert "Permission denied" in reasons["b.h5"]
     assert reasons["gone"].endswith("gone: no such file or directory")
     assert "symbolic links" in reasons["loop.h5"]
+
+
+def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("b.txt\n")
+    (tmp_path / "b.txt").write_text("a.txt\n")
+    with pytest.raises(InputError, match="the list names itself"):
+        find_inputs([tmp_path / "a.txt"], tmp_path / "out")
