@@ -48,13 +48,8 @@ def parts_of(slabs: Slabs, memory: int) -> list[Part]:
     columns = memory // column
     if columns < 1:
         raise InputError(
-<<<<<<< HEAD
             f"{memory >> 20} MiB of memory do not hold one column of this slab: it needs "
             f"{-(-column >> 20)} MiB"
-=======
-            f"{memory >> 20} MiB of memory do not hold one column of this slab: "
-            f"it needs {-(-column >> 20)} MiB"
->>>>>>> s5-pf
         )
     halo = min(HALO, columns // 4)
     core = columns - 2 * halo
@@ -88,11 +83,7 @@ def reconstruct_slabs(
     parts = parts_of(slabs, memory)
     options = options | {"views": False, "floor": _floor(slabs, options.get("compress"))}
     image = np.zeros(slabs.recon_shape, np.complex64)
-<<<<<<< HEAD
     maps: dict[Quantity, NDArray[np.complex64]] = {}
-=======
-    deviation = np.zeros(slabs.recon_shape, np.complex64) if options.get("replicas") else None
->>>>>>> s5-pf
     results: list[Result] = []
     norms: list[float] = []
     for part in parts:
