@@ -133,7 +133,11 @@ def title(series: ImageSeries) -> list[str]:
     origin = series.provenance
     name, ratio = Path(str(origin["input"])).name, origin["mask_ratio"]
     assert isinstance(ratio, float)
-    return [name, str(origin["method"]), f"{ratio:.1%} of k-space", f"mask {origin['mask_hash']}"]
+    found = origin["mask_hash"]
+    masks = [found] if isinstance(found, str) else found
+    assert isinstance(masks, list)
+    words = f"mask {masks[0]}" if len(masks) == 1 else f"{len(masks)} masks"
+    return [name, str(origin["method"]), f"{ratio:.1%} of k-space", words]
 
 
 def sheet(rows: list[list[Tile]], parts: list[str], page_width: int = PAGE_WIDTH) -> Picture.Image:

@@ -17,6 +17,7 @@ from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, St
 from mri_qpan.recon.pipeline import Figures, Result
 from mri_qpan.recon.study import Study
 from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti, write_png, write_study_png
+from mri_qpan.recon.writers.png import title
 from mri_qpan.recon.writers.window import display_range
 
 PROVENANCE: dict[str, object] = {
@@ -196,3 +197,9 @@ def test_study_png_stands_four_images_in_a_row(tmp_path: Path) -> None:
     side = (page.shape[1] - 8) // 4 - 8
     tiles = [page[60 : 60 + side // 2, 8 + c * (side + 8) :][:, : side // 3] for c in range(4)]
     assert [tile.mean() > 150 for tile in tiles] == [True, False, False, True]
+
+
+def test_a_page_of_several_masks_counts_them() -> None:
+    pages = series()
+    assert title(pages)[-1] == "mask 0123456789ab"
+    assert title(replace(pages, provenance=PROVENANCE | {"mask_hash": ["a", "b"]}))[-1] == "2 masks"
