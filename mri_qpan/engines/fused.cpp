@@ -129,7 +129,7 @@ Band best_band(int at_most) {
 extern "C" {
 
 // Mirrored in kernels.py: a library built from other sources is not used.
-__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 3; }
+__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 4; }
 
 // Return the bits of the widest vectors that this processor has for the kernel: 512, 256, or 0 for none.
 __attribute__((visibility("default"))) int mri_qpan_fused_width() {

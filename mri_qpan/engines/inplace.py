@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from mri_qpan.engines.convolutions import convolve, fits
 
 PIECE = 1 << 17
 """Features worked at a time on a CPU: with its buffers a piece fits the second-level cache."""
@@ -54,16 +55,21 @@ def proximal_step(
     residual = len(weights) == 6
     z = r.to(dtype)
     if residual:
-        z = F.conv2d(z, weights[0], padding=1)
+        z = convolve(z, weights[0])
     if carried is not None:
         z.add_(carried)
     h1, h2, t1, t2 = weights[1:5] if residual else weights
-    features = F.conv2d(F.conv2d(z, h1, padding=1).relu_(), h2, padding=1)
+    features = _rectified(convolve(z, h1), h2)
     proximal_average_(features, lam.tolist(), float(gamma), float(a), penalties)
-    back = F.conv2d(F.conv2d(features, t1, padding=1).relu_(), t2, padding=1)
+    back = _rectified(convolve(features, t1), t2)
     if not residual:
         return back.to(r.dtype), back
-    return r + F.conv2d(back, weights[5], padding=1).to(r.dtype), back
+    return r + convolve(back, weights[5]).to(r.dtype), back
+
+
+def _rectified(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the convolution of max(x, 0), which may take x's place."""
+    return convolve(x, weight, rectified=True) if fits(x, weight) else convolve(x.relu_(), weight)
 
 
 def proximal_average_(

@@ -7,7 +7,7 @@ import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-VERSION = 3
+VERSION = 4
 """Of the calls and structures; mirrored in fused.cpp. Raise it with every change of the C++ code."""
 
 

@@ -31,15 +31,6 @@ namespace {
 
 constexpr int MOST = 127;  // the largest radix; mirrored in normal.py
 
-// Kept from call to call: fresh memory would cost more than the work.
-template <int WHICH>
-float *scratch(std::size_t size) {
-    thread_local std::vector<float> kept;
-    if (kept.size() < size + 16) kept.resize(size + 16);
-    const auto address = reinterpret_cast<std::uintptr_t>(kept.data());
-    return kept.data() + (64 - address % 64) % 64 / sizeof(float);
-}
-
 using Apply = void (*)(const Measurement &, const float *, float *, int);
 
 }  // namespace

@@ -62,6 +62,15 @@ void parallel(int threads, int count, const Work &work) {
     for (std::thread &other : others) other.join();
 }
 
+// Kept from call to call: fresh memory would cost more than the work.
+template <int WHICH>
+float *scratch(std::size_t size) {
+    thread_local std::vector<float> kept;
+    if (kept.size() < size + 16) kept.resize(size + 16);
+    const auto address = reinterpret_cast<std::uintptr_t>(kept.data());
+    return kept.data() + (64 - address % 64) % 64 / sizeof(float);
+}
+
 inline bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -123,6 +132,8 @@ inline S add(S x, S y) { return _mm512_add_ps(x, y); }
 inline S sub(S x, S y) { return _mm512_sub_ps(x, y); }
 inline S fma(S x, S y, S z) { return _mm512_fmadd_ps(x, y, z); }
 inline S max(S x, S y) { return _mm512_max_ps(x, y); }
+// y where x > 0, else 0.
+inline S where_positive(S x, S y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(0), _CMP_GT_OQ), y); }
 inline S min(S x, S y) { return _mm512_min_ps(x, y); }
 inline S abs(S x) { return _mm512_abs_ps(x); }
 inline S with_sign(S x, S y) {
@@ -218,6 +229,7 @@ inline S add(S x, S y) { return _mm256_add_ps(x, y); }
 inline S sub(S x, S y) { return _mm256_sub_ps(x, y); }
 inline S fma(S x, S y, S z) { return _mm256_fmadd_ps(x, y, z); }
 inline S max(S x, S y) { return _mm256_max_ps(x, y); }
+inline S where_positive(S x, S y) { return _mm256_and_ps(_mm256_cmp_ps(x, all(0), _CMP_GT_OQ), y); }
 inline S min(S x, S y) { return _mm256_min_ps(x, y); }
 inline S abs(S x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 inline S with_sign(S x, S y) { return _mm256_or_ps(x, _mm256_and_ps(_mm256_set1_ps(-0.0f), y)); }

@@ -6,7 +6,8 @@ ISTA-Net(+): Zhang and Ghanem, CVPR 2018.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from mri_qpan.encoding import Normal
-from mri_qpan.engines import inplace
+from mri_qpan.engines import convolutions, inplace
 from mri_qpan.engines.fused import Features, Fused
 from mri_qpan.networks.base import Network
 from mri_qpan.networks.config import NetworkConfig
@@ -31,6 +32,9 @@ from mri_qpan.penalties import proximal_average
 
 FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
 """Names in a PAN+ layer: H = H2 relu H1, its left inverse H~ = T2 relu T1."""
+
+Convolve = Callable[[Tensor, Tensor, bool], Tensor]
+"""(x, weight, rectified) -> their convolution, see `engines.convolutions`."""
 
 TYPICAL_MISMATCH = -3.0
 """Logarithm of abs(A^H y - A^H A z) / abs(A^H y) at which powers of it are 1."""
@@ -113,6 +117,7 @@ def proximal_step(
     penalties: tuple[str, ...],
     dtype: torch.dtype,
     constrain: bool,
+    convolve: Convolve = convolutions.plain,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer without its data consistency: Eq. 8 (four weights) or Eq. 11 (six).
 
@@ -135,6 +140,8 @@ def proximal_step(
         Type of features and weights in the convolutions.
     constrain
         Return the layer's term of the loss (Eq. 9) too.
+    convolve
+        `convolutions.plain`, or `convolutions.convolve`.
 
     Returns
     -------
@@ -149,18 +156,18 @@ def proximal_step(
     residual = len(weights) == 6
     z = r.to(dtype)
     if residual:
-        z = F.conv2d(z, weights[0], padding=1)
+        z = convolve(z, weights[0], False)
     if carried is not None:
         z = z + carried
     h1, h2, t1, t2 = weights[1:5] if residual else weights
-    features = F.conv2d(torch.relu(F.conv2d(z, h1, padding=1)), h2, padding=1)
+    features = convolve(convolve(z, h1, False), h2, True)
     # Thresholds are rounded with the features, or type promotion would widen every pass.
     shrunk = proximal_average(features, list(lam.to(dtype)), gamma.to(dtype), a.to(dtype), penalties)
-    back = F.conv2d(torch.relu(F.conv2d(shrunk, t1, padding=1)), t2, padding=1)
-    image = r + F.conv2d(back, weights[5], padding=1).to(r.dtype) if residual else back.to(r.dtype)
+    back = convolve(convolve(shrunk, t1, False), t2, True)
+    image = r + convolve(back, weights[5], False).to(r.dtype) if residual else back.to(r.dtype)
     if not constrain:
         return image, back, None
-    inverted = F.conv2d(torch.relu(F.conv2d(features, t1, padding=1)), t2, padding=1)
+    inverted = convolve(convolve(features, t1, False), t2, True)
     return image, back, (inverted.float() - z.float()).square().mean()
 
 
@@ -210,7 +217,8 @@ class ProximalNetwork(Network[NetworkConfig]):
     def compile_step(self) -> None:
         """Run the proximal step through `torch.compile` from now on (needs a C++ compiler on a CPU)."""
         # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
-        self._proximal_step = torch.compile(proximal_step, dynamic=False)
+        step = partial(proximal_step, convolve=convolutions.convolve)
+        self._proximal_step = torch.compile(step, dynamic=False)
         self._compiled = True
 
     def fuse(self) -> None:

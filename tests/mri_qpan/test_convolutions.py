@@ -1,0 +1,106 @@
+"""The float32 convolution kernels against PyTorch's convolutions in float64, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from mri_qpan.engines import convolutions, kernels
+
+pytestmark = pytest.mark.skipif(
+    not kernels.width(), reason="no C++ kernels: none were built here, or this processor lacks AVX2"
+)
+
+CHANNELS = [(32, 32), (64, 32), (32, 96), (1, 32), (32, 1), (2, 32), (64, 2)]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm().clamp_min(1e-30))
+
+
+def both(x: Tensor, weight: Tensor, rectified: bool, gradient: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return output and both gradients, the kernels' beside float64's."""
+    ours = [t.clone().requires_grad_() for t in (x, weight)]
+    theirs = [t.double().requires_grad_() for t in (x, weight)]
+    found = convolutions.convolve(ours[0], ours[1], rectified)
+    expected = F.conv2d(theirs[0].relu() if rectified else theirs[0], theirs[1], padding=1)
+    found.backward(gradient)
+    expected.backward(gradient.double())
+    gradients = [(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True)]
+    return [(found, expected), *((a, b) for a, b in gradients if a is not None and b is not None)]
+
+
+@pytest.mark.parametrize("width", [256, 512])
+@pytest.mark.parametrize("channels", CHANNELS)
+@settings(max_examples=12, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 40),
+    width_of_image=st.integers(1, 150),
+    rectified=st.booleans(),
+    last=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_output_and_gradients_are_those_of_float64(
+    width: int,
+    channels: tuple[int, int],
+    batch: int,
+    height: int,
+    width_of_image: int,
+    rectified: bool,
+    last: bool,
+    seed: int,
+) -> None:
+    if width > kernels.width():
+        pytest.skip(f"this processor has no {width}-bit vectors")
+    torch.manual_seed(seed)
+    inputs, outputs = channels
+    form = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(batch, inputs, height, width_of_image).to(memory_format=form)
+    weight = torch.randn(outputs, inputs, 3, 3).to(memory_format=form)
+    gradient = torch.randn(batch, outputs, height, width_of_image)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolutions, "WIDTH", width)
+        pairs = both(x, weight, rectified and min(channels) >= 32, gradient)
+    assert len(pairs) == 3
+    for found, expected in pairs:
+        assert error(found, expected) < 2e-5
+
+
+def test_any_number_of_threads_gives_the_same_output() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 32, 37, 70), torch.randn(32, 32, 3, 3)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(convolutions.convolve(x, weight))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.randn(1, 24, 9, 9), torch.randn(32, 24, 3, 3)),
+        (torch.randn(1, 32, 9, 9).bfloat16(), torch.randn(32, 32, 3, 3).bfloat16()),
+        (torch.randn(1, 1, 9, 9), torch.randn(1, 1, 3, 3)),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_pytorchs(x: Tensor, weight: Tensor) -> None:
+    assert not convolutions.fits(x, weight)
+    assert torch.equal(convolutions.convolve(x, weight, True), F.conv2d(x.relu(), weight, padding=1))
+
+
+def test_operators_keep_pytorchs_rules() -> None:
+    """Their stand-ins for tracing, gradients and aliasing hold, as `torch.library.opcheck` sees them."""
+    for inputs, outputs, rectified in ((32, 32, True), (1, 32, False), (32, 2, False)):
+        x = torch.randn(1, inputs, 12, 10).requires_grad_()
+        weight = torch.randn(outputs, inputs, 3, 3).requires_grad_()
+        torch.library.opcheck(torch.ops.mri_qpan.convolve.default, (x, weight, rectified))
