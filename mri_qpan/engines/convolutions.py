@@ -1,8 +1,8 @@
 """3x3 convolutions in float32 on a CPU with their gradients, as PyTorch operators. See convolutions.cpp.
 
-Between features by Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
-CVPR 2016): a quarter of the multiplications, at a rounding error of 1e-6. Between an image and features as
-products with its neighbourhoods.
+Between features by Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural
+Networks", CVPR 2016): a quarter of the multiplications, at a rounding error of 1e-6. Between an image and
+features as products with its neighbourhoods.
 """
 
 from __future__ import annotations

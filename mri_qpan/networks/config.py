@@ -230,4 +230,6 @@ def named_config(system: str, **changes: Any) -> Config:
     if system not in SYSTEMS:
         raise ValueError(f"unknown network {system!r}: choose from {', '.join((*SYSTEMS, *ADMM_LAYERS))}")
     layer, penalties = SYSTEMS[system]
-    return NetworkConfig(**{"layer": layer, "penalties": penalties, **changes})
+    return NetworkConfig(
+        **{"layer": layer, **changes, "penalties": tuple(changes.get("penalties", penalties))}
+    )

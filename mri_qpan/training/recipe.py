@@ -79,11 +79,21 @@ def shipped() -> list[str]:
 def load(name: str) -> Recipe:
     """Read a recipe by name, or from a .toml file.
 
+    A file with `like = NAME` holds only what differs from that shipped recipe.
+
     Raises
     ------
     InputError
         If it does not exist, is no TOML, or a field is missing, unknown or impossible.
     """
+    try:
+        return _parse(_values(name))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"recipe {name}: {error}") from error
+
+
+def _values(name: str) -> dict[str, Any]:
+    """Return a recipe's fields, those of the recipe that it is like included."""
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -95,10 +105,14 @@ def load(name: str) -> Recipe:
         raise InputError(
             f"no recipe called {name!r}: choose from {', '.join(shipped())} or give a .toml file"
         )
-    try:
-        return _parse(tomllib.loads(text))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"recipe {name}: {error}") from error
+    values = tomllib.loads(text)
+    if "like" not in values:
+        return values
+    model = values.pop("like")
+    if model not in shipped():
+        raise ValueError(f"like = {model!r} is no shipped recipe")
+    base = _values(model)
+    return base | values | {"network": base["network"] | values.get("network", {})}
 
 
 def _parse(values: dict[str, Any]) -> Recipe:

@@ -19,7 +19,8 @@ CHANNELS = [(32, 32), (64, 32), (32, 96), (1, 32), (32, 1), (2, 32), (64, 2)]
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm().clamp_min(1e-30))
+    found, expected = found.detach().double(), expected.detach()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 def both(x: Tensor, weight: Tensor, rectified: bool, gradient: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -82,7 +83,8 @@ def test_any_number_of_threads_gives_the_same_output() -> None:
             found.append(convolutions.convolve(x, weight))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize(

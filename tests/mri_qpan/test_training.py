@@ -1,6 +1,7 @@
 """Training on a made-up bank: it learns, resumes to the bit, quantizes, and says what is missing."""
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -177,6 +178,26 @@ def test_shipped_recipes_load(name):
     assert plan.init is None or plan.init in recipe.shipped()
     # Sets whose terms do not allow weights that ship stay out of every recipe.
     assert not set(plan.groups) & {"siat31", "knee_refinegan"}
+
+
+def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nlike = "brain-pan+"\nsteps = 7\n[network]\npenalties = ["l1", "mcp"]\n')
+    mine, base = recipe.load(str(path)), recipe.load("brain-pan+")
+    network = dataclasses.replace(base.network, penalties=("l1", "mcp"))
+    assert mine == dataclasses.replace(base, name="mine", steps=7, network=network)
+    path.write_text('name = "mine"\nlike = "nobody"\n')
+    with pytest.raises(InputError, match="nobody"):
+        recipe.load(str(path))
+
+
+def test_a_network_with_carried_features_goes_on_from_one_without(bank, tmp_path):
+    plain = load(tmp_path, steps=3)
+    path = run(plain, bank, tmp_path / "plain")
+    (tmp_path / "tiny.toml").write_text((tmp_path / "tiny.toml").read_text() + "carry = true\n")
+    found = models.load_model(str(run(recipe.load(str(tmp_path / "tiny.toml")), bank, tmp_path / "b", init=path)))
+    assert found.config.carry
+    assert found.card["training"]["steps_before"] == 3
 
 
 @pytest.mark.parametrize("change", ["steps = 6", "system", "layers = 2", "name"])
