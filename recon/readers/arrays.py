@@ -20,7 +20,7 @@ from mri_qpan.recon.readers.stream import KSpaceStream
 SUFFIXES = (".npy", ".mat")
 COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 SPATIAL = ("coil", "z", "y", "x")
-NAMES = (*COUNTERS, *SPATIAL)
+NAMES = (*COUNTERS, "average", *SPATIAL)
 VARIABLE = "kspace"
 PART = 2**26  # bytes read at once
 MOST_COMPRESSED = 1100  # numbers that deflate makes of a byte at most, and a little
@@ -43,7 +43,7 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
 
     Returns
     -------
-    Stream of `KSpace`, one for each index of the axes other than coil, z, y and x.
+    Stream of `KSpace`, one for each index of the axes other than average, coil, z, y and x.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
 
 
 def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> KSpaceStream:
-    """Return the images of an array with named axes; zeros in every coil were not measured.
+    """Return the images of an array with named axes; zeros in every coil were not measured, nor averaged.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> 
     order = [names.index(name) for name in NAMES if name in names]
     sorted_array = array.transpose(order)
     full = sorted_array.reshape([array.shape[names.index(n)] if n in names else 1 for n in NAMES])
-    _, nz, ny, nx = full.shape[len(COUNTERS) :]
+    nz, ny, nx = full.shape[-3:]
     places = {
         Index(**dict(zip(COUNTERS, place, strict=True))): place
         for place in np.ndindex(*full.shape[: len(COUNTERS)])
@@ -94,9 +94,11 @@ def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> 
 
     def images() -> Iterator[KSpace]:
         for index in indices:
-            data: NDArray[np.complex64] = np.array(full[places[index]], np.complex64)
-            check_samples(data, path, f"image {index}")
-            yield KSpace(data, np.asarray(data.any(axis=0)), (nz, ny, nx), geometry, index, notes=(note,))
+            averages: NDArray[np.complex64] = np.array(full[places[index]], np.complex64)
+            check_samples(averages, path, f"image {index}")
+            counts = averages.any(axis=1).sum(axis=0, dtype=np.float32)
+            data = averages[0] if len(averages) == 1 else averages.sum(axis=0) / np.maximum(counts, 1)
+            yield KSpace(data, counts > 0, (nz, ny, nx), geometry, index, notes=(note,))
 
     return KSpaceStream(indices, images(), None)
 

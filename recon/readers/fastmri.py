@@ -100,7 +100,7 @@ def _target(
     if fov is None:
         notes.append("the header has no field of view: pixels taken as 1 mm")
         fov = (float(wanted_x), float(wanted_y), 1.0)
-    notes.append("fastMRI's files tell no position in the patient: slices side by side at the origin")
+    notes.append("fastMRI's files tell no position in the patient")
     return (1, y, x), Geometry((fov[0] * x / wanted_x, fov[1] * y / wanted_y, fov[2]))
 
 

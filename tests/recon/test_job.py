@@ -12,8 +12,11 @@ from torch import Tensor
 from mri_qpan.encoding import Normal
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.methods import Method, get_method
-from mri_qpan.recon.job import Job, StoppedError, load_maps, output_stem, reconstruct_file
+from mri_qpan.recon.job import Job, StoppedError, output_stem, reconstruct_file
 from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.maps import load_maps, maps_of
+from mri_qpan.recon.pipeline import reconstruct
+from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.study import Undersampling
 from mri_qpan.recon.writers import Format, find_formats
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
@@ -170,6 +173,33 @@ def test_maps_from_a_file(tmp_path: Path, raw: Path) -> None:
     assert loaded.dtype == np.complex64
     record = reconstruct_file(raw, tmp_path, Job(get_method("zero-filled"), CPU, mps=loaded))
     assert any("maps as given" in note for note in record["notes"])
+    assert any("of one slice were taken for every slice" in note for note in record["notes"])
+
+
+def test_every_slice_has_its_own_maps(tmp_path: Path, small_kspace: Maker) -> None:
+    slices = [small_kspace(Index(slice=s)) for s in range(2)]
+    path = write_raw(tmp_path / "scan.h5", slices) or tmp_path / "scan.h5"
+    own = [prepare(kspace).mps for kspace in slices]
+    own[1] = np.roll(own[1], 1, axis=0)  # which do not fit the second slice
+    np.save(tmp_path / "maps.npy", np.concatenate(own, axis=1))
+    job = Job(get_method("zero-filled"), CPU, mps=load_maps(tmp_path / "maps.npy"))
+    first, second = (image["residual"] for image in reconstruct_file(path, tmp_path, job)["images"])
+    assert first < 0.05 < second
+    with pytest.raises(InputError, match="those of 2 slices, none of them number 2"):
+        maps_of(job.mps, small_kspace(Index(slice=2)))
+
+
+def test_sets_of_maps_from_a_file(tmp_path: Path, small_kspace: Maker) -> None:
+    kspace = small_kspace()
+    maps = prepare(kspace, sets=2).mps
+    np.save(tmp_path / "maps.npy", 3 * maps)
+    given = prepare(kspace, mps=load_maps(tmp_path / "maps.npy")).mps
+    np.testing.assert_allclose(given, maps, atol=1e-5)
+    expected, image = (
+        reconstruct(replace(kspace, calib=None), get_method("zero-filled"), mps=m, compress=c).image.data
+        for m, c in ((maps, None), (maps, 4))
+    )
+    np.testing.assert_allclose(image, expected, atol=1e-4 * abs(expected).max())
 
 
 @pytest.mark.parametrize("content", [np.ones((2, 3)), np.ones((1, 4, 4)), np.full((1, 4, 4), np.nan + 0j)])
