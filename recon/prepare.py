@@ -97,9 +97,8 @@ def prepare(
     if given is not None:
         found = _centre(given, width)
         found = found if mixer is None else compression.mix_maps(mixer, found)
-        found = (
-            np.stack([coils.normalise(one) for one in found]) if found.ndim == 5 else coils.normalise(found)
-        )
+        several = found.reshape(-1, *found.shape[-4:])
+        found = np.stack([coils.normalise(one) for one in several]).reshape(found.shape)
         notes = ["coil maps as given, normalised to unit sum of squares"]
     elif kspace.coord is not None and weights is not None:
         found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1)

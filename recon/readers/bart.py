@@ -1,7 +1,7 @@
 """BART's .cfl/.hdr pairs to `KSpace`.
 
-Of BART's 16 dimensions, 0 to 3 are x, y, z and the coil; echoes (5), time (10), a second time (11), levels (12)
-and slices (13) become contrasts, repetitions, phases, sets and slices, averages (14) are averaged. As in
+Of BART's 16 dimensions, 0 to 3 are x, y, z and the coil; echoes (5), time (10), a second time (11), levels
+(12) and slices (13) become contrasts, repetitions, phases, sets and slices, averages (14) are averaged. As in
 `bart pics`, what is zero in every coil was not measured.
 """
 

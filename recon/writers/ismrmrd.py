@@ -103,13 +103,10 @@ def _set_flags(header: Any, indices: list[Index], number: int) -> None:
 
     for depth, counter in enumerate(COUNTERS, start=1):
         group = _group(COUNTERS[:depth])
-        same = [
-            0 <= i < len(indices) and group(indices[i]) == group(indices[number])
-            for i in (number - 1, number + 1)
-        ]
-        if not same[0]:
+        here = group(indices[number])
+        if number == 0 or group(indices[number - 1]) != here:
             header.set_flag(getattr(ismrmrd, f"IMAGE_FIRST_IN_{counter.upper()}"))
-        if not same[1]:
+        if number + 1 == len(indices) or group(indices[number + 1]) != here:
             header.set_flag(getattr(ismrmrd, f"IMAGE_LAST_IN_{counter.upper()}"))
 
 

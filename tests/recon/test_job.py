@@ -178,7 +178,8 @@ def test_maps_from_a_file(tmp_path: Path, raw: Path) -> None:
 
 def test_every_slice_has_its_own_maps(tmp_path: Path, small_kspace: Maker) -> None:
     slices = [small_kspace(Index(slice=s)) for s in range(2)]
-    path = write_raw(tmp_path / "scan.h5", slices) or tmp_path / "scan.h5"
+    path = tmp_path / "scan.h5"
+    write_raw(path, slices)
     own = [prepare(kspace).mps for kspace in slices]
     own[1] = np.roll(own[1], 1, axis=0)  # which do not fit the second slice
     np.save(tmp_path / "maps.npy", np.concatenate(own, axis=1))
