@@ -44,7 +44,8 @@ Dims = Annotated[
     typer.Option(
         metavar="NAME,NAME...",
         help="Axes of a .npy or .mat file in their order, such as slice,coil,y,x; x is the readout."
-        " Of: repetition, contrast, phase, set, slice, average, coil, z, y, x.",
+        " Of: repetition, contrast, phase, set, slice, average, coil, z, y, x. A variable of a .mat file may"
+        " stand before them: data:coil,y,x.",
     ),
 ]
 Coils = Annotated[

@@ -288,7 +288,8 @@ def _write(stem: Path, done: list[_Done], xml: str | None, record: Record, job: 
     encodings: dict[int, list[_Done]] = defaultdict(list)
     for d in done:
         encodings[d.result.image.index.encoding].append(d)
-    origin = {key: value for key, value in record.items() if key not in ("images", "notes", "warnings")}
+    # What was assumed goes with every file: a pixel "taken as 1 mm" is measured far from the record.
+    origin = {key: value for key, value in record.items() if key != "images"}
     notes = list(record["notes"])
     for encoding, members in encodings.items():
         series = ImageSeries([d.result.image for d in members], xml, origin)

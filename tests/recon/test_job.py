@@ -5,12 +5,15 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
+import pydicom
 import pytest
 import torch
+from mrd_files import header_xml, lines, random_kspace, write
 from torch import Tensor
 
 from mri_qpan.encoding import Normal
 from mri_qpan.errors import InputError, ReconError
+from mri_qpan.fourier import ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.recon.job import Job, StoppedError, output_stem, reconstruct_file
 from mri_qpan.recon.kspace import Index, KSpace
@@ -154,6 +157,33 @@ def test_slices_that_are_no_volume_still_give_the_other_files(tmp_path: Path, sm
     record = reconstruct_file(path, out, ZERO_FILLED)
     assert names(out) == [f"uneven_zero-filled.{s}" for s in ("h5", "json", "png")]
     assert any("no nifti file" in note and "evenly spaced" in note for note in record["notes"])
+
+
+def test_every_encoding_has_files_of_its_own(tmp_path: Path) -> None:
+    first, second = random_kspace(1, 6, 8), random_kspace(1, 10, 12, seed=1)
+    xmls = header_xml((8, 6, 1)), header_xml((12, 10, 1))
+    both = xmls[0].replace(
+        "</encoding>",
+        "</encoding><encoding>" + xmls[1].split("<encoding>")[1].split("</encoding>")[0] + "</encoding>",
+    )
+    path = write(tmp_path / "scan.h5", both, lines(first) + lines(second, encoding=1))
+    job = replace(ZERO_FILLED, formats=find_formats(["npy", "dicom"]))
+    record = reconstruct_file(path, tmp_path, job)
+    for encoding, samples in enumerate((first, second)):
+        image = np.load(tmp_path / f"scan_zero-filled_encoding{encoding}.npy")[0]
+        np.testing.assert_allclose(image, ifft_numpy(samples, (-2, -1)), atol=1e-5)
+        assert f"scan_zero-filled_encoding{encoding}_0001.dcm" in record["outputs"]
+
+
+def test_assumptions_go_with_every_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", random_kspace(6, 8))
+    job = replace(ZERO_FILLED, dims="y,x", formats=find_formats(["dicom"]))
+    reconstruct_file(tmp_path / "a.npy", tmp_path, job)
+    file = pydicom.dcmread(tmp_path / "a_zero-filled_0001.dcm")
+    assert any(
+        "taken as 1 mm" in note
+        for note in json.loads(file.private_block(0x2025, "mri-qpan")[1].value)["notes"]
+    )
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
