@@ -36,7 +36,7 @@ Maps = Annotated[
     typer.Option(
         metavar="FILE",
         help="Coil sensitivity maps to use instead of estimated ones: .npy, complex, (coil, y, x)"
-        " or (coil, z, y, x), or BART's .cfl.",
+        " or (coil, z, y, x), z counting the slices of 2-D ones, or BART's .cfl.",
     ),
 ]
 Dims = Annotated[
@@ -44,7 +44,8 @@ Dims = Annotated[
     typer.Option(
         metavar="NAME,NAME...",
         help="Axes of a .npy or .mat file in their order, such as slice,coil,y,x; x is the readout."
-        " Of: repetition, contrast, phase, set, slice, coil, z, y, x.",
+        " Of: repetition, contrast, phase, set, slice, average, coil, z, y, x. A variable of a .mat file may"
+        " stand before them: data:coil,y,x.",
     ),
 ]
 Coils = Annotated[

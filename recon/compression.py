@@ -88,6 +88,11 @@ def mix(mixer: Complex, data: Complex) -> Complex:
     return np.ascontiguousarray(mixed.permute(1, 2, 3, 0).numpy())
 
 
+def mix_maps(mixer: Complex, maps: Complex) -> Complex:
+    """Mix the channels of maps, (coil, z, y, x) or (set, coil, z, y, x); else as `mix`."""
+    return mix(mixer, maps) if maps.ndim == 4 else np.stack([mix(mixer, one) for one in maps])
+
+
 def correlations(samples: Complex) -> NDArray[np.complex128]:
     """Return the channels' correlation at every x, (x, coil, coil), of samples (coil, z, y, x)."""
     found = np.empty((samples.shape[3], len(samples), len(samples)), np.complex128)

@@ -116,6 +116,20 @@ def volumes(images: Sequence[Image]) -> list[list[Image]]:
     return [list(group) for _, group in groupby(sorted(images, key=key), key=key)]
 
 
+def place_notes(images: Sequence[Image]) -> list[str]:
+    """Say what was assumed of the places of slices, in words; `images` as of a series."""
+    first = volumes(images)[0]
+    if len(first) < 2:
+        return []
+    positions = np.array([image.geometry.position for image in first])
+    if np.ptp(positions, axis=0).max() < SPACING_TOLERANCE_MM:
+        return [f"all {len(first)} slices have one position: taken as side by side, in their numbers' order"]
+    steps = np.diff(positions @ np.array(first[0].geometry.slice_dir))
+    if (steps > 0).any() and (steps < 0).any():
+        return ["slices are not numbered in the order they lie in: NIfTI and DICOM have them as they lie"]
+    return []
+
+
 def _check_parallel(images: Sequence[Image]) -> None:
     if any(image.data.shape[0] != 1 for image in images):
         raise ReconError("several 3-D slabs do not make one volume")

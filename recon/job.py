@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mri_qpan.bart import read_cfl
 from mri_qpan.errors import InputError, MriQpanError, ReconError
 from mri_qpan.methods import Method
 from mri_qpan.recon.files import staged
+from mri_qpan.recon.geometry import place_notes
 from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
+from mri_qpan.recon.maps import maps_of
 from mri_qpan.recon.pipeline import Result, reconstruct
 from mri_qpan.recon.provenance import half_of_memory, peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
-from mri_qpan.recon.readers.bart import SUFFIXES as CFL
 from mri_qpan.recon.readers.mrd_slabs import Slabs
 from mri_qpan.recon.report import Shown, page, show
 from mri_qpan.recon.slabs import reconstruct_slabs
@@ -60,7 +60,7 @@ class Job:
     undersampling
         Leave samples of a full measurement out and compare with the full image; None takes it as it is.
     mps
-        Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
+        Coil sensitivities to use instead of estimated ones (see `maps.load_maps`).
     compress, hard_dc, partial_fourier
         See `pipeline.reconstruct`.
     strict
@@ -111,32 +111,6 @@ class _Done:
 def output_stem(path: Path, method: Method) -> str:
     """Return what the outputs of an input file are called, suffixes aside."""
     return f"{path.stem}_{re.sub(r'[^A-Za-z0-9.+-]', '_', method.name)}"
-
-
-def load_maps(path: Path) -> NDArray[np.complex64]:
-    """Read coil sensitivities from a .npy file, (coil, y, x) or (coil, z, y, x) complex, or BART's .cfl.
-
-    Returns
-    -------
-    ndarray
-        (coil, z, y, x) complex64.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read or holds another kind of array.
-    """
-    try:
-        maps = read_cfl(path.with_suffix("")) if path.suffix in CFL else np.load(path, allow_pickle=False)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged header is read as Python: syntax, tokens, types
-        raise InputError(f"{path}: cannot read coil maps: not a .npy file of numbers") from error
-    if not isinstance(maps, np.ndarray) or maps.ndim not in (3, 4) or not np.iscomplexobj(maps):
-        raise InputError(f"{path}: coil maps are a complex array (coil, y, x) or (coil, z, y, x)")
-    if not np.isfinite(maps).all():
-        raise InputError(f"{path}: the coil maps hold values that are not finite")
-    return maps.reshape(maps.shape[0], -1, *maps.shape[-2:]).astype(np.complex64)
 
 
 def reconstruct_file(
@@ -218,11 +192,13 @@ def reconstruct_file(
 
 def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     """Reconstruct one image; an error says which one of which file it was."""
-    names = ("device", "mps", "compress", "hard_dc", "partial_fourier", "replicas")
+    names = ("device", "compress", "hard_dc", "partial_fourier", "replicas")
     options: dict[str, Any] = {name: getattr(job, name) for name in names}
     options["views"] = job.report
-    compared = None
+    compared = assumed = None
     try:
+        if job.mps is not None:
+            options["mps"], assumed = maps_of(job.mps, kspace)
         if isinstance(kspace, Slabs):
             if job.undersampling is not None:
                 raise InputError("--undersample needs more memory than there is: give it a smaller file")
@@ -232,6 +208,8 @@ def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
         else:
             compared = study(kspace, job.method, job.undersampling, **options)
             result = compared.result
+        if assumed is not None:
+            result = replace(result, notes=(*result.notes, assumed))
         if job.strict and result.warnings:
             raise ReconError(f"refused as --strict asks: {result.warnings[0]}")
         if result.views is None:
@@ -310,10 +288,12 @@ def _write(stem: Path, done: list[_Done], xml: str | None, record: Record, job: 
     encodings: dict[int, list[_Done]] = defaultdict(list)
     for d in done:
         encodings[d.result.image.index.encoding].append(d)
-    origin = {key: value for key, value in record.items() if key not in ("images", "notes", "warnings")}
+    # What was assumed goes with every file: a pixel "taken as 1 mm" is measured far from the record.
+    origin = {key: value for key, value in record.items() if key != "images"}
     notes = list(record["notes"])
     for encoding, members in encodings.items():
         series = ImageSeries([d.result.image for d in members], xml, origin)
+        notes += place_notes(series.images)
         studies = [d.study for d in members if d.study is not None]
         name = stem.name if len(encodings) == 1 else f"{stem.name}_encoding{encoding}"
         notes += _write_series(stem.with_name(name), series, studies, job.formats)

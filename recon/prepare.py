@@ -68,7 +68,8 @@ def prepare(
     kspace
         One image's k-space.
     mps
-        Coil maps to use, (coil, z, y, x) on the grid of `kspace.data` or of the result; None: estimate them.
+        Coil maps to use, (coil, z, y, x) or (set, coil, z, y, x) on the grid of `kspace.data` or of the
+        result; None: estimate them.
     sets
         Sets of maps to estimate. None: 2 where the object is larger than the field of view, else 1.
     compress
@@ -88,14 +89,16 @@ def prepare(
     if kspace.coord is not None:
         weights = density(kspace.coord, kspace.recon_shape[1:])
         mask = _nearest(kspace.coord, kspace.recon_shape)
-    if given is not None and given.shape[3] < width:
+    if given is not None and given.shape[-1] < width:
         raise InputError(
-            f"coil maps {given.shape[3]} wide do not fit readouts that keep their {width} samples "
+            f"coil maps {given.shape[-1]} wide do not fit readouts that keep their {width} samples "
             "(asymmetric echoes): give maps on the encoded matrix"
         )
     if given is not None:
         found = _centre(given, width)
-        found = coils.normalise(found if mixer is None else compression.mix(mixer, found))
+        found = found if mixer is None else compression.mix_maps(mixer, found)
+        several = found.reshape(-1, *found.shape[-4:])
+        found = np.stack([coils.normalise(one) for one in several]).reshape(found.shape)
         notes = ["coil maps as given, normalised to unit sum of squares"]
     elif kspace.coord is not None and weights is not None:
         found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1)
@@ -248,12 +251,14 @@ def _centre(array: NDArray[Entry], width: int) -> NDArray[Entry]:
 
 
 def checked(mps: Complex, kspace: KSpace) -> Complex:
-    """Return maps as (coil, z, y, x) complex64; raises `InputError` if they do not fit the samples."""
+    """Return maps as ([set,] coil, z, y, x) complex64; raises `InputError` if they do not fit the samples."""
     maps = np.asarray(mps)
     wanted = kspace.data.shape if kspace.coord is None else (len(kspace.data), *kspace.recon_shape)
     if maps.ndim == 3 and wanted[1] == 1:
         maps = maps[:, None]
-    if maps.shape[:3] != wanted[:3] or maps.shape[3] not in (wanted[3], kspace.recon_shape[2]):
+    if kspace.coord is not None and maps.ndim == 5:
+        raise InputError("samples along a trajectory take one set of coil maps, these are several")
+    if maps.shape[-4:-1] != wanted[:3] or maps.shape[-1] not in (wanted[3], kspace.recon_shape[2]):
         raise InputError(
             f"coil maps of shape {maps.shape} do not fit k-space of shape {wanted} (coil, z, y, x): "
             "give maps for every channel on the encoded matrix"

@@ -11,7 +11,8 @@ from pathlib import Path
 from mri_qpan import models
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method, find_device, get_method, method_names
-from mri_qpan.recon.job import Job, load_maps
+from mri_qpan.recon.job import Job
+from mri_qpan.recon.maps import load_maps
 from mri_qpan.recon.partial_fourier import check_mode
 from mri_qpan.recon.study import Undersampling
 from mri_qpan.recon.writers import DEFAULT, find_formats
@@ -28,7 +29,7 @@ class Recipe:
     undersample
         KIND:RATIO[:SEED] (see `study.Undersampling`).
     maps
-        File of coil sensitivities (see `job.load_maps`).
+        File of coil sensitivities (see `maps.load_maps`).
     formats
         See `writers.find_formats`.
     device

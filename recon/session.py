@@ -169,6 +169,7 @@ class _Memory:
 
     def __init__(self, path: Path, xml: str, acquisitions: list[Any]) -> None:
         self.path, self.name, self.names, self.xml = path, "stream", ["stream"], xml
+        self.waveforms = 0  # the server counts them
         self._acquisitions = acquisitions
         self.heads: NDArray[np.void] = np.frombuffer(b"".join(bytes(a.getHead()) for a in acquisitions), HEAD)
 

@@ -116,7 +116,7 @@ def _columns(mps: Complex | None, slabs: Slabs, part: Part) -> Complex | None:
     """Return the maps of a part, of maps on the encoded matrix or the delivered one."""
     if mps is None:
         return None
-    across = centre(mps.shape[3:], slabs.recon_shape[2:])[0]
+    across = centre(mps.shape[-1:], slabs.recon_shape[2:])[0]
     return mps[..., across][..., part.start : part.stop]
 
 

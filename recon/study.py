@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
-from mri_qpan.recon.compression import mix
+from mri_qpan.recon.compression import mix_maps
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
@@ -123,8 +123,8 @@ def study(
             " matrix is filled: reconstruct it without --undersample"
         )
     if mps is not None:
-        mps = np.ascontiguousarray(mps[..., centre(mps.shape[3:], full.data.shape[3:])[0]])
-        mps = mps if mixer is None else mix(mixer, mps)
+        mps = np.ascontiguousarray(mps[..., centre(mps.shape[-1:], full.data.shape[3:])[0]])
+        mps = mps if mixer is None else mix_maps(mixer, mps)
     kept = full.mask & _mask(full.mask.shape, undersampling)
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
     prepared = prepare(partial, mps=mps, sets=None)

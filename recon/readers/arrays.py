@@ -20,7 +20,7 @@ from mri_qpan.recon.readers.stream import KSpaceStream
 SUFFIXES = (".npy", ".mat")
 COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 SPATIAL = ("coil", "z", "y", "x")
-NAMES = (*COUNTERS, *SPATIAL)
+NAMES = (*COUNTERS, "average", *SPATIAL)
 VARIABLE = "kspace"
 PART = 2**26  # bytes read at once
 MOST_COMPRESSED = 1100  # numbers that deflate makes of a byte at most, and a little
@@ -35,15 +35,15 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
     Parameters
     ----------
     path
-        The file. Of several variables of a .mat file, the one called `kspace`, or the only one with as many
-        axes as are named.
+        The file. Of several variables of a .mat file, the one that `dims` names, or is called `kspace`, or is
+        the only one with as many axes as are named.
     dims
         Names of its axes in their order (a .mat's as MATLAB shows them), comma-separated, of `NAMES`: x and y
-        at least.
+        at least. A variable of a .mat file may stand before them, with a colon.
 
     Returns
     -------
-    Stream of `KSpace`, one for each index of the axes other than coil, z, y and x.
+    Stream of `KSpace`, one for each index of the axes other than average, coil, z, y and x.
 
     Raises
     ------
@@ -55,22 +55,25 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
             f"{path}: say what its axes are, with --dims NAME,NAME,… (for example slice,coil,y,x; of "
             f"{', '.join(NAMES)})"
         )
-    names = [name.strip() for name in dims.split(",")]
+    variable, _, axes = dims.rpartition(":")
+    names = [name.strip() for name in axes.split(",")]
     wrong = [name for name in names if name not in NAMES]
     if wrong or len(set(names)) < len(names) or not {"x", "y"} <= set(names):
         raise InputError(f"--dims {dims}: names of {', '.join(NAMES)}, each once, x and y among them")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    array = _read_npy(path) if path.suffix == ".npy" else _read_mat(path, len(names))
+    if variable and path.suffix == ".npy":
+        raise InputError(f"--dims {dims}: {path} holds one array and no variable called {variable!r}")
+    array = _read_npy(path) if path.suffix == ".npy" else _read_mat(path, len(names), variable)
     if array.ndim != len(names):
-        raise InputError(f"{path}: an array of shape {array.shape} has not the {len(names)} axes {dims}")
+        raise InputError(f"{path}: an array of shape {array.shape} has not the {len(names)} axes {axes}")
     if array.dtype.kind != "c" or 0 in array.shape:
         raise InputError(f"{path}: k-space is complex; here {array.dtype} of shape {array.shape}")
     return stream(array, names, path, NOTE)
 
 
 def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> KSpaceStream:
-    """Return the images of an array with named axes; zeros in every coil were not measured.
+    """Return the images of an array with named axes; zeros in every coil were not measured, nor averaged.
 
     Parameters
     ----------
@@ -84,7 +87,7 @@ def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> 
     order = [names.index(name) for name in NAMES if name in names]
     sorted_array = array.transpose(order)
     full = sorted_array.reshape([array.shape[names.index(n)] if n in names else 1 for n in NAMES])
-    _, nz, ny, nx = full.shape[len(COUNTERS) :]
+    nz, ny, nx = full.shape[-3:]
     places = {
         Index(**dict(zip(COUNTERS, place, strict=True))): place
         for place in np.ndindex(*full.shape[: len(COUNTERS)])
@@ -94,9 +97,11 @@ def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> 
 
     def images() -> Iterator[KSpace]:
         for index in indices:
-            data: NDArray[np.complex64] = np.array(full[places[index]], np.complex64)
-            check_samples(data, path, f"image {index}")
-            yield KSpace(data, np.asarray(data.any(axis=0)), (nz, ny, nx), geometry, index, notes=(note,))
+            averages: NDArray[np.complex64] = np.array(full[places[index]], np.complex64)
+            check_samples(averages, path, f"image {index}")
+            counts = averages.any(axis=1).sum(axis=0, dtype=np.float32)
+            data = averages[0] if len(averages) == 1 else averages.sum(axis=0) / np.maximum(counts, 1)
+            yield KSpace(data, counts > 0, (nz, ny, nx), geometry, index, notes=(note,))
 
     return KSpaceStream(indices, images(), None)
 
@@ -108,10 +113,10 @@ def _read_npy(path: Path) -> NDArray[Any]:
         raise InputError(f"{path}: not a .npy file of numbers, or a damaged one") from error
 
 
-def _read_mat(path: Path, axes: int) -> NDArray[Any]:
+def _read_mat(path: Path, axes: int, variable: str) -> NDArray[Any]:
     """Return the variable of a MATLAB file that is the k-space."""
     if h5py.is_hdf5(path):
-        return _read_mat73(path, axes)
+        return _read_mat73(path, axes, variable)
     import scipy.io  # takes a quarter of a second, which few runs need
 
     try:
@@ -125,15 +130,15 @@ def _read_mat(path: Path, axes: int) -> NDArray[Any]:
         raise InputError(f"{path}: not a MATLAB file, or a damaged one ({reason})") from error
     found = {n: v for n, v in content.items() if isinstance(v, np.ndarray)}
     complexes = {n: v.shape for n, v in found.items() if v.dtype.kind == "c"}
-    return found[_choose(path, complexes, axes, {n: v.shape for n, v in found.items()})]
+    return found[_choose(path, complexes, axes, {n: v.shape for n, v in found.items()}, variable)]
 
 
-def _read_mat73(path: Path, axes: int) -> NDArray[Any]:
+def _read_mat73(path: Path, axes: int, variable: str) -> NDArray[Any]:
     """Read a MATLAB 7.3 file, which is HDF5, part by part; its axes are reversed, seen from there."""
     process = Hdf5Process(path, matlab=True)
     try:
         shapes = {name: tuple(shape[::-1]) for name, shape in process.description["variables"].items()}
-        name = _choose(path, shapes, axes, shapes)
+        name = _choose(path, shapes, axes, shapes, variable)
         shape = shapes[name][::-1]
         if 0 in shape:
             return np.zeros(shape, np.complex64).T
@@ -152,12 +157,12 @@ def _read_mat73(path: Path, axes: int) -> NDArray[Any]:
     return array.T
 
 
-def _choose(path: Path, complexes: Shapes, axes: int, shown: Shapes) -> str:
+def _choose(path: Path, complexes: Shapes, axes: int, shown: Shapes, variable: str) -> str:
     """Return the name of the variable that is the k-space."""
     fitting = [name for name, shape in complexes.items() if len(shape) == axes]
-    if VARIABLE in shown:
-        return VARIABLE
-    if len(fitting) != 1:
+    if variable in shown or (not variable and VARIABLE in shown):
+        return variable or VARIABLE
+    if variable or len(fitting) != 1:
         held = ", ".join(f"{name} {shape}" for name, shape in shown.items()) or "nothing"
-        raise InputError(f"{path}: holds {held}: call the k-space {VARIABLE!r}")
+        raise InputError(f"{path}: holds {held}: say which is the k-space, with --dims VARIABLE:NAME,…")
     return fitting[0]

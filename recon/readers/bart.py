@@ -1,8 +1,8 @@
 """BART's .cfl/.hdr pairs to `KSpace`.
 
-Of BART's 16 dimensions, 0 to 3 are x, y, z and the coil; echoes (5), time (10), a second time (11) and slices
-(13) become contrasts, repetitions, phases and slices. As in `bart pics`, what is zero in every coil was not
-measured.
+Of BART's 16 dimensions, 0 to 3 are x, y, z and the coil; echoes (5), time (10), a second time (11), levels
+(12) and slices (13) become contrasts, repetitions, phases, sets and slices, averages (14) are averaged. As in
+`bart pics`, what is zero in every coil was not measured.
 """
 
 from pathlib import Path
@@ -13,7 +13,9 @@ from mri_qpan.recon.readers.arrays import stream
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 SUFFIXES = (".cfl", ".hdr")
-COUNTERS = {13: "slice", 11: "phase", 10: "repetition", 5: "contrast"}  # as they lie in memory
+COUNTERS = {14: "average", 13: "slice", 12: "set", 11: "phase", 10: "repetition", 5: "contrast"}
+"""As they lie in memory."""
+
 NOTE = "BART's files tell neither field of view nor position: pixels taken as 1 mm"
 
 
@@ -40,8 +42,8 @@ def read(path: Path) -> KSpaceStream:
     odd = [d for d, n in enumerate(sizes) if n > 1 and d > 3 and d not in COUNTERS]
     if odd:
         raise InputError(
-            f"{path}: dimension {odd[0]} has size {sizes[odd[0]]}; k-space of images uses 0 to 3, 5, 10, 11 "
-            "and 13: is this another kind of array?"
+            f"{path}: dimension {odd[0]} has size {sizes[odd[0]]}; k-space of images uses 0 to 3, 5 and "
+            "10 to 14: is this another kind of array?"
         )
     if nx == 1 and nz > 1:
         raise InputError(

@@ -18,6 +18,7 @@ from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 LARGEST_SLICE = 4 * 2**30  # bytes
+PIXEL_TOLERANCE = 0.02  # of their size; headers round
 
 
 def read(process: Hdf5Process) -> KSpaceStream:
@@ -100,8 +101,18 @@ def _target(
     if fov is None:
         notes.append("the header has no field of view: pixels taken as 1 mm")
         fov = (float(wanted_x), float(wanted_y), 1.0)
-    notes.append("fastMRI's files tell no position in the patient: slices side by side at the origin")
-    return (1, y, x), Geometry((fov[0] * x / wanted_x, fov[1] * y / wanted_y, fov[2]))
+    notes.append("fastMRI's files tell no position in the patient")
+    dx, dy = fov[0] / wanted_x, fov[1] / wanted_y
+    encoded = encoding.encoded
+    if encoded.fov is not None and encoded.matrix[:2] == (nx, ny):
+        measured = encoded.fov[0] / nx, encoded.fov[1] / ny
+        if abs(dx / measured[0] - 1) > PIXEL_TOLERANCE or abs(dy / measured[1] - 1) > PIXEL_TOLERANCE:
+            dx, dy = measured
+            notes.append(
+                f"the header's reconSpace asks for other pixels than were encoded: delivered with {dx:.4g} x "
+                f"{dy:.4g} mm, uninterpolated"
+            )
+    return (1, y, x), Geometry((dx * x, dy * y, fov[2]))
 
 
 def _slice(

@@ -44,6 +44,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 check_size(data)
                 heads = read_heads(data, name)
                 message: dict[str, object] = {"kind": "ismrmrd", "names": names, "name": name}
+                message["waveforms"] = waveforms(file[name])
                 send(answers, message | {"xml": header(file[name], "xml")}, heads)
             elif "matlab" in request:
                 file = h5py.File(request["matlab"], "r")
@@ -86,6 +87,12 @@ def read_heads(rows: h5py.Dataset, name: str) -> NDArray[np.void]:
     if rows.size == 0:
         raise UnusableError(f"the dataset {name!r} has no acquisitions")
     return rows.fields("head")[:].ravel()
+
+
+def waveforms(group: h5py.Group) -> int:
+    """Return how many waveforms (of an ECG, a respiratory belt) lie beside the acquisitions."""
+    found = group.get("waveforms")
+    return int(found.size) if isinstance(found, h5py.Dataset) else 0
 
 
 def describe_fastmri(file: h5py.File) -> tuple[dict[str, object], NDArray[np.bool_]]:

@@ -36,6 +36,7 @@ class AcquisitionSource(Protocol):
     names: list[str]
     xml: str
     heads: NDArray[np.void]
+    waveforms: int
 
     def samples(self, rows: NDArray[np.intp], field: str = "data") -> list[NDArray[np.float32]]:
         """Return the numbers of a field of acquisitions, whose indices increase."""
@@ -57,6 +58,8 @@ class IsmrmrdFile:
         The ISMRMRD header.
     heads
         Header of every acquisition, a structured array of ISMRMRD's fields.
+    waveforms
+        How many waveforms lie beside the acquisitions.
 
     Raises
     ------
@@ -71,6 +74,7 @@ class IsmrmrdFile:
         self.name: str = process.description["name"]
         self.names: list[str] = process.description["names"]
         self.xml: str = process.description["xml"]
+        self.waveforms: int = process.description["waveforms"]
         self._process = process
         self.heads = self._canonical(process.arrays[0])
 
@@ -156,7 +160,7 @@ def inspect(path: str | Path) -> Measurement:
 
 
 def _classify(file: AcquisitionSource) -> Measurement:
-    return classify(file.path, file.names, file.name, file.xml, file.heads)
+    return classify(file.path, file.names, file.name, file.xml, file.heads, file.waveforms)
 
 
 def _images(file: AcquisitionSource, planned: Plan, memory: int | None) -> Iterator[KSpace]:

@@ -35,6 +35,18 @@ def check_channels(measurement: Measurement) -> None:
         )
 
 
+def check_bands(measurement: Measurement) -> None:
+    """Raise `InputError` if slices were excited together: each image would show them on top of each other."""
+    for number in np.unique(measurement.heads["encoding_space_ref"][measurement.imaging]):
+        encodings = measurement.header.encodings
+        bands = encodings[number].bands if number < len(encodings) else 1
+        if bands > 1:
+            raise InputError(
+                f"{measurement.path}: {bands} slices were excited together (multiband) and lie on top of "
+                "each other in these samples: separate them first, which is not done here"
+            )
+
+
 def check_places(measurement: Measurement, grid: Grid, used: NDArray[np.bool_]) -> None:
     """Raise `InputError` if one of the lines in use lies outside the encoded matrix, or has no samples."""
     heads = measurement.heads

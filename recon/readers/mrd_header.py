@@ -28,7 +28,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class EncodingHeader:
-    """One `encoding` element: spaces, limits of the two phase-encoding counters, trajectory."""
+    """One `encoding` element: spaces, limits of the two phase-encoding counters, trajectory, acceleration.
+
+    `bands` is how many slices were excited together, 1 where the header does not say.
+    """
 
     encoded: Space
     recon: Space
@@ -37,6 +40,7 @@ class EncodingHeader:
     trajectory: str
     acceleration: tuple[float, float] | None
     calibration_mode: str | None
+    bands: int
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class _Parser:
             trajectory=(trajectory or "cartesian").lower(),
             acceleration=None if factors[0] is None else (factors[0], factors[1] or 1.0),
             calibration_mode=text_of(element, "parallelImaging/calibrationMode"),
+            bands=self._integer(element, "parallelImaging/multiband/multiband_factor") or 1,
         )
 
     def _space(self, encoding: Element, name: str, number: int) -> Space | None:

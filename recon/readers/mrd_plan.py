@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
-from mri_qpan.recon.readers.mrd_checks import check_channels, check_places, check_size
+from mri_qpan.recon.readers.mrd_checks import check_bands, check_channels, check_places, check_size
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, Limit, MrdHeader, parse_header
 from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 
 Rows = NDArray[np.intp]
 Heads = NDArray[np.void]
 
+PHASE_CORRECTION = "phase correction"
 NON_IMAGING = {
     "navigator": constants.ACQ_IS_NAVIGATION_DATA,
-    "phase correction": constants.ACQ_IS_PHASECORR_DATA,
+    PHASE_CORRECTION: constants.ACQ_IS_PHASECORR_DATA,
     "HP feedback": constants.ACQ_IS_HPFEEDBACK_DATA,
     "dummy": constants.ACQ_IS_DUMMYSCAN_DATA,
     "real-time feedback": constants.ACQ_IS_RTFEEDBACK_DATA,
@@ -165,6 +166,8 @@ class Plan:
         """Return what was assumed for an image, in words."""
         measurement = self.measurement
         notes = [*measurement.notes, *self.grids[index.encoding].notes, *self._recon_space(index)[2]]
+        notes += unused(measurement.skipped)
+        notes += self._repeated(index)
         notes += geometry_of(self.central_head(index), self._recon_space(index)[1])[1]
         notes += noise_notes(measurement, self.central_head(index))
         separate = (measurement.calibration & ~measurement.imaging).any()
@@ -172,12 +175,27 @@ class Plan:
             notes.append("the calibration lines are of other slices or encodings than the image: not used")
         return tuple(notes)
 
+    def _repeated(self, index: Index) -> list[str]:
+        """Say whether lines were averaged that no counter calls averages of each other."""
+        rows, grid = self.images[index], self.grids[index.encoding]
+        average = self.measurement.heads["idx"]["average"][rows]
+        places = np.stack([average, grid.z[rows], grid.y[rows], grid.start[rows]])
+        repeated = rows.size - np.unique(places, axis=1).shape[1]
+        if not repeated:
+            return []
+        return [
+            f"{repeated} lines of an image repeat others of the same counters: averaged (if a counter of the "
+            "user's tells them apart, reconstruct them apart)"
+        ]
+
     def _recon_space(self, index: Index) -> tuple[tuple[int, int, int], Vector, tuple[str, ...]]:
         described = self.measurement.header.encodings[index.encoding]
         return _recon_space(described, self.grids[index.encoding].shape)
 
 
-def classify(path: Path, names: list[str], name: str, xml: str, heads: Heads) -> Measurement:
+def classify(
+    path: Path, names: list[str], name: str, xml: str, heads: Heads, waveforms: int = 0
+) -> Measurement:
     """Sort acquisitions by their flags; raises `InputError` if the header (XML) is of no use.
 
     Parameters
@@ -186,6 +204,8 @@ def classify(path: Path, names: list[str], name: str, xml: str, heads: Heads) ->
         The file, its datasets, and the one that is read.
     xml, heads
         The ISMRMRD header, and the headers of all acquisitions.
+    waveforms
+        How many waveforms lie beside them.
     """
     parsed = parse_header(xml, str(path))
     flags = heads["flags"]
@@ -197,9 +217,11 @@ def classify(path: Path, names: list[str], name: str, xml: str, heads: Heads) ->
         skipped |= found
         if found.any():
             counts[kind] = int(found.sum())
-    several: tuple[str, ...] = ()
+    notes = []
     if len(names) > 1:
-        several = (f"several datasets ({', '.join(names)}): {name!r} was read",)
+        notes.append(f"several datasets ({', '.join(names)}): {name!r} was read")
+    if waveforms:
+        notes.append(f"{waveforms} waveforms (of physiological signals) were not used")
     both = _is_set(flags, constants.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
     calibration = (both | _is_set(flags, constants.ACQ_IS_PARALLEL_CALIBRATION)) & ~noise & ~skipped
     return Measurement(
@@ -213,13 +235,23 @@ def classify(path: Path, names: list[str], name: str, xml: str, heads: Heads) ->
         imaging=(both | ~calibration) & ~noise & ~skipped,
         reverse=_is_set(flags, constants.ACQ_IS_REVERSE),
         skipped=counts,
-        notes=(*several, *parsed.notes),
+        notes=(*notes, *parsed.notes),
     )
+
+
+def unused(skipped: dict[str, int]) -> list[str]:
+    """Say which kinds of acquisitions no image uses, and what that may do to it."""
+    if not skipped:
+        return []
+    words = f"not used: {', '.join(f'{count} {kind}' for kind, count in skipped.items())} acquisitions"
+    ghost = "; readouts of both directions may leave a ghost" if PHASE_CORRECTION in skipped else ""
+    return [words + ghost]
 
 
 def plan(measurement: Measurement) -> Plan:
     """Group and place the lines of a measurement; raises `InputError` if that is impossible."""
     images = group(measurement)
+    check_bands(measurement)
     check_channels(measurement)
     grids = {encoding: _lay_out(measurement, encoding) for encoding in sorted({i.encoding for i in images})}
     return Plan(measurement, images, grids)
@@ -319,6 +351,11 @@ def _recon_space(
         f * min(r / n, 1.0) for f, r, n in zip(fov_encoded, recon.matrix, encoded.matrix, strict=True)
     )
     sizes, lengths = [], []
+    if shape[0] == 1 < encoded.matrix[2]:
+        # Slices that the header counts as partitions: its pixel is what one of them has.
+        thickness = fov_encoded[2] / encoded.matrix[2]
+        notes.append(f"slices taken as {thickness:g} mm thick, the header's field of view by its partitions")
+        fov_encoded = fov_recon = (*fov_encoded[:2], thickness)
     for axis, n, wanted, length, target in zip(
         "xyz", shape[::-1], recon.matrix, fov_encoded, fov_recon, strict=True
     ):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
-from mri_qpan.recon.readers.mrd_checks import check_channels, name_of
+from mri_qpan.recon.readers.mrd_checks import check_bands, check_channels, name_of
 from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 from mri_qpan.recon.readers.mrd_plan import (
     Measurement,
@@ -15,6 +15,7 @@ from mri_qpan.recon.readers.mrd_plan import (
     geometry_of,
     group,
     stamp_of,
+    unused,
 )
 
 CARTESIAN = "cartesian"
@@ -122,6 +123,7 @@ class TrajectoryPlan:
         )
         if (heads["trajectory_dimensions"] > 2).any():
             notes.append("only kx and ky of the trajectory were used")
+        notes += unused(measurement.skipped)
         notes += noise_notes(measurement, self._head(index))
         return tuple(notes)
 
@@ -134,12 +136,18 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
     """Group the readouts of a measurement along a trajectory; raises `InputError` if that is impossible."""
     path, heads = measurement.path, measurement.heads
     images = group(measurement)
+    check_bands(measurement)
     check_channels(measurement)
     if len({index.encoding for index in images}) > 1:
         raise InputError(f"{path}: several encodings, one of them not Cartesian: reconstruct them apart")
     described = measurement.header.encodings[next(iter(images)).encoding]
     used = np.concatenate(list(images.values()))
     lacking = used[heads["trajectory_dimensions"][used] < 2]
+    if lacking.size and described.trajectory == "epi":
+        raise InputError(
+            f"{path}: echo-planar readouts need their ramps regridded and their ghosts corrected first, "
+            "which is not done here; call the trajectory 'cartesian' where that was done"
+        )
     if lacking.size:
         raise InputError(
             f"{path}: the trajectory is {described.trajectory!r:.40} and {name_of(heads, lacking[0])} has no "

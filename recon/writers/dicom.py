@@ -159,7 +159,7 @@ def _common(header: Element, series: ImageSeries) -> Dataset:
     dataset.PositionReferenceIndicator = dataset.Laterality = ""
     position = text_of(header, "measurementInformation/patientPosition") or ""
     dataset.PatientPosition = position if position[:2] in ("HF", "FF") and len(position) < 5 else ""
-    dataset.SeriesNumber = 1
+    dataset.SeriesNumber = _series_number(series)
     dataset.SeriesDescription = f"{dataset.get('ProtocolName', '')} {origin['method']}".strip()[-64:]
     dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "RM", "NONE", ""
     deep = any(image.data.shape[0] > 1 for image in series.images)
@@ -169,9 +169,14 @@ def _common(header: Element, series: ImageSeries) -> Dataset:
     if series.quantity is not None:
         kind = ["PHASE MAP"] if series.quantity.angle else ["OTHER", series.quantity.role.upper()]
         dataset.ImageType = ["DERIVED", "PRIMARY", *kind]
-        dataset.SeriesNumber = series.quantity.series
         dataset.DerivationDescription += f" {series.quantity.name}: {series.quantity.meaning}."
     return dataset
+
+
+def _series_number(series: ImageSeries) -> int:
+    """Return 1, or the map's number; ten more for each encoding of the measurement."""
+    own = 1 if series.quantity is None else series.quantity.series
+    return own + 10 * series.images[0].index.encoding
 
 
 def _set_origin(dataset: Dataset, origin: dict[str, Any]) -> None:
@@ -245,8 +250,10 @@ def _describe(dataset: Dataset, header: Element, image: Image, number: int) -> N
     dataset.RepetitionTime = dataset.EchoTime = None
     for keyword, name in PARAMETERS.items():
         values = [element.text for element in header.findall(f"sequenceParameters/{name}")]
-        if values:
-            _set_number(dataset, keyword, values[min(image.index.contrast, len(values) - 1)], 1.0)
+        if len(values) == 1 and name != "TE":  # one for all; contrasts are echoes, which differ in theirs
+            values *= image.index.contrast + 1
+        if image.index.contrast < len(values):
+            _set_number(dataset, keyword, values[image.index.contrast], 1.0)
 
 
 def _place(dataset: Dataset, image: Image, affine: Array, plane: int) -> None:

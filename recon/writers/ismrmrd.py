@@ -98,15 +98,15 @@ def _series_number(series: ImageSeries) -> int:
 
 
 def _set_flags(header: Any, indices: list[Index], number: int) -> None:
-    """Set FIRST_IN_ and LAST_IN_ of every counter, counters nested as `Index` orders them."""
+    """Set FIRST_IN_ and LAST_IN_ of every counter, counters nested as `Index` orders them, and the images."""
     import ismrmrd
 
     for depth, counter in enumerate(COUNTERS, start=1):
         group = _group(COUNTERS[:depth])
-        same = [i for i, index in enumerate(indices) if group(index) == group(indices[number])]
-        if number == same[0]:
+        here = group(indices[number])
+        if number == 0 or group(indices[number - 1]) != here:
             header.set_flag(getattr(ismrmrd, f"IMAGE_FIRST_IN_{counter.upper()}"))
-        if number == same[-1]:
+        if number + 1 == len(indices) or group(indices[number + 1]) != here:
             header.set_flag(getattr(ismrmrd, f"IMAGE_LAST_IN_{counter.upper()}"))
 
 

@@ -9,9 +9,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_qpan.errors import ReconError
+from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.geometry import LPS_TO_RAS, stack, volumes
 from mri_qpan.recon.kspace import Image, ImageSeries
+from mri_qpan.recon.readers.mrd_header import parse_xml
+from mri_qpan.recon.writers.animation import frame_time
 
 SCANNER_ANATOMICAL = 1
 TEXT_COMMENT = 6
@@ -20,8 +22,9 @@ TEXT_COMMENT = 6
 def write_nifti(path: Path, series: ImageSeries) -> None:
     """Write float32 pixels (x, y, slice[, time]) as NIfTI-1; `.nii.gz` compresses.
 
-    Repetitions, contrasts, phases and sets become the fourth dimension, in this order. The affine follows
-    `recon.geometry`, turned from LPS to NIfTI's RAS axes.
+    Repetitions, contrasts, phases and sets become the fourth dimension, in this order; its step in seconds is
+    given where the file tells it (see `animation.frame_time`), else 0. The affine follows `recon.geometry`,
+    turned from LPS to NIfTI's RAS axes.
 
     Parameters
     ----------
@@ -43,6 +46,8 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
     pixels = np.stack([_pixels(series, images) for images, _ in stacks], axis=-1)
     nifti = nib.Nifti1Image(pixels[..., 0] if len(stacks) == 1 else pixels, LPS_TO_RAS @ affine)
     nifti.header.set_xyzt_units("mm", "sec")
+    if len(stacks) > 1:
+        nifti.header["pixdim"][4] = _seconds(path, series)
     nifti.set_sform(nifti.affine, SCANNER_ANATOMICAL)
     nifti.set_qform(nifti.affine, SCANNER_ANATOMICAL)
     origin = series.provenance
@@ -50,6 +55,20 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
     provenance = json.dumps(origin).encode()
     nifti.header.extensions.append(nib.nifti1.Nifti1Extension(TEXT_COMMENT, provenance))
     nib.save(nifti, path)
+
+
+def _seconds(path: Path, series: ImageSeries) -> float:
+    """Return how long a volume of the fourth dimension lasts, 0 where that is not known or not its sense."""
+    found = [i.index for i in series.images]
+    index = np.array([(i.repetition, i.contrast, i.phase, i.set) for i in found])
+    repeated, contrast, moving, sets = np.ptp(index, axis=0) > 0
+    if series.xml is None or contrast or sets or (repeated and moving):
+        return 0.0
+    try:
+        step, source = frame_time(series.images, parse_xml(series.xml, str(path)))
+    except InputError:  # a header that is no XML says nothing
+        return 0.0
+    return step / 1000 if source is not None else 0.0
 
 
 def _pixels(series: ImageSeries, images: list[Image]) -> NDArray[np.float32]:

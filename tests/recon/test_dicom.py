@@ -80,6 +80,22 @@ def test_header_comes_from_the_measurement(tmp_path: Path) -> None:
     assert [f.InstanceNumber for f in files] == [1, 2, 3, 4, 5, 6]
 
 
+def test_an_echo_time_that_the_header_lacks_stays_empty(tmp_path: Path) -> None:
+    files = written(tmp_path, series(contrasts=3, slices=1))
+    assert [f.EchoTime for f in files] == [12.5, 30, None]
+    assert [f.RepetitionTime for f in files] == [500, 500, 500]
+    one = series(slices=1, xml=XML.replace("<TE>30</TE>", ""))
+    assert [f.EchoTime for f in written(tmp_path, one)[:2]] == [12.5, None]
+
+
+def test_encodings_are_series_of_their_own(tmp_path: Path) -> None:
+    images = series()
+    second = [replace(image, index=replace(image.index, encoding=1)) for image in images.images]
+    numbers = {f.SeriesNumber for f in written(tmp_path, replace(images, images=second))}
+    assert numbers == {11}
+    assert {f.SeriesNumber for f in written(tmp_path, images)} == {1}
+
+
 def test_identifiers(tmp_path: Path) -> None:
     first = written(tmp_path, series())
     (tmp_path / "again").mkdir()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from mri_qpan.errors import ReconError
-from mri_qpan.recon.geometry import affine_lps, stack, voxel_size
+from mri_qpan.recon.geometry import affine_lps, place_notes, stack, voxel_size
 from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Vector
 from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti
 
@@ -161,6 +161,30 @@ def test_slices_of_one_position_lie_side_by_side() -> None:
     ordered, affine = stack(images)
     assert [image.index.slice for image in ordered] == [0, 1, 2]
     np.testing.assert_allclose(affine[:3, 2], [0, 0, 3])
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ((0, 3, 6), None),
+        ((6, 3, 0), None),
+        ((0, 6, 3), "not numbered"),
+        ((5, 5, 5), "one position"),
+        ((4,), None),
+    ],
+)
+def test_what_is_assumed_of_slices_is_said(places: tuple[int, ...], words: str | None) -> None:
+    images = [
+        Image(
+            np.zeros((1, 4, 4), np.complex64),
+            Geometry((9, 9, 3), (0, 0, place)),
+            Index(repetition=r, slice=s),
+        )
+        for r in range(2)
+        for s, place in enumerate(places)
+    ]
+    notes = place_notes(images)
+    assert not notes if words is None else words in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,21 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
+import pydicom
 import pytest
 import torch
+from mrd_files import header_xml, lines, random_kspace, write
 from torch import Tensor
 
 from mri_qpan.encoding import Normal
 from mri_qpan.errors import InputError, ReconError
+from mri_qpan.fourier import ifft_numpy
 from mri_qpan.methods import Method, get_method
-from mri_qpan.recon.job import Job, StoppedError, load_maps, output_stem, reconstruct_file
+from mri_qpan.recon.job import Job, StoppedError, output_stem, reconstruct_file
 from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.maps import load_maps, maps_of
+from mri_qpan.recon.pipeline import reconstruct
+from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.study import Undersampling
 from mri_qpan.recon.writers import Format, find_formats
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
@@ -153,6 +159,33 @@ def test_slices_that_are_no_volume_still_give_the_other_files(tmp_path: Path, sm
     assert any("no nifti file" in note and "evenly spaced" in note for note in record["notes"])
 
 
+def test_every_encoding_has_files_of_its_own(tmp_path: Path) -> None:
+    first, second = random_kspace(1, 6, 8), random_kspace(1, 10, 12, seed=1)
+    xmls = header_xml((8, 6, 1)), header_xml((12, 10, 1))
+    both = xmls[0].replace(
+        "</encoding>",
+        "</encoding><encoding>" + xmls[1].split("<encoding>")[1].split("</encoding>")[0] + "</encoding>",
+    )
+    path = write(tmp_path / "scan.h5", both, lines(first) + lines(second, encoding=1))
+    job = replace(ZERO_FILLED, formats=find_formats(["npy", "dicom"]))
+    record = reconstruct_file(path, tmp_path, job)
+    for encoding, samples in enumerate((first, second)):
+        image = np.load(tmp_path / f"scan_zero-filled_encoding{encoding}.npy")[0]
+        np.testing.assert_allclose(image, ifft_numpy(samples, (-2, -1)), atol=1e-5)
+        assert f"scan_zero-filled_encoding{encoding}_0001.dcm" in record["outputs"]
+
+
+def test_assumptions_go_with_every_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", random_kspace(6, 8))
+    job = replace(ZERO_FILLED, dims="y,x", formats=find_formats(["dicom"]))
+    reconstruct_file(tmp_path / "a.npy", tmp_path, job)
+    file = pydicom.dcmread(tmp_path / "a_zero-filled_0001.dcm")
+    assert any(
+        "taken as 1 mm" in note
+        for note in json.loads(file.private_block(0x2025, "mri-qpan")[1].value)["notes"]
+    )
+
+
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
         reconstruct_file(tmp_path, tmp_path, ZERO_FILLED)
@@ -170,6 +203,34 @@ def test_maps_from_a_file(tmp_path: Path, raw: Path) -> None:
     assert loaded.dtype == np.complex64
     record = reconstruct_file(raw, tmp_path, Job(get_method("zero-filled"), CPU, mps=loaded))
     assert any("maps as given" in note for note in record["notes"])
+    assert any("of one slice were taken for every slice" in note for note in record["notes"])
+
+
+def test_every_slice_has_its_own_maps(tmp_path: Path, small_kspace: Maker) -> None:
+    slices = [small_kspace(Index(slice=s)) for s in range(2)]
+    path = tmp_path / "scan.h5"
+    write_raw(path, slices)
+    own = [prepare(kspace).mps for kspace in slices]
+    own[1] = np.roll(own[1], 1, axis=0)  # which do not fit the second slice
+    np.save(tmp_path / "maps.npy", np.concatenate(own, axis=1))
+    job = Job(get_method("zero-filled"), CPU, mps=load_maps(tmp_path / "maps.npy"))
+    first, second = (image["residual"] for image in reconstruct_file(path, tmp_path, job)["images"])
+    assert first < 0.05 < second
+    with pytest.raises(InputError, match="those of 2 slices, none of them number 2"):
+        maps_of(job.mps, small_kspace(Index(slice=2)))
+
+
+def test_sets_of_maps_from_a_file(tmp_path: Path, small_kspace: Maker) -> None:
+    kspace = small_kspace()
+    maps = prepare(kspace, sets=2).mps
+    np.save(tmp_path / "maps.npy", 3 * maps)
+    given = prepare(kspace, mps=load_maps(tmp_path / "maps.npy")).mps
+    np.testing.assert_allclose(given, maps, atol=1e-5)
+    expected, image = (
+        reconstruct(replace(kspace, calib=None), get_method("zero-filled"), mps=m, compress=c).image.data
+        for m, c in ((maps, None), (maps, 4))
+    )
+    np.testing.assert_allclose(image, expected, atol=1e-4 * abs(expected).max())
 
 
 @pytest.mark.parametrize("content", [np.ones((2, 3)), np.ones((1, 4, 4)), np.full((1, 4, 4), np.nan + 0j)])

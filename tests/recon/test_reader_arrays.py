@@ -54,9 +54,38 @@ def test_the_only_variable_that_fits(tmp_path: Path) -> None:
     scipy.io.savemat(path, {"raw": random_kspace(6, 8, 2), "mask": np.ones((6, 8))})
     (image,) = open_kspace(path, "y,x,coil")
     assert image.data.shape == (2, 1, 6, 8)
-    scipy.io.savemat(path, {"a": random_kspace(6, 8), "b": random_kspace(6, 8)})
-    with pytest.raises(InputError, match="call the k-space 'kspace'"):
+    several = {"a": random_kspace(6, 8), "b": random_kspace(6, 8, seed=1)}
+    scipy.io.savemat(path, several)
+    with pytest.raises(InputError, match="say which is the k-space"):
         open_kspace(path, "y,x")
+
+
+@pytest.mark.parametrize("version", ["5", "7.3"])
+def test_a_variable_is_named(tmp_path: Path, version: str) -> None:
+    path = tmp_path / "k.mat"
+    several = {name: random_kspace(6, 8, seed=n) for n, name in enumerate(["kspace", "reference"])}
+    if version == "5":
+        scipy.io.savemat(path, several)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in several.items():
+                file[name] = array.T
+    (image,) = open_kspace(path, "reference:y,x")
+    np.testing.assert_array_equal(image.data[0, 0], several["reference"])
+    with pytest.raises(InputError, match=r"holds kspace \(6, 8\), reference"):
+        open_kspace(path, "other:y,x")
+    np.save(tmp_path / "k.npy", several["kspace"])
+    with pytest.raises(InputError, match="no variable called 'reference'"):
+        open_kspace(tmp_path / "k.npy", "reference:y,x")
+
+
+def test_averages_of_an_array(tmp_path: Path) -> None:
+    kspace = random_kspace(2, 6, 8)
+    kspace[1, 0] = 0
+    np.save(tmp_path / "k.npy", kspace)
+    (image,) = open_kspace(tmp_path / "k.npy", "average,y,x")
+    np.testing.assert_allclose(image.data[0, 0, 1:], kspace[:, 1:].mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(image.data[0, 0, 0], kspace[0, 0])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from mrd_files import quick, random_kspace, refused
 
 from mri_qpan import bart
 from mri_qpan.errors import InputError, ReconError
-from mri_qpan.recon.job import load_maps
 from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index
+from mri_qpan.recon.maps import load_maps
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.writers.arrays import write_cfl_pair, write_npy
 
@@ -30,25 +30,38 @@ def test_one_slice(tmp_path: Path, suffix: str) -> None:
     assert image.geometry.fov == (8, 6, 1)
 
 
-@given(sizes=st.tuples(*[st.integers(1, 3)] * 4))
+@given(sizes=st.tuples(*[st.integers(1, 3)] * 4), sets=st.integers(1, 2))
 @quick
-def test_counters(tmp_path_factory: pytest.TempPathFactory, sizes: tuple[int, int, int, int]) -> None:
+def test_counters(
+    tmp_path_factory: pytest.TempPathFactory, sizes: tuple[int, int, int, int], sets: int
+) -> None:
     slices, phases, repetitions, contrasts = sizes
     folder = tmp_path_factory.mktemp("bart")
-    kspace = random_kspace(slices, 1, phases, repetitions, 1, 1, 1, 1, contrasts, 1, 2, 1, 4, 5)
+    kspace = random_kspace(slices, sets, phases, repetitions, 1, 1, 1, 1, contrasts, 1, 2, 1, 4, 5)
     bart.write_cfl(folder / "k", kspace)
     stream = open_kspace(folder / "k.cfl")
-    assert len(stream) == np.prod(sizes)
+    assert len(stream) == sets * np.prod(sizes)
     images = list(stream)
     assert [image.index for image in images] == sorted(image.index for image in images)
     for image in images:
         i = image.index
-        expected = kspace[i.slice, 0, i.phase, i.repetition, 0, 0, 0, 0, i.contrast, 0]
+        expected = kspace[i.slice, i.set, i.phase, i.repetition, 0, 0, 0, 0, i.contrast, 0]
         np.testing.assert_array_equal(image.data, expected)
     series = ImageSeries([Image(i.data[0], i.geometry, i.index) for i in images], None, PROVENANCE)
     write_cfl_pair(folder / "image.cfl", series)
     back = bart.read_cfl(folder / "image").reshape(*kspace.shape[:-4], 4, 5)
     np.testing.assert_array_equal(back, kspace[..., 0, 0, :, :])
+
+
+def test_averages_are_averaged_where_they_were_measured(tmp_path: Path) -> None:
+    kspace = random_kspace(2, *[1] * 10, 3, 1, 4, 5)  # dimensions 14 (averages) to 0
+    kspace[1, ..., 0, :] = 0
+    bart.write_cfl(tmp_path / "k", kspace)
+    (image,) = open_kspace(tmp_path / "k.cfl")
+    first, second = kspace.reshape(2, 3, 1, 4, 5)
+    np.testing.assert_allclose(image.data[:, :, 1:], (first + second)[:, :, 1:] / 2, rtol=1e-6)
+    np.testing.assert_array_equal(image.data[:, :, 0], first[:, :, 0])
+    assert image.mask.all()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +105,13 @@ def test_maps_from_bart(tmp_path: Path) -> None:
     maps = random_kspace(4, 1, 6, 8)
     bart.write_cfl(tmp_path / "maps", maps)
     np.testing.assert_array_equal(load_maps(tmp_path / "maps.cfl"), maps)
+    slices = random_kspace(3, *[1] * 8, 2, 4, 1, 6, 8)  # dimensions 13 (slices) to 0, two sets
+    bart.write_cfl(tmp_path / "slices", slices)
+    loaded = load_maps(tmp_path / "slices.cfl")
+    np.testing.assert_array_equal(loaded, slices.reshape(3, 2, 4, 6, 8).transpose(1, 2, 0, 3, 4))
+    bart.write_cfl(tmp_path / "echoes", random_kspace(2, 1, 4, 1, 6, 8))
+    with pytest.raises(InputError, match="dimensions"):
+        load_maps(tmp_path / "echoes.cfl")
     with pytest.raises(InputError):
         load_maps(tmp_path / "none.cfl")
 

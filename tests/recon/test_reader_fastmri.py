@@ -19,7 +19,8 @@ NX, NY = 24, 18
 
 def xml(recon: tuple[int, int] = (12, 12), first: int = 2, lines: int = 14) -> str:
     limits = limit_xml("kspace_encoding_step_1", lines - 1, NY // 2 - first)
-    return header_xml((NX, NY, 1), (*recon, 1), recon_fov=(120, 120, 4.5), limits=limits)
+    spaces = {"fov": (10 * NX, 10 * NY, 4.5), "recon_fov": (120, 120, 4.5)}
+    return header_xml((NX, NY, 1), (*recon, 1), limits=limits, **spaces)
 
 
 def write(
@@ -86,8 +87,9 @@ def test_a_matrix_smaller_than_the_image_wanted(path: Path) -> None:
     write(path, random_kspace(1, 2, NX, NY), xml(recon=(40, 12)))
     (image,) = open_kspace(path)
     assert image.recon_shape == (1, 12, NX)
-    assert image.geometry.fov == pytest.approx((120 * NX / 40, 120, 4.5))
+    assert image.geometry.fov == pytest.approx((10 * NX, 120, 4.5))
     assert any("cropped" in note for note in image.notes)
+    assert any("other pixels than were encoded" in note for note in image.notes)
 
 
 def test_reconstruction_has_fastmris_orientation(path: Path, tmp_path: Path) -> None:

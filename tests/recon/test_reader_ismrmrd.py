@@ -19,6 +19,7 @@ from mrd_files import (
     only,
     quick,
     random_kspace,
+    refused,
     write,
 )
 
@@ -287,6 +288,44 @@ class TestFilesInTheWild:
         image = only(write(path, header_xml((NX, NY, 20)), lines(KSPACE)))
         assert image.data.shape == (2, 1, NY, NX)
         assert any("2-D" in note for note in image.notes)
+
+    def test_their_thickness_is_the_headers_pixel(self, path):
+        xml = header_xml((NX, NY, 20), fov=(NX, NY, 60), recon_fov=(NX, NY, 60))
+        image = only(write(path, xml, lines(KSPACE)))
+        assert image.geometry.fov == (NX, NY, 3)
+        assert any("3 mm" in note for note in image.notes)
+
+    def test_what_is_not_used_is_said(self, path):
+        left_out = lines(KSPACE, flags=[ismrmrd.ACQ_IS_PHASECORR_DATA], rows=(0, 1))
+        write(
+            path, XML, [*left_out, line(KSPACE[:, 0], flags=[ismrmrd.ACQ_IS_NAVIGATION_DATA]), *lines(KSPACE)]
+        )
+        with ismrmrd.Dataset(str(path), "dataset") as dataset:
+            dataset.append_waveform(ismrmrd.Waveform.from_array(np.zeros((4, 100), np.uint32)))
+        notes = " ".join(only(path).notes)
+        assert "1 navigator, 2 phase correction" in notes
+        assert "ghost" in notes
+        assert "1 waveforms" in notes
+
+    def test_lines_that_no_counter_tells_apart(self, path):
+        image = only(write(path, XML, lines(KSPACE) + lines(3 * KSPACE, rows=(1, 2))))
+        np.testing.assert_allclose(image.data[:, 0, 1:3], 2 * KSPACE[:, 1:3], rtol=1e-6)
+        assert any(note.startswith("2 lines of an image repeat") for note in image.notes)
+        averages = only(write(path.with_name("2.h5"), XML, lines(KSPACE) + lines(KSPACE, average=1)))
+        assert not any("repeat" in note for note in averages.notes)
+
+    @pytest.mark.parametrize("trajectory", ["cartesian", "radial"])
+    def test_slices_on_top_of_each_other_are_refused(self, path, trajectory):
+        bands = "<multiband><multiband_factor>{}</multiband_factor></multiband>"
+        bands = f"<parallelImaging>{bands}</parallelImaging>"
+        xml = header_xml((NX, NY, 1), trajectory=trajectory)
+        several, one = (xml.replace("<trajectory>", bands.format(n) + "<trajectory>") for n in (3, 1))
+        assert "3 slices were excited together" in refused(write(path, several, lines(KSPACE)))
+        if trajectory == "cartesian":
+            assert only(write(path.with_name("one.h5"), one, lines(KSPACE))).mask.all()
+
+    def test_echo_planar_readouts_are_refused(self, path):
+        assert "ghosts" in refused(write(path, header_xml((NX, NY, 1), trajectory="epi"), lines(KSPACE)))
 
     @pytest.mark.parametrize("removed", ["<trajectory>cartesian</trajectory>", "<encodingLimits>"])
     def test_missing_elements(self, path, removed):

@@ -143,6 +143,26 @@ def test_nifti_puts_repetitions_last_and_says_who_made_it(tmp_path: Path) -> Non
     assert json.loads(nifti.header.extensions[0].get_content()) == PROVENANCE
 
 
+@pytest.mark.parametrize(
+    ("counter", "header", "seconds"),
+    [
+        ("repetition", "<sequenceParameters><TR>2500</TR></sequenceParameters>", 2.5),
+        ("repetition", "", 0),
+        ("contrast", "<sequenceParameters><TR>2500</TR></sequenceParameters>", 0),
+    ],
+)
+def test_nifti_tells_no_time_that_it_does_not_know(
+    tmp_path: Path, counter: str, header: str, seconds: float
+) -> None:
+    moving = [
+        Image(i.data, i.geometry, Index(slice=i.index.slice, **{counter: i.index.repetition}))
+        for i in series().images
+    ]
+    xml = f"<ismrmrdHeader>{header}</ismrmrdHeader>"
+    write_nifti(tmp_path / "a.nii", ImageSeries(moving, xml, PROVENANCE))
+    assert nib.load(tmp_path / "a.nii").header["pixdim"][4] == pytest.approx(seconds)
+
+
 def test_nifti_refuses_repetitions_of_other_slices(tmp_path: Path) -> None:
     whole = series()
     with pytest.raises(ReconError, match="differ in their slices"):
