@@ -353,7 +353,7 @@ def _power(gram: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors (..., coil) over their norms (..., 1), as real numbers, of which torch is several times faster."""
+    """Vectors (..., coil) over their norms, and the norms (..., 1): of real numbers torch is faster."""
     parts = torch.view_as_real(vectors).flatten(-2)
     norms = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
     return vectors / norms.clamp(min=1e-12), norms
