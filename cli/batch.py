@@ -83,6 +83,8 @@ def batch(
     workers: options.Workers = None,
     scheduler: options.Scheduler = None,
     log_format: options.LogFormat = "text",
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = "127.0.0.1",
 ) -> None:
     """Reconstruct many files, several at a time, and go on after an interruption.
 
@@ -95,6 +97,7 @@ def batch(
     from mri_qpan.recon.batch.inputs import find_inputs
     from mri_qpan.recon.batch.outbox import Outbox
     from mri_qpan.recon.batch.run import run_batch
+    from mri_qpan.recon.metrics import FilesMeter, metered
 
     console = Console(stderr=True)
     start_logging(log_format, console)
@@ -122,9 +125,10 @@ def batch(
     with (
         stop_on_sigterm() as stop,
         Outbox(output, recipe, command) as outbox,
+        metered(FilesMeter, metrics_host, metrics_port) as meter,
         _progress(console, log_format) as progress,
     ):
-        summary = run_batch(sources, troubles, outbox, crew, stop=stop, progress=progress)
+        summary = run_batch(sources, troubles, outbox, crew, stop=stop, progress=progress, meter=meter)
     _report(summary, log_format)
     if summary.left and stop.is_set():
         raise typer.Exit(TERMINATED)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mri_qpan.cli.benchmark_batch import batch
+from mri_qpan.cli.benchmark_soak import soak
 from mri_qpan.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def register(app: typer.Typer) -> None:
     verbs.command("real")(real)
     verbs.command("brain")(brain)
     verbs.command("serve")(serve)
+    verbs.command("soak")(soak)
+    verbs.command("batch")(batch)
     app.add_typer(verbs, name="benchmark")
 
 
@@ -182,7 +186,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Images that the server reconstructs at once.")] = 1,
     interval: Annotated[
         float,
-        typer.Option(min=0, help="Seconds between a client's slices; 0: as fast as the server takes them."),
+        typer.Option(min=0, help="Seconds that a slice takes; 0: as fast as the server takes them."),
     ] = 0.0,
     method: Annotated[str | None, typer.Option("--method", "-m", help="As in `mri-qpan recon`.")] = None,
 ) -> None:

@@ -14,10 +14,12 @@ from mri_qpan.cli import (
     info,
     mask,
     models,
+    openrecon,
     pics,
     recon,
     send,
     serve,
+    stream,
     train,
     watch,
 )
@@ -53,7 +55,8 @@ def options(
 
 
 for module in (
-    recon, batch, watch, pics, serve, send, demo, info, mask, models, export, train, benchmark
+    recon, batch, watch, pics, serve, send, stream, openrecon, demo, info, mask, models, export, train,
+    benchmark,
 ):  # fmt: skip
     module.register(app)
 

@@ -132,6 +132,15 @@ Scheduler = Annotated[
         " work, in folders of the same names. Left out: workers on this machine.",
     ),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=65535, metavar="PORT", help="Answer Prometheus (GET /metrics) on this port; 0: a free one."
+    ),
+]
+MetricsHost = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Address that --metrics-port listens on; 0.0.0.0 is every one.")
+]
 LogFormat = Annotated[
     str,
     typer.Option(

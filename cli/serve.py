@@ -70,6 +70,8 @@ def serve(
     ] = 4.0,
     device: options.Device = "auto",
     log_format: options.LogFormat = "text",
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = "127.0.0.1",
 ) -> None:
     """Reconstruct what scanners or other clients send as MRD over TCP, as they send it.
 
@@ -78,36 +80,46 @@ def serve(
     """
     from mri_qpan import models
     from mri_qpan.methods import find_device
+    from mri_qpan.recon.metrics import ServerMeter, metered
     from mri_qpan.recon.server import Server, Settings
 
     start_logging(log_format)
     place = find_device(device)
     jobs = _jobs(models.DEFAULT if method is None else method, config_dir, place)
     jobs[DEFAULT]()  # wrong names end here, not at the first client
-    settings = Settings(
-        jobs=jobs,
-        default=DEFAULT,
-        host=host,
-        port=port,
-        save=save,
-        patience=patience,
-        clients=clients,
-        memory=round(memory * 2**30),
-        workers=workers,
-    )
-    try:
-        server = Server(settings)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    with metered(ServerMeter, metrics_host, metrics_port) as meter:
+        settings = Settings(
+            jobs=jobs,
+            default=DEFAULT,
+            host=host,
+            port=port,
+            save=save,
+            patience=patience,
+            clients=clients,
+            memory=round(memory * 2**30),
+            workers=workers,
+            meter=meter,
+        )
+        try:
+            server = Server(settings)
+        except OSError as error:
+            raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        server.stop()
+        def stop(signum: int, frame: FrameType | None) -> None:
+            server.stop()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    typer.echo("mri-qpan: listening on {}:{}, configs {}".format(*server.address, ", ".join(jobs)))
-    server.serve()
-    typer.echo("mri-qpan: every session has ended")
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        typer.echo("mri-qpan: listening on {}:{}, configs {}".format(*server.address, ", ".join(jobs)))
+        server.serve()
+        typer.echo("mri-qpan: every session has ended")
+
+
+def config_names(method: str, folder: Path | None) -> list[str]:
+    """Return what clients can ask for, the default first; raises `InputError` as `serve` does."""
+    import torch
+
+    return list(_jobs(method, folder, torch.device("cpu")))
 
 
 def _jobs(method: str, folder: Path | None, device: torch.device) -> dict[str, Callable[[], Job]]:

@@ -72,6 +72,8 @@ def watch(
     workers: options.Workers = None,
     scheduler: options.Scheduler = None,
     log_format: options.LogFormat = "text",
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = "127.0.0.1",
 ) -> None:
     """Reconstruct every raw file that arrives in a folder, as `batch` does.
 
@@ -80,6 +82,7 @@ def watch(
     """
     from mri_qpan.recon.batch.crew import Crew
     from mri_qpan.recon.batch.outbox import Outbox
+    from mri_qpan.recon.metrics import FilesMeter, metered
     from mri_qpan.recon.push import Archive
     from mri_qpan.recon.watch import Arrivals, Sender
     from mri_qpan.recon.watch import watch as watch_folder
@@ -107,11 +110,15 @@ def watch(
         uncertainty=uncertainty,
     ).resolved()
     command = shlex.join(["mri-qpan", *sys.argv[1:]])
-    with stop_on_sigterm() as stop, Outbox(output, recipe, command) as outbox:
+    with (
+        stop_on_sigterm() as stop,
+        Outbox(output, recipe, command) as outbox,
+        metered(FilesMeter, metrics_host, metrics_port) as meter,
+    ):
         sender = None if archive is None else Sender(outbox, folder.absolute(), archive)
         arrivals = Arrivals(folder.absolute(), outbox.out, dims, settle)
         crew = partial(Crew, workers, scheduler, device)
-        done, failed = watch_folder(arrivals, outbox, crew, sender, stop=stop)
+        done, failed = watch_folder(arrivals, outbox, crew, sender, stop=stop, meter=meter)
     fields = {"done": done, "failed": failed}
     extra = {"event": "summary", "fields": fields}
     logging.getLogger(__name__).info("stopped: %d done, %d failed", done, failed, extra=extra)

@@ -4,7 +4,8 @@ ESPIRiT (Uecker et al., Magn Reson Med 71:990, 2014) with SigPy's defaults (6x6 
 above 2 % of the largest, eigenvalues above 0.95), several times faster: the image-space Gram matrix is
 evaluated from the 11x11 autocorrelation of the kernels instead of from every kernel's image, and a few power
 iterations start at the low-resolution coil images. Where two eigenvalues are near 1 (the object folds over)
-that start also picks the combination that is there, not an arbitrary one.
+that start also picks the combination that is there, not an arbitrary one. They run on a coarse grid, which
+holds these smooth maps as well, and end with a few on the image's.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import ifft, ifft_numpy
+from mri_qpan.recon.memo import Memo, fingerprint
 
 KERNEL = 6
 THRESHOLD = 0.02  # of the largest singular value: kernels below are noise
@@ -24,7 +26,11 @@ WIDEST_CALIBRATION = 32
 NARROWEST_CALIBRATION = 8  # lines; fewer make too few equations for the kernels
 ITERATIONS = 5  # of the power method, four steps each; what is not settled then has two equal eigenvalues
 COARSE = 48
+STEP = 4  # pixels to one of the grid that the power method settles on
+REFINEMENTS = 3  # of its steps on the image's own grid
 CHUNK = 2**25  # bytes of Gram matrices held at a time
+
+_correlations: Memo[Tensor | None] = Memo(2**25, lambda found: 0 if found is None else found.nbytes)
 
 Complex = NDArray[np.complex64]
 Block = tuple[slice, slice, slice]
@@ -126,21 +132,20 @@ def _maps(calib: Complex, shape: tuple[int, int], sets: int, noise: float, floor
     """`espirit`, (set, coil, y, x), from kernels whose singular values are above `floor` too."""
     coils = calib.shape[0]
     correlation = _kernel_correlation(calib, noise, floor)
-    reference = _strongest_combination(calib)
     maps = np.zeros((sets, coils, *shape), np.complex64)
     if correlation is None:
         return maps
-    low = _low_resolution(calib, shape)
+    reference = _strongest_combination(calib)
+    start = _settled(correlation, calib, shape, reference) if sets == 1 else None
     rows = max(1, CHUNK // (8 * coils * coils * shape[1]))
     for top in range(0, shape[0], rows):
         here = slice(top, min(top + rows, shape[0]))
         gram = _gram(correlation, shape, here)
-        inside = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1) > CROP
-        vectors, values = _eigenvectors(gram[inside], low[here][inside], sets)
-        phase = torch.einsum("c,ncs->ns", reference.conj(), vectors)
-        vectors = vectors * torch.exp(-1j * phase.angle())[:, None, :] * (values > CROP)[:, None, :]
-        found = torch.zeros(*inside.shape, coils, sets, dtype=torch.complex64)
-        found[inside] = vectors
+        if start is None:
+            found = _eigenvectors(gram, reference, sets)
+        else:
+            vectors, values = _power(gram, start[here], REFINEMENTS)
+            found = (_turned(vectors, reference) * (values > CROP))[..., None]
         maps[:, :, here] = found.permute(3, 2, 0, 1).numpy()
     return maps
 
@@ -276,6 +281,11 @@ def _spectrum(calib: Complex, noise: float) -> tuple[Tensor, Tensor, float]:
 
 def _kernel_correlation(calib: Complex, noise: float, floor: float = 0.0) -> Tensor | None:
     """Autocorrelation of the row space's kernels, (coil, coil, lag y, lag x), or None without any signal."""
+    # `folded_share` and `espirit` ask for the same one.
+    return _correlations.get((fingerprint(calib), noise, floor), lambda: _correlate(calib, noise, floor))
+
+
+def _correlate(calib: Complex, noise: float, floor: float) -> Tensor | None:
     coils = calib.shape[0]
     values, vectors, signal = _spectrum(calib, noise)
     kernels = vectors[:, values > max(signal, floor)]
@@ -299,7 +309,7 @@ def _gram(correlation: Tensor, shape: tuple[int, int], rows: slice) -> Tensor:
     for n, part in zip(shape, (rows, slice(None)), strict=True):
         place = (torch.arange(n, dtype=torch.float64)[part] - n // 2) / n
         waves.append(torch.exp(2j * math.pi * place[:, None] * lags).to(torch.complex64))
-    return torch.einsum("yl,cdlm,xm->yxcd", waves[0], correlation, waves[1])
+    return torch.einsum("yl,cdlm,xm->yxcd", waves[0], correlation, waves[1]).contiguous()
 
 
 def _low_resolution(calib: Complex, shape: tuple[int, int]) -> Tensor:
@@ -313,18 +323,57 @@ def _low_resolution(calib: Complex, shape: tuple[int, int]) -> Tensor:
     return ifft(padded, (-2, -1)).permute(1, 2, 0)
 
 
-def _eigenvectors(gram: Tensor, start: Tensor, sets: int) -> tuple[Tensor, Tensor]:
-    """Leading eigenvectors (pixel, coil, set) and eigenvalues (pixel, set) of Hermitian matrices."""
-    if sets > 1 or gram.shape[0] == 0:
-        values, vectors = torch.linalg.eigh(gram)
-        return vectors[..., -sets:].flip(-1), values[..., -sets:].flip(-1)
-    vectors = torch.nn.functional.normalize(start + 1e-6 * start.abs().max(), dim=-1)[..., None]
+def _settled(correlation: Tensor, calib: Complex, shape: tuple[int, int], reference: Tensor) -> Tensor:
+    """Leading eigenvectors, (y, x, coil), by the power method on a coarse grid, interpolated."""
+    height, width = (min(n, max(COARSE, -(-n // STEP))) for n in shape)
+    low = _low_resolution(calib, (height, width))
+    gram = _gram(correlation, (height, width), slice(0, height))
     squared = gram @ gram
-    fourth = squared @ squared
-    for _ in range(ITERATIONS):
-        vectors = torch.nn.functional.normalize(fourth @ vectors, dim=1)
-    product = gram @ vectors
-    return torch.nn.functional.normalize(product, dim=1), torch.linalg.vector_norm(product, dim=1)
+    vectors, _ = _power(squared @ squared, low + 1e-6 * low.abs().max(), ITERATIONS)
+    vectors = _turned(vectors, reference)
+    down, across = (_interpolation(m, n) for m, n in zip((height, width), shape, strict=True))
+    return torch.einsum("yv,vuc,xu->yxc", down, vectors, across)
+
+
+def _interpolation(coarse: int, fine: int) -> Tensor:
+    """Linear interpolation between centred periodic grids, (fine, coarse)."""
+    place = (torch.arange(fine, dtype=torch.float64) - fine // 2) * coarse / fine + coarse // 2
+    below, rows = place.floor().long(), torch.arange(fine)
+    weights = torch.zeros(fine, coarse, dtype=torch.complex64)
+    weights[rows, below % coarse] = (1 - (place - below)).to(torch.complex64)
+    weights[rows, (below + 1) % coarse] += (place - below).to(torch.complex64)
+    return weights
+
+
+def _power(gram: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvectors (..., coil), of norm 1, and eigenvalues (..., 1), of Hermitian matrices."""
+    for _ in range(steps):
+        vectors = (gram @ _unit(vectors)[0][..., None])[..., 0]
+    return _unit(vectors)
+
+
+def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors (..., coil) over their norms, and the norms (..., 1): of real numbers torch is faster."""
+    parts = torch.view_as_real(vectors).flatten(-2)
+    norms = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
+    return vectors / norms.clamp(min=1e-12), norms
+
+
+def _turned(vectors: Tensor, reference: Tensor) -> Tensor:
+    """Vectors (..., coil) with the phase in which a combination of the coils has none."""
+    seen = (vectors * reference.conj()).sum(-1, keepdim=True)
+    return vectors * torch.exp(-1j * seen.angle())
+
+
+def _eigenvectors(gram: Tensor, reference: Tensor, sets: int) -> Tensor:
+    """Leading eigenvectors, (y, x, coil, set), 0 where the eigenvalue says that nothing is there."""
+    found = torch.zeros(*gram.shape[:-1], sets, dtype=torch.complex64)
+    inside = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1) > CROP
+    values, vectors = torch.linalg.eigh(gram[inside])
+    vectors, values = vectors[..., -sets:].flip(-1), values[..., -sets:].flip(-1)
+    phase = torch.einsum("c,ncs->ns", reference.conj(), vectors)
+    found[inside] = vectors * torch.exp(-1j * phase.angle())[:, None, :] * (values > CROP)[:, None, :]
+    return found
 
 
 def _strongest_combination(calib: Complex) -> Tensor:

@@ -37,7 +37,7 @@ class Load:
     Attributes
     ----------
     clients, slices, interval
-        Clients, slices that each sent, and the least seconds from the start of one to that of the next.
+        Clients, slices that each sent, and the seconds over which it spread the lines of one.
     seconds
         From the first byte to the last image.
     latencies
@@ -117,7 +117,8 @@ def load(
     workers
         Images that the server reconstructs at once.
     interval
-        Least seconds from the start of a slice to that of the next, as a scanner takes them.
+        Seconds over which the lines of a slice are spread evenly, as a scanner takes them, with no pause
+        between slices; 0 sends as fast as the server takes them.
     progress
         Called with words before each number.
 
@@ -128,14 +129,10 @@ def load(
     ReconError
         If the server does not start, or a client fails.
     """
-    file = IsmrmrdFile(Hdf5Process(path))
-    lines = list(messages_of(file))
-    file.close()
-    if any(int(a.idx.slice) or int(a.idx.repetition) for a in lines):
-        raise InputError(f"{path}: the load test sends one image many times, and this file has several")
+    xml, lines = one_image(path)
     found = []
     with served(method, workers) as (address, process):
-        alone = _run(address, file.xml, lines, 1, 0.0)  # which also warms the server up
+        alone = run(address, xml, lines, 1, 0.0)  # which also warms the server up
         if 0 not in alone.received:
             raise ReconError(f"{path}: a single client got no image: try `mri-qpan send`")
         reference = alone.received[0][1]
@@ -145,7 +142,7 @@ def load(
             threads, states = [], [_Client() for _ in range(number)]
             for state in states:
                 thread = threading.Thread(
-                    target=_attempt, args=(state, address, file.xml, lines, slices, interval)
+                    target=_attempt, args=(state, address, xml, lines, slices, interval)
                 )
                 threads.append(thread)
                 thread.start()
@@ -156,23 +153,33 @@ def load(
             if failed:
                 raise ReconError(f"a client failed: {failed[0]}")
             latencies = [t - s.sent[i] for s in states for i, (t, _) in s.received.items()]
-            wrong = sum(_wrong(state, reference, slices) for state in states)
+            wrong = sum(wrong_images(state, reference, slices) for state in states)
             found.append(Load(number, slices, interval, seconds, latencies, _peak_mib(process), wrong))
     return found
+
+
+def one_image(path: Path) -> tuple[str, list[Any]]:
+    """Return the header and the acquisitions of a file with one image; raises `InputError` otherwise."""
+    file = IsmrmrdFile(Hdf5Process(path))
+    lines = list(messages_of(file))
+    file.close()
+    if any(int(a.idx.slice) or int(a.idx.repetition) for a in lines):
+        raise InputError(f"{path}: the load test sends one image many times, and this file has several")
+    return file.xml, lines
 
 
 def _attempt(
     state: _Client, address: Address, xml: str, lines: list[Any], slices: int, interval: float
 ) -> None:
     try:
-        done = _run(address, xml, lines, slices, interval, state)
+        done = run(address, xml, lines, slices, interval, state)
         if len(done.received) < slices:
             raise ReconError(f"{len(done.received)} of {slices} images came")
     except (OSError, InputError, ReconError) as error:
         state.failure = error
 
 
-def _run(
+def run(
     address: Address, xml: str, lines: list[Any], slices: int, interval: float, state: _Client | None = None
 ) -> _Client:
     """Be one client, to the end."""
@@ -185,8 +192,9 @@ def _run(
         writer.serialize(HeaderText(xml))
         started = time.perf_counter()
         for number in range(slices):
-            time.sleep(max(0.0, started + number * interval - time.perf_counter()))
             for position, line in enumerate(lines):
+                due = started + (number + position / len(lines)) * interval
+                time.sleep(max(0.0, due - time.perf_counter()))
                 writer.serialize(_as_slice(line, number, position + 1 == len(lines)))
             client.sent.append(time.perf_counter())
         writer.close()
@@ -214,7 +222,7 @@ def _listen(connection: socket.socket, client: _Client) -> None:
         client.failure = error
 
 
-def _wrong(client: _Client, reference: NDArray[Any], slices: int) -> int:
+def wrong_images(client: _Client, reference: NDArray[Any], slices: int) -> int:
     """Return how many images are not the reference times one more than their slice.
 
     Rounding may move the border of the coil maps by a pixel, so single pixels do not decide.
@@ -252,7 +260,9 @@ def to_markdown(
     """
     rows = []
     interval = loads[0].interval
-    pace = f"one every {interval:g} s" if interval else "as fast as the server takes them"
+    pace = "as fast as the server takes them"
+    if interval:
+        pace = f"the lines of each spread over {interval:g} s as a scanner takes them"
     for found in loads:
         median, high = np.percentile(found.latencies, (50, 99))
         memory = "?" if found.memory_mib is None else f"{found.memory_mib:.0f}"

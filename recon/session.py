@@ -11,10 +11,13 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, MriQpanError
+from mri_qpan.recon.early import Early
+from mri_qpan.recon.ends import COUNTERS, Ends, ended_by
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import ImageSeries, Index
 from mri_qpan.recon.pipeline import reconstruct
+from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.provenance import provenance
 from mri_qpan.recon.readers.ismrmrd import images_of
 from mri_qpan.recon.readers.mrd_header import parse_header, parse_xml, text_of
@@ -26,15 +29,17 @@ HEAD = ismrmrd.hdf5.acquisition_header_dtype
 WHITE = 4095
 """Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
 
-COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
-
 
 @dataclass(frozen=True)
 class Lines:
-    """The acquisitions of one image, with the session's noise and calibration scans."""
+    """The acquisitions of one image, with the session's noise and calibration scans.
+
+    `ended` are the counters of which the image is the last by its readouts' flags.
+    """
 
     index: Index
     acquisitions: list[Any]
+    ended: frozenset[str] = frozenset()
 
 
 class Session:
@@ -63,7 +68,8 @@ class Session:
     """
 
     def __init__(self, xml: str, peer: str, most: int) -> None:
-        parse_header(xml, peer)
+        self._early = Early(parse_header(xml, peer))
+        self._calibrated: Index | None = None
         self._most = most
         self._averages = _last_average(xml, peer)
         self._noise: list[Any] = []
@@ -93,11 +99,25 @@ class Session:
             counters = (getattr(acquisition.idx, name) for name in COUNTERS)
             index = Index(acquisition.encoding_space_ref, *counters)
             self._hold(acquisition, self._waiting.setdefault(index, []))
-        return self._after(acquisition, index)
+            if self._early.note(index, acquisition, bool(self._calibration_of(index))):
+                self._calibrated = index
+        found = self._after(acquisition, index)
+        if found:
+            found[-1] = replace(found[-1], ended=ended_by(acquisition))
+        return found
+
+    def calibrated(self) -> Lines | None:
+        """Return, once, the lines so far of an image whose calibration region has just become complete."""
+        index, self._calibrated = self._calibrated, None
+        lines = None if index is None else self._waiting.get(index)
+        return None if index is None or lines is None else self._with_scans(index, lines)
 
     def rest(self) -> list[Lines]:
         """Return the images whose last line was not flagged."""
-        return self._take(sorted(self._waiting))
+        found = self._take(sorted(self._waiting))
+        if found:
+            found[-1] = replace(found[-1], ended=frozenset(COUNTERS))
+        return found
 
     def _hold(self, acquisition: Any, where: list[Any]) -> None:
         self._held += _size(acquisition)
@@ -131,6 +151,7 @@ class Session:
         found = []
         for index in indices:
             lines = self._waiting.pop(index)
+            self._early.end(index)
             self._held -= sum(map(_size, lines))
             before = self._complete.get(index)
             if before is not None:
@@ -138,12 +159,15 @@ class Session:
                 if 2 * len(lines) < before:
                     continue  # a few stragglers make no image
             self._complete[index] = len(lines)
-            same = [
-                kept for key, kept in self._calibration.items() if key[:2] == (index.encoding, index.slice)
-            ]
-            calibration = [line for kept in same for line in kept]
-            found.append(Lines(index, [*self._noise, *calibration, *lines]))
+            found.append(self._with_scans(index, lines))
         return found
+
+    def _with_scans(self, index: Index, lines: list[Any]) -> Lines:
+        return Lines(index, [*self._noise, *self._calibration_of(index), *lines])
+
+    def _calibration_of(self, index: Index) -> list[Any]:
+        same = [kept for key, kept in self._calibration.items() if key[:2] == (index.encoding, index.slice)]
+        return [line for kept in same for line in kept]
 
 
 def _is_calibration_alone(acquisition: Any) -> bool:
@@ -198,7 +222,21 @@ class Painter:
     def __init__(self, job: Job, xml: str, peer: str) -> None:
         self._job, self._xml, self._peer = job, xml, Path(peer)
         self._scale = 0.0
+        self._ends = Ends(xml, peer)
         self.count = 0
+
+    def begin(self, lines: Lines) -> None:
+        """Make the maps of an image whose calibration region is complete, and remember them.
+
+        What cannot be done now is done, or told of, when the image is complete.
+        """
+        job = self._job
+        try:
+            for kspace in images_of(_Memory(self._peer, self._xml, lines.acquisitions))[1]:
+                if kspace.index == lines.index and kspace.coord is None:
+                    prepare(kspace, sets=None, compress=job.compress)
+        except MriQpanError:
+            return
 
     def paint(self, lines: Lines, tell: Callable[[str], None]) -> Iterator[Any]:
         """Yield the messages with the images of some lines; warnings go to `tell`.
@@ -233,6 +271,7 @@ class Painter:
             self.count += 1
             message.image_index = self.count
             message.image_series_index = 1 + kspace.index.encoding
-            # Which image is the first or last of the series, one image cannot know.
             message.clear_all_flags()
+            for flag in self._ends.flags(kspace.index, lines.ended):
+                message.set_flag(flag)
             yield message

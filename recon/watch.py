@@ -18,6 +18,7 @@ from mri_qpan.recon.batch.journal import Entry
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import log_done, log_failed
 from mri_qpan.recon.batch.work import CHANGED, Task
+from mri_qpan.recon.metrics import Meter
 from mri_qpan.recon.push import Archive, push
 from mri_qpan.recon.readers import HDF5
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
@@ -164,7 +165,13 @@ class Sender:
 
 
 def watch(
-    arrivals: Arrivals, outbox: Outbox, crew: Callable[[], Crew], sender: Sender | None, *, stop: Event
+    arrivals: Arrivals,
+    outbox: Outbox,
+    crew: Callable[[], Crew],
+    sender: Sender | None,
+    *,
+    stop: Event,
+    meter: Meter | None = None,
 ) -> tuple[int, int]:
     """Reconstruct what arrives until `stop`; then finish what is in hand, and push what is finished.
 
@@ -180,6 +187,8 @@ def watch(
         Starts the workers.
     stop
         When to end.
+    meter
+        What counts files and errors.
 
     Returns
     -------
@@ -194,6 +203,7 @@ def watch(
         If the output folder cannot be written, or the workers' scheduler is lost.
     """
     done = failed = 0
+    meter = meter or Meter()
     waiting: deque[Task] = deque()
     known: set[str] = set()  # keys of the jobs that wait or are in hand
     looked = 0.0
@@ -203,7 +213,9 @@ def watch(
             while workers.in_hand or not stop.is_set():
                 if not stop.is_set() and time.monotonic() - looked >= POLL:
                     tasks, _ = outbox.plan(list(arrivals.ready(outbox.is_done)))
-                    waiting += [task for task in tasks if task.key not in known]
+                    new = [task for task in tasks if task.key not in known]
+                    meter.waiting(len(new))
+                    waiting += new
                     known |= {task.key for task in tasks}
                     looked = time.monotonic()
                 while waiting and not stop.is_set() and workers.has_room():
@@ -211,14 +223,17 @@ def watch(
                 outcome = workers.finished(POLL)
                 if outcome is not None:
                     known.discard(outcome.task.key)
+                    meter.waiting(-1)
                     entry = outbox.settle(outcome)
                     if outcome.unwritable:
                         arrivals.again(outcome.task.source)
                     if entry is not None and entry.reason is None:
                         done += 1
+                        meter.done(entry.seconds or 0.0)
                         log_done(entry)
                     elif entry is not None and entry.reason not in (None, CHANGED):
                         failed += 1
+                        meter.failed()
                         log_failed(outcome.task.source, str(entry.reason))
                 if sender is not None:
                     sender.step()

@@ -52,6 +52,8 @@ class Crew:
         Address of a Dask scheduler to use instead.
     device
         See `methods.find_device`.
+    work
+        What a worker does with a task.
 
     Raises
     ------
@@ -61,7 +63,14 @@ class Crew:
         From `finished`, if the scheduler is lost.
     """
 
-    def __init__(self, workers: int | None, scheduler: str | None, device: str) -> None:
+    def __init__(
+        self,
+        workers: int | None,
+        scheduler: str | None,
+        device: str,
+        work: Callable[[Task], Outcome] = perform,
+    ) -> None:
+        self._work = work
         self._outcomes: queue.Queue[tuple[Task, Any]] = queue.Queue()
         self._futures: dict[str, Any] = {}
         self._cluster: SpecCluster | None = None
@@ -111,7 +120,7 @@ class Crew:
 
     def submit(self, task: Task) -> None:
         """Have a task done."""
-        future = self._client.submit(perform, task, key=f"mri-qpan-{uuid.uuid4().hex}", pure=False)
+        future = self._client.submit(self._work, task, key=f"mri-qpan-{uuid.uuid4().hex}", pure=False)
         self._futures[task.key] = future
         future.add_done_callback(lambda done: self._outcomes.put((task, done)))
 

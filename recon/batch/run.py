@@ -13,6 +13,7 @@ from mri_qpan.recon.batch.crew import Crew
 from mri_qpan.recon.batch.inputs import Source, Trouble, text_of
 from mri_qpan.recon.batch.journal import Entry
 from mri_qpan.recon.batch.outbox import Outbox
+from mri_qpan.recon.metrics import Meter
 
 POLL = 1.0  # seconds after which a stop is noticed at the latest
 
@@ -49,6 +50,7 @@ def run_batch(
     *,
     stop: Event,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    meter: Meter | None = None,
 ) -> Summary:
     """Reconstruct inputs into an output folder, except what is done there already.
 
@@ -64,6 +66,8 @@ def run_batch(
         When set, what is in hand is finished and nothing more is begun.
     progress
         Called with the number of files done and their total, at the start and after each.
+    meter
+        What counts files and errors.
 
     Raises
     ------
@@ -72,13 +76,15 @@ def run_batch(
     ReconError
         If the output folder cannot be written, or the workers' scheduler is lost.
     """
+    meter = meter or Meter()
     tasks, missing = outbox.plan(sources)
     waiting, total = deque(tasks), len(tasks)
     summary = Summary(kept=len(sources) - len(tasks) - len(missing))
     for trouble in troubles:
-        _fail(summary, trouble.path, trouble.reason)
+        _fail(summary, meter, trouble.path, trouble.reason)
     for source, reason in missing:
-        _fail(summary, source.path, reason)
+        _fail(summary, meter, source.path, reason)
+    meter.waiting(total)
     if summary.kept:
         fields = {"files": summary.kept}
         log.info(
@@ -98,15 +104,17 @@ def run_batch(
             if outcome is None:
                 continue
             finished += 1
+            meter.waiting(-1)
             entry = outbox.settle(outcome)
             if entry is None:
                 continue
             if entry.reason is None:
                 summary.done.append(entry)
+                meter.done(entry.seconds or 0.0)
                 log_done(entry)
             else:
                 writable = writable and not outcome.unwritable
-                _fail(summary, outcome.task.source, entry.reason)
+                _fail(summary, meter, outcome.task.source, entry.reason)
             progress(finished, total)
     summary.left = len(waiting)
     if waiting and not writable:
@@ -130,7 +138,8 @@ def log_failed(path: Path, reason: str) -> None:
     log.error("%s", words, extra=_event("failed", {"file": where, "reason": reason}))
 
 
-def _fail(summary: Summary, path: Path, reason: str) -> None:
+def _fail(summary: Summary, meter: Meter, path: Path, reason: str) -> None:
+    meter.failed()
     summary.failures.append((path, reason))
     log_failed(path, reason)
 

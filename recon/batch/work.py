@@ -13,11 +13,12 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from mri_qpan.errors import MriQpanError, ReconError
 from mri_qpan.recon.batch.inputs import Stamp, content_sha256, stamp, text_of
@@ -83,8 +84,16 @@ class Outcome:
     unwritable: bool = False
 
 
-def perform(task: Task) -> Outcome:
-    """Reconstruct an input and complete its set; whatever goes wrong is the outcome's reason."""
+def perform(task: Task, make: Callable[[Path, Path, Job], dict[str, Any]] | None = None) -> Outcome:
+    """Reconstruct an input and complete its set; whatever goes wrong is the outcome's reason.
+
+    Parameters
+    ----------
+    task
+        What to do.
+    make
+        Instead of `reconstruct_file`.
+    """
     try:
         if complete(task).is_dir():  # by a worker that was lost right after it
             return Outcome(task)
@@ -92,7 +101,7 @@ def perform(task: Task) -> Outcome:
             return Outcome(task, CHANGED)
         job = replace(_job(task.recipe, task.digest), command=task.command)
         with _gpu if job.device.type == "cuda" else nullcontext():
-            _make(task, job)
+            _make(task, job, make or reconstruct_file)
     except Exception as error:
         words = str(error) if isinstance(error, MriQpanError) else f"{type(error).__name__}: {error}"
         return Outcome(task, words or type(error).__name__, isinstance(error, WriteError))
@@ -104,7 +113,7 @@ def complete(task: Task) -> Path:
     return task.out / ROOM / "complete" / f"{task.name}.{task.key}"
 
 
-def _make(task: Task, job: Job) -> None:
+def _make(task: Task, job: Job, make: Callable[[Path, Path, Job], dict[str, Any]]) -> None:
     with _writing(task):
         stage = Path(tempfile.mkdtemp(prefix="", dir=task.out / ROOM / "work"))
     try:
@@ -112,7 +121,7 @@ def _make(task: Task, job: Job) -> None:
         with _writing(task):
             files.mkdir()
         sha256 = content_sha256(task.source)
-        record = reconstruct_file(task.source, files, job)
+        record = make(task.source, files, job)
         if stamp(task.source) != task.stamp:
             return
         entry = Entry(

@@ -7,7 +7,7 @@ import pytest
 from mrd_files import header_xml, lines, random_kspace, write
 
 from mri_qpan.errors import InputError, ReconError
-from mri_qpan.recon.load import Load, _Client, _wrong, load, to_markdown
+from mri_qpan.recon.load import Load, _Client, load, to_markdown, wrong_images
 
 XML = header_xml((32, 24, 1))
 
@@ -25,7 +25,7 @@ def test_two_clients(tmp_path: Path) -> None:
 def test_images_of_another_slice_are_noticed() -> None:
     reference = np.arange(12.0).reshape(3, 4) * 100
     client = _Client(received={0: (0.0, reference), 1: (0.0, reference)})
-    assert _wrong(client, reference, 2) == 1
+    assert wrong_images(client, reference, 2) == 1
 
 
 def test_files_and_servers_that_cannot_be_used(tmp_path: Path) -> None:

@@ -163,3 +163,36 @@ class TestSorting:
         answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *made)
         assert len(images(answer)) == 2
         assert "too bright for the scale" in texts(answer)
+
+    def test_images_say_which_is_first_and_last(self, serve) -> None:
+        limits = limit_xml("kspace_encoding_step_1", NY - 1, NY // 2)
+        limits += "".join(
+            limit_xml(name, most, 0)
+            for name, most in (("slice", 1), ("repetition", 1), ("contrast", 0), ("phase", 0), ("set", 0))
+        )
+        made = [a for r in range(2) for s in range(2) for a in flagged(KSPACE, slice=s, repetition=r)]
+        xml = header_xml((NX, NY, 1), limits=limits)
+        found = images(talk(serve(), ConfigFile("default"), HeaderText(xml), *made))
+        names = ("FIRST_IN_REPETITION", "LAST_IN_REPETITION", "FIRST_IN_SLICE", "LAST_IN_SLICE")
+        flags = [[i.is_flag_set(getattr(ismrmrd, f"IMAGE_{name}")) for name in names] for i in found]
+        assert flags == [[1, 0, 1, 1], [0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 1]]
+
+    @pytest.mark.parametrize("flag", [ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT])
+    def test_without_limits_the_scanners_flags_tell_the_last(self, serve, flag: int) -> None:
+        made = [*flagged(KSPACE, slice=0), *flagged(KSPACE, slice=1)]
+        made[-1].set_flag(flag)
+        found = images(talk(serve(), ConfigFile("default"), HeaderText(XML), *made))
+        assert [i.is_flag_set(ismrmrd.IMAGE_FIRST_IN_REPETITION) for i in found] == [True, False]
+        assert [i.is_flag_set(ismrmrd.IMAGE_LAST_IN_REPETITION) for i in found] == [False, True]
+        last = flag == ismrmrd.ACQ_LAST_IN_MEASUREMENT
+        assert [i.is_flag_set(ismrmrd.IMAGE_LAST_IN_SET) for i in found] == [False, last]
+
+    @pytest.mark.parametrize(
+        ("text", "made"),
+        [('{"parameters": {"config": "null"}}', 0), ('{"parameters": {"config": "broken"}}', 0), ("{]", 1)],
+    )
+    def test_the_operators_choice_of_a_config(self, serve, text: str, made: int) -> None:
+        """OpenRecon's scanners send it as JSON after the header."""
+        answer = talk(serve(), ConfigFile("openrecon"), HeaderText(XML), text, *SLICE)
+        assert len(images(answer)) == made
+        assert ("a bug" in texts(answer)) == ("broken" in text)

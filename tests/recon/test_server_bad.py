@@ -190,8 +190,25 @@ def test_nothing_is_allocated_before_it_arrives() -> None:
 
 
 class TestRobustness:
+    @pytest.mark.parametrize(
+        "messages", [[], [ConfigFile("default")], [ConfigFile("default"), HeaderText(XML)]]
+    )
+    def test_nothing_comes(self, serve, messages: list[Any]) -> None:
+        assert talk(serve(), *messages) == []
+
+    def test_a_disk_that_fills_up_costs_no_image(
+        self, serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(dataset: Any, acquisition: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ismrmrd.Dataset, "append_acquisition", full)
+        answer = talk(serve(save=tmp_path), ConfigFile("default"), HeaderText(XML), *SLICE)
+        assert len(images(answer)) == 1
+        assert texts(answer).count("No space left on device") == 1
+
     def test_patience_outlives_a_bad_image(self, serve, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mri_qpan.recon.server.GIVE_UP", 0.2)
+        monkeypatch.setattr("mri_qpan.recon.conversation.GIVE_UP", 0.2)
         with socket.create_connection(serve(), timeout=30) as connection:
             writer, reader = MrdWriter(connection), iter(MrdReader(connection))
             for message in (ConfigFile("default"), HeaderText(XML)):

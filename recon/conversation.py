@@ -1,0 +1,323 @@
+"""One client's session with the MRD server: its messages in, images and texts out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+
+from mri_qpan.errors import InputError, MriQpanError
+from mri_qpan.recon.job import Job
+from mri_qpan.recon.metrics import Meter
+from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.session import Lines, Painter, Session
+from mri_qpan.recon.turns import Turns
+
+DRAINING = ("null", "savedataonly")
+"""Configs that take everything and make nothing."""
+
+WAITING_IMAGES = 2
+"""Complete images a session may hold before it stops reading: the peer then waits, not the memory."""
+
+GIVE_UP = 30.0  # seconds that a peer may take to read what it is sent after an error
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve.
+
+    Attributes
+    ----------
+    host, port
+        Where to listen; port 0 takes a free one.
+    jobs
+        Reconstructions by config name, each made when first asked for.
+    default
+        Name of the one for unknown configs.
+    save
+        Folder for what was received, an ISMRMRD file a session; None saves nothing.
+    patience
+        Seconds that a client may be silent.
+    clients
+        Sessions at once; more wait to be accepted.
+    memory
+        Bytes of samples that a session may hold without a complete image.
+    workers
+        Images to reconstruct at once, over all sessions.
+    meter
+        What counts sessions, images and errors.
+    """
+
+    jobs: dict[str, Callable[[], Job]]
+    default: str
+    host: str = "127.0.0.1"
+    port: int = 9002
+    save: Path | None = None
+    patience: float = 120.0
+    clients: int = 16
+    memory: int = 4 * 2**30
+    workers: int = 1
+    meter: Meter = field(default_factory=Meter)
+
+
+@dataclass
+class Counts:
+    """What a session came to."""
+
+    acquisitions: int = 0
+    images: int = 0
+    failures: int = 0
+    waveforms: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+class Conversation:
+    """One client's session.
+
+    Parameters
+    ----------
+    job
+        Returns the reconstruction of a config, and what to say where it is not the one asked for.
+    settings, turns
+        The server's.
+    connection, peer
+        The client, and what messages call it.
+    counts
+        Where to count.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[str], tuple[Job, str | None]],
+        settings: Settings,
+        connection: socket.socket,
+        peer: str,
+        counts: Counts,
+        turns: Turns,
+    ) -> None:
+        self._job, self._settings, self._connection, self._peer = job, settings, connection, peer
+        self._counts, self._turns = counts, turns
+        self._writer = MrdWriter(connection)
+        self._writing = threading.Lock()
+        self._complete: queue.Queue[tuple[float | None, Lines] | None] = queue.Queue(WAITING_IMAGES)
+        self._gone = threading.Event()
+        self._saving: Any = None
+
+    def hold(self) -> None:
+        """Talk until CLOSE, or until nothing more can be said."""
+        worker: threading.Thread | None = None
+        config = header = session = None
+        try:
+            for message in MrdReader(self._connection):
+                if isinstance(message, ConfigFile | ConfigText):
+                    if config is not None:
+                        raise InputError("a second config")
+                    config = str(message)
+                elif isinstance(message, HeaderText):
+                    if header is not None:
+                        raise InputError("a second header")
+                    header = str(message)
+                    self._save_to(header)
+                    if Path(config or "").stem not in DRAINING:
+                        session = Session(header, self._peer, self._settings.memory)
+                elif isinstance(message, ismrmrd.Acquisition):
+                    if header is None:
+                        raise InputError("an acquisition before the header")
+                    if not self._counts.acquisitions:
+                        worker = self._start(config or self._settings.default, header)
+                        made = session or Session(header, self._peer, self._settings.memory)
+                        session = None if worker is None else made
+                    self._counts.acquisitions += 1
+                    self._keep(message)
+                    if session is not None:
+                        self._take(message, session)
+                elif isinstance(message, ismrmrd.Waveform):
+                    self._counts.waveforms += 1
+                    self._keep(message)
+                elif isinstance(message, ismrmrd.Image):
+                    self._say(message)  # what is an image already goes back as it came
+                elif isinstance(message, str):
+                    log.info("%s: says %.200s", self._peer, message)
+                    config = _config_in(message) or config
+            for lines in [] if session is None else session.rest():
+                self._pass_on(lines)
+            if session is not None and session.late:
+                self._say(
+                    f"warning: {session.late} lines came after their image was complete: an image of "
+                    "their own where they were many, else left out"
+                )
+            if self._counts.waveforms and session is not None:
+                self._say(f"{self._counts.waveforms} waveforms were not used")
+        except (MriQpanError, OSError) as error:
+            self._end(error)
+        except Exception as error:
+            log.exception("%s", self._peer)
+            self._end(error)
+        finally:
+            if worker is not None:
+                self._complete.put(None)
+                worker.join()
+            self._stop_saving()
+            self._close()
+
+    def _take(self, acquisition: Any, session: Session) -> None:
+        """Hand on what an acquisition completes: images, or the calibration region of one."""
+        for lines in session.add(acquisition):
+            self._pass_on(lines)
+        calibrated = session.calibrated()
+        if calibrated is not None:
+            with suppress(queue.Full):
+                self._complete.put_nowait((None, calibrated))
+
+    def _pass_on(self, lines: Lines) -> None:
+        self._settings.meter.waiting(1)
+        self._complete.put((time.monotonic(), lines))
+
+    def _start(self, config: str, header: str) -> threading.Thread | None:
+        """Start what reconstructs; None where nothing is to be made."""
+        if Path(config).stem in DRAINING:
+            if self._saving is None:
+                self._say("nothing is kept: this server was started without --save")
+            return None
+        job, words = self._job(config)
+        if words is not None:
+            self._say(words)
+        worker = threading.Thread(target=self._paint, args=(Painter(job, header, self._peer),))
+        worker.start()
+        return worker
+
+    def _paint(self, painter: Painter) -> None:
+        """Reconstruct what is complete and send it, until told to end."""
+        while (entry := self._complete.get()) is not None:
+            since, lines = entry
+            if since is None:
+                self._begin(painter, lines)
+            else:
+                self._finish(painter, lines, since)
+                self._settings.meter.waiting(-1)
+
+    def _finish(self, painter: Painter, lines: Lines, since: float) -> None:
+        """Reconstruct an image and send it."""
+        if self._gone.is_set():
+            return
+        messages: list[Any] = []
+        try:
+            # Nothing is sent in here: a peer that does not read would hold up every session.
+            with self._turns.image():
+                messages += painter.paint(lines, messages.append)
+        except MriQpanError as error:
+            messages.append(self._failed(error))
+        except Exception as error:
+            log.exception("%s: image %s", self._peer, lines.index)
+            messages.append(self._failed(error))
+        try:
+            for message in messages:
+                self._say(message)
+                if not isinstance(message, str):
+                    self._counts.images += 1
+                    self._settings.meter.done(time.monotonic() - since)
+        except OSError as error:
+            self._gone.set()
+            log.warning("%s: cannot be reached any more (%s)", self._peer, error)
+        self._counts.seconds.append(time.monotonic() - since)
+
+    def _begin(self, painter: Painter, lines: Lines) -> None:
+        """Make maps ahead, unless something of this session is complete first."""
+        with self._turns.spare(lambda: self._complete.empty() and not self._gone.is_set()) as free:
+            if free:
+                try:
+                    painter.begin(lines)
+                except Exception:  # which the image itself will tell of
+                    log.debug("%s: maps of %s", self._peer, lines.index, exc_info=True)
+
+    def _say(self, message: Any) -> None:
+        with self._writing:
+            self._writer.serialize(message)
+
+    def _failed(self, error: Exception) -> str:
+        """Count and log a failure; return what the peer is told of it."""
+        words = " ".join(str(error).split()) or type(error).__name__
+        log.warning("%s: %s", self._peer, words)
+        self._counts.failures += 1
+        self._settings.meter.failed()
+        return f"error: {words}"
+
+    def _end(self, error: Exception) -> None:
+        """Tell the peer why its session ends."""
+        words = self._failed(error)
+        try:
+            self._connection.settimeout(GIVE_UP)
+            self._say(words)
+        except OSError:
+            self._gone.set()
+
+    def _close(self) -> None:
+        """Send CLOSE and let the peer read to its end, or a reset could swallow what it has not read yet."""
+        try:
+            with self._writing:
+                self._writer.close()
+            self._connection.shutdown(socket.SHUT_WR)
+            self._connection.settimeout(2.0)
+            deadline = time.monotonic() + GIVE_UP
+            while self._connection.recv(2**16) and time.monotonic() < deadline:
+                pass
+        except OSError:
+            return
+
+    def _save_to(self, header: str) -> None:
+        """Open an ISMRMRD file for what arrives, if anything is to be kept."""
+        if self._settings.save is None:
+            return
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{self._peer.replace(':', '_')}"
+        try:
+            self._settings.save.mkdir(parents=True, exist_ok=True)
+            self._saving = ismrmrd.Dataset(str(self._settings.save / f"{stem}.h5"), "dataset", mode="w")
+            self._saving.write_xml_header(header.encode())
+        except Exception as error:  # a full disk must not cost the images
+            self._not_saved(error)
+
+    def _keep(self, message: Any) -> None:
+        if self._saving is None:
+            return
+        try:
+            if isinstance(message, ismrmrd.Waveform):
+                self._saving.append_waveform(message)
+            else:
+                self._saving.append_acquisition(message)
+        except Exception as error:
+            self._not_saved(error)
+
+    def _not_saved(self, error: Exception) -> None:
+        self._stop_saving()
+        log.error("%s: what it sends cannot be kept: %s", self._peer, error)
+        self._say(f"warning: what you send cannot be kept: {' '.join(str(error).split())}")
+
+    def _stop_saving(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            saving.close()
+        except Exception as error:
+            log.error("%s: what was kept may be incomplete: %s", self._peer, error)
+
+
+def _config_in(text: str) -> str | None:
+    """Return the config that a scanner's operator chose, which a text of JSON may carry."""
+    try:
+        parameters = json.loads(text)["parameters"]
+        return str(parameters["config"]) or None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

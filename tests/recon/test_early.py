@@ -1,0 +1,128 @@
+"""Maps that are made while lines still arrive."""
+
+import threading
+import time
+from contextlib import ExitStack
+
+import ismrmrd
+import numpy as np
+import pytest
+from mrd_files import header_xml, lines, random_kspace
+from mrd_sessions import CPU, flagged
+
+from mri_qpan.methods import get_method
+from mri_qpan.recon import prepare
+from mri_qpan.recon.job import Job
+from mri_qpan.recon.session import Lines, Painter, Session
+from mri_qpan.recon.turns import Turns
+
+NY, NX = 64, 48
+XML = header_xml((NX, NY, 1))
+CALIBRATION = set(range(NY // 2 - 8, NY // 2 + 8))
+UNIFORM = sorted(CALIBRATION | set(range(0, NY, 4)))
+KSPACE = random_kspace(3, NY, NX)
+
+
+def fed(session: Session, order: list[int], **counters: int) -> tuple[list[int], Lines]:
+    """Feed an image's lines; return after how many its region was taken for complete, and the image."""
+    early, done = [], []
+    for number, acquisition in enumerate(flagged(KSPACE[:, order], **counters)):
+        acquisition.idx.kspace_encode_step_1 = order[number]
+        done += session.add(acquisition)
+        if session.calibrated() is not None:
+            early.append(number + 1)
+    return early, done[0]
+
+
+def test_the_first_line_beyond_the_centre_tells() -> None:
+    early, _ = fed(Session(XML, "peer", 10**9), UNIFORM)
+    assert early == [UNIFORM.index(NY // 2 + 8) + 2]  # which adjoins, and is taken too
+
+
+def test_once_an_image_and_again_for_the_next() -> None:
+    session = Session(XML, "peer", 10**9)
+    assert [len(fed(session, UNIFORM, slice=s)[0]) for s in range(3)] == [1, 1, 1]
+
+
+def test_an_order_that_cannot_be_foretold_is_let_be() -> None:
+    session = Session(XML, "peer", 10**9)
+    order = np.random.default_rng(3).permutation(NY).tolist()
+    assert len(fed(session, order, slice=0)[0]) == 1
+    assert fed(session, order, slice=1)[0] == []
+
+
+def test_separate_calibration_is_complete_with_the_first_line() -> None:
+    session = Session(XML, "peer", 10**9)
+    for line in lines(KSPACE, range(24, 40), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]):
+        session.add(line)
+    assert fed(session, UNIFORM)[0] == [1]
+
+
+@pytest.mark.parametrize("kind", ["averages", "slab"])
+def test_what_is_not_foretold(kind: str) -> None:
+    session = Session(XML, "peer", 10**9)
+    made = lines(KSPACE[:, UNIFORM])
+    for acquisition, y in zip(made, UNIFORM, strict=True):
+        acquisition.idx.kspace_encode_step_1 = y
+        acquisition.idx.average = int(kind == "averages")
+        acquisition.idx.kspace_encode_step_2 = int(kind == "slab")
+        session.add(acquisition)
+        assert session.calibrated() is None
+
+
+def test_maps_made_ahead_are_those_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken as they are: the whole image asks for no others."""
+    session, painter = Session(XML, "peer", 10**9), Painter(Job(get_method("cg-sense"), CPU), XML, "peer")
+    ahead: list[Lines] = []
+    done: list[Lines] = []
+    for number, acquisition in enumerate(flagged(KSPACE[:, UNIFORM])):
+        acquisition.idx.kspace_encode_step_1 = UNIFORM[number]
+        done += session.add(acquisition)
+        ahead += [lines for lines in [session.calibrated()] if lines is not None]
+    painter.begin(ahead[0])
+    calls = []
+    real = prepare._calibrated
+    monkeypatch.setattr(prepare, "_calibrated", lambda *given: calls.append(given) or real(*given))
+    (image,) = painter.paint(done[0], calls.append)
+    assert image.data.any()
+    assert not [call for call in calls if not isinstance(call, str)]
+
+
+def test_images_come_before_what_is_done_ahead() -> None:
+    turns, order = Turns(1), []
+    wait = threading.Event()
+
+    def image(name: str) -> None:
+        with turns.image():
+            order.append(name)
+            wait.wait(5)
+
+    def ahead() -> None:
+        with turns.spare(lambda: True) as free:
+            assert free
+            order.append("ahead")
+
+    threads = [threading.Thread(target=image, args=("first",))]
+    threads[0].start()
+    while not order:
+        time.sleep(0.01)
+    threads += [threading.Thread(target=ahead), threading.Thread(target=image, args=("second",))]
+    for thread in threads[1:]:
+        thread.start()
+        time.sleep(0.1)
+    wait.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["first", "second", "ahead"]
+
+
+def test_what_is_done_ahead_gives_way() -> None:
+    turns = Turns(1)
+    with ExitStack() as held:
+        held.enter_context(turns.image())
+        with turns.spare(lambda: False) as free:
+            assert not free
+    with turns.spare(lambda: True) as free:
+        assert free
+    with turns.image():
+        pass

@@ -1,0 +1,166 @@
+"""MRD 2 streams, made and read by mrd-python."""
+
+import io
+import subprocess
+import sys
+from typing import Any
+
+import ismrmrd
+import mrd
+import numpy as np
+import pytest
+from mrd_files import random_kspace
+from mrd_sessions import expected, zero_filled
+
+from mri_qpan.errors import InputError
+from mri_qpan.methods import get_method
+from mri_qpan.recon.job import Job
+from mri_qpan.recon.mrd2 import acquisition, header_xml, reconstruct_stream
+from mri_qpan.recon.readers.mrd_header import parse_header
+
+NY, NX = 24, 32
+
+
+def header() -> mrd.Header:
+    found = mrd.Header()
+    space = mrd.EncodingSpaceType(
+        matrix_size=mrd.MatrixSizeType(x=NX, y=NY, z=1), field_of_view_mm=mrd.FieldOfViewMm(x=320, y=240, z=5)
+    )
+    limits = mrd.EncodingLimitsType(
+        kspace_encoding_step_1=mrd.LimitType(minimum=0, maximum=NY - 1, center=NY // 2),
+        slice=mrd.LimitType(minimum=0, maximum=1, center=0),
+    )
+    found.encoding.append(mrd.EncodingType(encoded_space=space, recon_space=space, encoding_limits=limits))
+    found.acquisition_system_information = mrd.AcquisitionSystemInformationType(
+        relative_receiver_noise_bandwidth=0.79, system_vendor="a < b"
+    )
+    return found
+
+
+def readout(kspace: np.ndarray, y: int, number: int = 0) -> mrd.StreamItem:
+    made = mrd.Acquisition()
+    made.data = np.ascontiguousarray(kspace[:, y])
+    made.head.idx.kspace_encode_step_1 = y
+    made.head.idx.slice = number
+    made.head.center_sample = NX // 2
+    made.head.position[:] = [1, 2, 3]
+    made.head.read_dir[:] = [1, 0, 0]
+    made.head.phase_dir[:] = [0, 1, 0]
+    made.head.slice_dir[:] = [0, 0, 1]
+    if y == NY - 1:
+        made.head.flags = mrd.AcquisitionFlags.LAST_IN_SLICE
+    return mrd.StreamItem.Acquisition(made)
+
+
+def stream(*items: Any) -> bytes:
+    sink = io.BytesIO()
+    with mrd.BinaryMrdWriter(sink) as writer:
+        writer.write_header(header())
+        writer.write_data(items)
+    return sink.getvalue()
+
+
+def read(data: bytes) -> list[Any]:
+    with mrd.BinaryMrdReader(io.BytesIO(data)) as reader:
+        assert reader.read_header() == header()
+        return [item.value for item in reader.read_data()]
+
+
+def run(data: bytes, job: Job | None = None, words: list[str] | None = None) -> tuple[tuple[int, int], bytes]:
+    sink, said = io.BytesIO(), [] if words is None else words
+    return reconstruct_stream(
+        io.BytesIO(data), sink, job or zero_filled(), 10**9, said.append
+    ), sink.getvalue()
+
+
+def test_slices_become_images() -> None:
+    kspace = [random_kspace(1, NY, NX, seed=number) for number in range(2)]
+    counts, out = run(stream(*(readout(kspace[s], y, s) for s in range(2) for y in range(NY))))
+    assert counts == (2, 0)
+    found = read(out)
+    assert [image.head.slice for image in found] == [0, 1]
+    for image, measured in zip(found, kspace, strict=True):
+        pixels, wanted = image.data[0, 0].astype(float), expected(measured)
+        assert np.abs(pixels / pixels.max() - wanted / wanted.max()).max() < 2e-3
+        assert image.head.field_of_view.tolist() == [320, 240, 5]
+        assert image.head.position.tolist() == [1, 2, 3]
+        assert image.meta["Keep_image_geometry"][0].value == "1"
+    assert found[0].head.flags & mrd.ImageFlags.FIRST_IN_REPETITION
+    assert found[1].head.flags & mrd.ImageFlags.LAST_IN_SLICE
+
+
+def test_an_image_passes_through() -> None:
+    image = mrd.Image(
+        head=mrd.ImageHeader(image_type=mrd.ImageType.MAGNITUDE), data=np.ones((1, 1, 4, 5), np.float32)
+    )
+    counts, out = run(stream(mrd.StreamItem.ImageFloat(image)))
+    assert counts == (0, 0)
+    (found,) = read(out)
+    np.testing.assert_array_equal(found.data, image.data)
+
+
+def test_a_bad_image_costs_no_other() -> None:
+    kspace, words = random_kspace(1, NY, NX), []
+    bad = [readout(kspace * np.nan, NY - 1, 0)]
+    counts, out = run(stream(*bad, *(readout(kspace, y, 1) for y in range(NY))), words=words)
+    assert counts == (1, 1)
+    assert len(read(out)) == 1
+    assert "error:" in "".join(words)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.6, 0.95])
+def test_damage_is_told_and_what_was_written_is_whole(share: float) -> None:
+    kspace = random_kspace(1, NY, NX)
+    data = stream(*(readout(kspace, y, s) for s in range(2) for y in range(NY)))
+    sink = io.BytesIO()
+    with pytest.raises(InputError, match="MRD 2 stream"):
+        reconstruct_stream(io.BytesIO(data[: int(share * len(data))]), sink, zero_filled(), 10**9, print)
+    if share > 0.5:
+        assert len(read(sink.getvalue())) == 1
+
+
+def test_headers_keep_what_a_reconstruction_needs() -> None:
+    found = parse_header(header_xml(header()), "")
+    (encoding,) = found.encodings
+    assert (encoding.encoded.matrix, encoding.recon.fov) == ((NX, NY, 1), (320, 240, 5))
+    assert encoding.step_1 is not None
+    assert encoding.step_1.center == NY // 2
+    assert encoding.trajectory == "cartesian"
+    assert (found.vendor, found.relative_noise_bandwidth) == ("a < b", pytest.approx(0.79))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_trajectories_in_either_order(turned: bool) -> None:
+    made = mrd.Acquisition()
+    made.data = np.ones((2, 7), np.complex64)
+    path = np.arange(14, dtype=np.float32).reshape(7, 2)
+    made.trajectory = np.ascontiguousarray(path.T) if turned else path
+    made.head.flags = mrd.AcquisitionFlags.IS_NOISE_MEASUREMENT | mrd.AcquisitionFlags.LAST_IN_REPETITION
+    found = acquisition(made)
+    np.testing.assert_array_equal(found.traj, path)
+    assert found.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    assert found.is_flag_set(ismrmrd.ACQ_LAST_IN_REPETITION)
+    made.trajectory = np.ones((3, 5), np.float32)
+    with pytest.raises(InputError, match="trajectory"):
+        acquisition(made)
+
+
+def test_mrd_pythons_own_phantom_through_pipes(tmp_path: Any) -> None:
+    """Their phantom in, our command, their reader: as their own reconstruction has it."""
+    made = subprocess.run(
+        [sys.executable, "-m", "mrd.tools.phantom", "-m", "32", "-c", "2"], capture_output=True, check=True
+    ).stdout
+    theirs = subprocess.run(
+        [sys.executable, "-m", "mrd.tools.stream_recon"], input=made, capture_output=True, check=True
+    ).stdout
+    command = [sys.executable, "-m", "mri_qpan.cli", "stream", "-m", "cg-sense", "--device", "cpu"]
+    done = subprocess.run(command, input=made, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    found = []
+    for data in (theirs, done.stdout):
+        with mrd.BinaryMrdReader(io.BytesIO(data)) as reader:
+            reader.read_header()
+            found.append(np.abs(next(iter(reader.read_data())).value.data[0, 0]).astype(float))
+    assert found[0].shape == found[1].shape
+    assert np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1] > 0.98
+    assert get_method("cg-sense").name.encode() in done.stdout
