@@ -218,7 +218,7 @@ def _choose(names: str | None, threads: int) -> list[Method]:
 
     classical = peers.classical(threads)
     known = {method.name: method for method in [*classical, *peers.own_solvers()]}
-    everybody = [*[method.name for method in classical], *models.list_models()]
+    everybody = [*[method.name for method in classical], *models.list_models(channels=2)]
     wanted = everybody if names is None else [name.strip() for name in names.split(",")]
     chosen = [known[name] if name in known else _network(name, [*known]) for name in wanted]
     if not any(method.classical for method in chosen):

@@ -1,42 +1,75 @@
 """`mri-qpan models`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+SHOW, FETCH = "show", "fetch"
+
+
+class _Verbs(TyperGroup):
+    """`models NAME` is `models show NAME`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the verb in where a model's name stands."""
+        if args and not args[0].startswith("-") and args[0] not in (SHOW, FETCH):
+            args = [SHOW, *args]
+        return super().parse_args(ctx, args)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("models")(models)
+    verbs = typer.Typer(cls=_Verbs)
+    verbs.callback(invoke_without_command=True)(models)
+    verbs.command(SHOW)(show)
+    verbs.command(FETCH)(fetch)
+    app.add_typer(verbs, name="models")
 
 
-def models(
-    name: Annotated[
-        str | None, typer.Argument(help="A shipped model or a .safetensors file: print its card.")
-    ] = None,
-) -> None:
-    """List the models that ship with the package, or print one's card (Markdown)."""
+def models(context: typer.Context) -> None:
+    """List the models that ship or were fetched; `models NAME` prints one's card."""
+    if context.invoked_subcommand is not None:
+        return
     from rich.console import Console
     from rich.table import Table
 
     from mri_qpan.models import DEFAULT, list_models, model_path, store
-    from mri_qpan.models.card import describe
 
-    if name is not None:
-        typer.echo(describe(model_path(name)), nl=False)
-        return
-    table = Table("model", "weights", "bytes", "validation PSNR (dB)", "steps", "")
-    for shipped in list_models():
-        path = model_path(shipped)
+    table = Table("model", "images", "weights", "bytes", "validation PSNR (dB)", "steps", "")
+    for name in list_models():
+        path = model_path(name)
         header = store.read_header(path)
         bits = header["config"].get("bits")
         card = header["card"]
         table.add_row(
-            shipped,
+            name,
+            "real" if header["config"].get("channels") == 1 else "complex",
             "float32" if bits is None else f"{bits} bit",
             f"{path.stat().st_size:,}",
             f"{card['figures'].get('validation', {}).get('psnr', float('nan')):.2f}",
             str(card["training"].get("steps", "")),
-            "default" if shipped == DEFAULT else "",
+            "default" if name == DEFAULT else "",
         )
     Console().print(table)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A model of the list, or a .safetensors file.")],
+) -> None:
+    """Print a model's card (Markdown)."""
+    from mri_qpan.models import model_path
+    from mri_qpan.models.card import describe
+
+    typer.echo(describe(model_path(name)), nl=False)
+
+
+def fetch(
+    source: Annotated[str, typer.Argument(help="Path or address (https, http) of a .safetensors file.")],
+    sha256: Annotated[str, typer.Option(help="SHA-256 that the file must have.")],
+) -> None:
+    """Fetch a model that does not ship, so that it is known by its name from then on."""
+    from mri_qpan.models.fetch import fetch as get
+
+    path = get(source, sha256)
+    typer.echo(f"{path.stem}: {path}")

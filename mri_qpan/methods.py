@@ -86,8 +86,9 @@ def as_reconstructor(function: Reconstructor, name: str | None = None) -> Method
 
 
 def method_names() -> list[str]:
-    """Return the names that `get_method` knows: shipped models, solvers, other packages' methods."""
-    return [*models.list_models(), *SOLVERS, *sorted({point.name for point in entry_points(group=GROUP)})]
+    """Return the names that `get_method` knows: models, solvers, other packages' methods."""
+    others = sorted({point.name for point in entry_points(group=GROUP)})
+    return [*models.list_models(channels=2), *SOLVERS, *others]
 
 
 def get_method(name: str, device: torch.device | str = "cpu") -> Method:
@@ -120,6 +121,11 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
     if name not in models.list_models() and not _is_path(name):
         raise InputError(_unknown(name))
     model = models.load_model(name, device)
+    if model.config.channels == 1:
+        raise InputError(
+            f"{model.name} takes the real images of the published experiment (mri-qpan benchmark brain), not "
+            "measurements: choose another model"
+        )
     return Method(model.name, model, model.sha256, model.engine)
 
 

@@ -1,7 +1,10 @@
-"""The trained models that ship with the package, and the loader of any other."""
+"""The trained models that ship with the package or were fetched, and the loader of any other."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,22 +23,55 @@ DEFAULT = "qpan+-3bit"
 _FOLDER = Path(__file__).parent
 
 
-def list_models() -> list[str]:
-    """Return the names of the shipped models, largest first."""
-    files = sorted(_FOLDER.glob("*.safetensors"), key=lambda p: -p.stat().st_size)
-    return [path.stem for path in files]
+def user_folder() -> Path:
+    """Return where fetched models lie: $MRI_QPAN_MODELS, or the user's folder for data."""
+    if "MRI_QPAN_MODELS" in os.environ:
+        return Path(os.environ["MRI_QPAN_MODELS"])
+    variable, usual = "XDG_DATA_HOME", Path.home() / ".local" / "share"
+    if sys.platform == "win32":
+        variable, usual = "LOCALAPPDATA", Path.home() / "AppData" / "Local"
+    return Path(os.environ.get(variable) or usual) / "mri-qpan" / "models"
+
+
+def list_models(channels: int | None = None) -> list[str]:
+    """Return the names of the models that ship or were fetched, largest first.
+
+    Parameters
+    ----------
+    channels
+        Only those for images of so many: 2, complex ones; 1, the real ones of the published experiment.
+    """
+    files = _files()
+    names = sorted(files, key=lambda name: -files[name].stat().st_size)
+    return [name for name in names if channels is None or _channels(files[name]) == channels]
+
+
+def _files() -> dict[str, Path]:
+    """Return every known model's file; one that ships goes before a fetched one of its name."""
+    return {path.stem: path for folder in (user_folder(), _FOLDER) for path in folder.glob("*.safetensors")}
+
+
+def _channels(path: Path) -> int | None:
+    """Return the channels of a model file's images, read without PyTorch; None of a damaged file."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, 1 << 20)))
+        return int(json.loads(header["__metadata__"]["mri_qpan"])["config"]["channels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def model_path(name: str) -> Path:
-    """Return the file of a shipped model or of a path.
+    """Return the file of a known model (`list_models`) or of a path.
 
     Raises
     ------
     ModelError
-        If there is neither a shipped model nor a file of that name.
+        If there is neither a model nor a file of that name.
     """
-    if name in list_models():
-        return _FOLDER / f"{name}.safetensors"
+    if name in _files():
+        return _files()[name]
     path = Path(name)
     if path.suffix == ".safetensors" or path.is_file():
         return path
@@ -47,7 +83,7 @@ def model_path(name: str) -> Path:
 
 
 def load_model(name: str, device: torch.device | str = "cpu", engine: Engine = "auto") -> Model:
-    """Load a shipped model by name, or a model file by path, for inference.
+    """Load a known model by name, or a model file by path, for inference.
 
     Parameters
     ----------

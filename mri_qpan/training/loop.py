@@ -309,7 +309,8 @@ class _Run:
         own = self.network.state_dict()
         weights = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
         # A quantizer's scale is fitted, carried features start shut, a noise floor starts as physics has it.
-        lacking = [k for k in own if k not in weights and not k.endswith((".scale", ".carry")) and k != "floor"]
+        new = (".scale", ".carry", "floor")
+        lacking = [k for k in own if k not in weights and not k.endswith(new)]
         if lacking:
             raise InputError(f"{path}: does not fit recipe {self.recipe.name} ({lacking[0]} differs)")
         self.network.load_state_dict(own | weights)

@@ -47,7 +47,7 @@ def test_a_shipped_model_by_name(name: str) -> None:
 def test_unknown_names_get_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="did you mean wavelet"):
         get_method("Wavlet")
-    monkeypatch.setattr(methods.models, "list_models", lambda: ["qpan+-3bit"])
+    monkeypatch.setattr(methods.models, "list_models", lambda channels=None: ["qpan+-3bit"])
     assert method_names()[0] == "qpan+-3bit"
     with pytest.raises(InputError, match=r"did you mean qpan\+-3bit"):
         get_method("qpan-3bit")

@@ -195,7 +195,8 @@ def test_a_network_with_carried_features_goes_on_from_one_without(bank, tmp_path
     plain = load(tmp_path, steps=3)
     path = run(plain, bank, tmp_path / "plain")
     (tmp_path / "tiny.toml").write_text((tmp_path / "tiny.toml").read_text() + "carry = true\n")
-    found = models.load_model(str(run(recipe.load(str(tmp_path / "tiny.toml")), bank, tmp_path / "b", init=path)))
+    plan = recipe.load(str(tmp_path / "tiny.toml"))
+    found = models.load_model(str(run(plan, bank, tmp_path / "b", init=path)))
     assert found.config.carry
     assert found.card["training"]["steps_before"] == 3
 
