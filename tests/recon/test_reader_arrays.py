@@ -79,6 +79,16 @@ def test_a_variable_is_named(tmp_path: Path, version: str) -> None:
         open_kspace(tmp_path / "k.npy", "reference:y,x")
 
 
+@pytest.mark.parametrize("shifted", [False, True])
+def test_an_echo_far_from_the_centre_is_said(tmp_path: Path, shifted: bool) -> None:
+    kspace = random_kspace(2, 16, 20)
+    kspace[:, 8, 10] = 50
+    np.save(tmp_path / "k.npy", np.fft.ifftshift(kspace, axes=(1, 2)) if shifted else kspace)
+    (image,) = open_kspace(tmp_path / "k.npy", "coil,y,x")
+    said = [note for note in image.notes if "strongest sample lies at [0, 0, 0]" in note]
+    assert len(said) == shifted
+
+
 def test_averages_of_an_array(tmp_path: Path) -> None:
     kspace = random_kspace(2, 6, 8)
     kspace[1, 0] = 0
