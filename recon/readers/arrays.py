@@ -101,9 +101,23 @@ def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> 
             check_samples(averages, path, f"image {index}")
             counts = averages.any(axis=1).sum(axis=0, dtype=np.float32)
             data = averages[0] if len(averages) == 1 else averages.sum(axis=0) / np.maximum(counts, 1)
-            yield KSpace(data, counts > 0, (nz, ny, nx), geometry, index, notes=(note,))
+            notes = (note, *_centre_notes(data))
+            yield KSpace(data, counts > 0, (nz, ny, nx), geometry, index, notes=notes)
 
     return KSpaceStream(indices, images(), None)
+
+
+def _centre_notes(data: NDArray[np.complex64]) -> list[str]:
+    """Say where the echo is if it is not near the centre of k-space (coil, z, y, x), as is assumed."""
+    power = np.linalg.norm(data, axis=0)
+    place = [int(p) for p in np.unravel_index(int(power.argmax()), power.shape)]
+    if all(abs(p - n // 2) <= n // 4 for p, n in zip(place, power.shape, strict=True)):
+        return []
+    centre = [n // 2 for n in power.shape]
+    return [
+        f"the strongest sample lies at {place} (z, y, x), far from the centre {centre}: "
+        "k-space without fftshift, axes of other names, or not Cartesian?"
+    ]
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

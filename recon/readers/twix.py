@@ -140,6 +140,7 @@ class TwixFile:
         self._places, self._readouts = places, readouts
         self.heads = _heads(readouts, dwell)
         self.xml = self._header(read)
+        self.waveforms = 0  # those of a twix file are not read
 
     def samples(self, rows: NDArray[np.intp], field: str = "data") -> list[NDArray[np.float32]]:
         """Return the samples of acquisitions."""

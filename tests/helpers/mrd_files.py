@@ -120,12 +120,17 @@ def random_kspace(*shape: int, seed: int = 0) -> NDArray[np.complex64]:
     return (generator.standard_normal(shape) + 1j * generator.standard_normal(shape)).astype(np.complex64)
 
 
-quick = settings(
-    deadline=None,
-    max_examples=settings.default.max_examples // 5,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-"""For property tests that write a file an example: 20, or more by --hypothesis-profile=fuzz."""
+def few(share: int = 5) -> settings:
+    """Settings of property tests that write a file an example: 100 / share, or more by --hypothesis-profile.
+
+    A function, because a conftest.py imports this module before the profile is there.
+    """
+    return settings(
+        deadline=None,
+        max_examples=settings.default.max_examples // share,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
 
 NY, NX = 6, 8
 XML = header_xml((NX, NY, 1))

@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
-from mrd_files import quick, random_kspace
+from mrd_files import few, random_kspace
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index
@@ -17,12 +17,12 @@ from mri_qpan.recon.readers.arrays import NAMES
 
 
 @given(names=st.permutations(NAMES), leave=st.integers(0, 7))
-@quick
+@few()
 def test_any_order_of_axes(tmp_path_factory: pytest.TempPathFactory, names: list[str], leave: int) -> None:
     path = tmp_path_factory.mktemp("arrays") / "k.npy"
     chosen = [n for n in names if n in ("x", "y")] + [n for n in names if n not in ("x", "y")][:leave]
     chosen = sorted(chosen, key=names.index)
-    sizes = dict(zip(NAMES, (2, 1, 2, 1, 3, 2, 2, 4, 5), strict=True))
+    sizes = dict(zip(NAMES, (2, 1, 2, 1, 3, 1, 2, 2, 4, 5), strict=True))
     kspace = random_kspace(*(sizes[n] for n in chosen))
     np.save(path, kspace)
     images = list(open_kspace(path, ",".join(chosen)))
@@ -30,7 +30,7 @@ def test_any_order_of_axes(tmp_path_factory: pytest.TempPathFactory, names: list
     for image in images:
         at = tuple(getattr(image.index, n) if n in vars(Index()) else slice(None) for n in chosen)
         left = [n for n in chosen if n not in vars(Index())]
-        part = kspace[at].transpose([left.index(n) for n in ("coil", "z", "y", "x") if n in left])
+        part = kspace[at].transpose([left.index(n) for n in ("average", "coil", "z", "y", "x") if n in left])
         np.testing.assert_array_equal(np.squeeze(image.data), np.squeeze(part))
 
 
@@ -77,6 +77,16 @@ def test_a_variable_is_named(tmp_path: Path, version: str) -> None:
     np.save(tmp_path / "k.npy", several["kspace"])
     with pytest.raises(InputError, match="no variable called 'reference'"):
         open_kspace(tmp_path / "k.npy", "reference:y,x")
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_an_echo_far_from_the_centre_is_said(tmp_path: Path, shifted: bool) -> None:
+    kspace = random_kspace(2, 16, 20)
+    kspace[:, 8, 10] = 50
+    np.save(tmp_path / "k.npy", np.fft.ifftshift(kspace, axes=(1, 2)) if shifted else kspace)
+    (image,) = open_kspace(tmp_path / "k.npy", "coil,y,x")
+    said = [note for note in image.notes if "strongest sample lies at [0, 0, 0]" in note]
+    assert len(said) == shifted
 
 
 def test_averages_of_an_array(tmp_path: Path) -> None:

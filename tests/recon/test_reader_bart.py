@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mrd_files import quick, random_kspace, refused
+from mrd_files import few, random_kspace, refused
 
 from mri_qpan import bart
 from mri_qpan.errors import InputError, ReconError
@@ -31,7 +31,7 @@ def test_one_slice(tmp_path: Path, suffix: str) -> None:
 
 
 @given(sizes=st.tuples(*[st.integers(1, 3)] * 4), sets=st.integers(1, 2))
-@quick
+@few()
 def test_counters(
     tmp_path_factory: pytest.TempPathFactory, sizes: tuple[int, int, int, int], sets: int
 ) -> None:

@@ -14,9 +14,9 @@ import ismrmrd
 import numpy as np
 import pytest
 import scipy.io
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from mrd_files import KSPACE, NX, NY, XML, line, lines, quick, random_kspace
+from mrd_files import KSPACE, NX, NY, XML, few, line, lines, random_kspace
 from mrd_files import write as write_mrd
 from twix_files import end, readout, sync
 from twix_files import write as write_twix
@@ -144,7 +144,7 @@ damages = st.one_of(
 )
 
 
-@settings(quick, max_examples=quick.max_examples // 2)
+@few(10)
 @given(damage=damages)
 def test_damaged(sample: tuple[Path, bytes], damage: Damage) -> None:
     path, whole = sample

@@ -12,12 +12,12 @@ from mrd_files import (
     NX,
     NY,
     XML,
+    few,
     header_xml,
     limit_xml,
     line,
     lines,
     only,
-    quick,
     random_kspace,
     refused,
     write,
@@ -109,7 +109,7 @@ class TestPlacement:
         indices = [image.index for image in open_kspace(write(path, XML, acquisitions))]
         assert indices == sorted(indices)
 
-    @quick
+    @few()
     @given(
         seed=st.integers(0, 2**31),
         reverse=st.lists(st.booleans(), min_size=NY, max_size=NY),
