@@ -68,9 +68,8 @@ def read(data: bytes) -> list[Any]:
 
 def run(data: bytes, job: Job | None = None, words: list[str] | None = None) -> tuple[tuple[int, int], bytes]:
     sink, said = io.BytesIO(), [] if words is None else words
-    return reconstruct_stream(
-        io.BytesIO(data), sink, job or zero_filled(), 10**9, said.append
-    ), sink.getvalue()
+    counts = reconstruct_stream(io.BytesIO(data), sink, job or zero_filled(), 10**9, said.append)
+    return counts, sink.getvalue()
 
 
 def test_slices_become_images() -> None:
