@@ -290,9 +290,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         f"Links to `{results['input']}`, reconstructed with {results['method']}; one takes "
         f"{results['seconds_alone']:.2f} s alone, reading and writing included. `local`: real workers "
         "of this machine, which share its cores. `cluster`: workers that sleep as long as a reconstruction "
-        "takes and then write its outputs, with the real scheduler, journal and disk of this one machine; ideal is "
-        "what the sleeping alone would allow. `disk and journal`: one worker that does not sleep, without "
-        "Dask. `scheduler`: tasks that do nothing.\n\n"
+        "takes and then write its outputs, with the real scheduler, journal and disk of this one machine; "
+        "ideal is what the sleeping alone would allow. `disk and journal`: one worker that does not sleep, "
+        "without Dask. `scheduler`: tasks that do nothing.\n\n"
         "| kind | workers | files | files a second | ideal | share of it | s to start |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
