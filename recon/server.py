@@ -8,11 +8,17 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
 from mri_qpan.recon.conversation import DRAINING, Conversation, Counts, Settings
 from mri_qpan.recon.job import Job
+from mri_qpan.recon.kspace import Geometry, KSpace
+from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.recon.turns import Turns
 
-__all__ = ["Server", "Settings"]
+__all__ = ["Server", "Settings", "warm_up"]
+
+WARM_UP = (4, 1, 64, 64)  # coils, z, y, x
 
 log = logging.getLogger(__name__)
 
@@ -116,3 +122,16 @@ class Server:
                 counts.failures,
                 slowest,
             )
+
+
+def warm_up(job: Job) -> None:
+    """Reconstruct a slice of noise, so that libraries are loaded and threads run before the first client's."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros(WARM_UP[1:], bool)
+    mask[:, ::3] = mask[:, 20:44] = True
+    data = (rng.standard_normal((*WARM_UP, 2)) @ (1, 1j) * mask).astype(np.complex64)
+    kspace = KSpace(data, mask, mask.shape, Geometry((64.0, 64.0, 1.0)))
+    try:
+        reconstruct(kspace, job.method, device=job.device, compress=job.compress)
+    except Exception as error:  # a site's own method need not like noise
+        log.warning("the method fails on a slice of noise: %s", error)
