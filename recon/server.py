@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mri_qpan.fourier import fft_numpy
 from mri_qpan.recon.conversation import DRAINING, Conversation, Counts, Settings
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import Geometry, KSpace
@@ -18,7 +19,7 @@ from mri_qpan.recon.turns import Turns
 
 __all__ = ["Server", "Settings", "warm_up"]
 
-WARM_UP = (4, 1, 64, 64)  # coils, z, y, x
+SIZE = 64  # of the phantom that warms up
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +126,19 @@ class Server:
 
 
 def warm_up(job: Job) -> None:
-    """Reconstruct a slice of noise, so that libraries are loaded and threads run before the first client's."""
-    rng = np.random.default_rng(0)
-    mask = np.zeros(WARM_UP[1:], bool)
-    mask[:, ::3] = mask[:, 20:44] = True
-    data = (rng.standard_normal((*WARM_UP, 2)) @ (1, 1j) * mask).astype(np.complex64)
-    kspace = KSpace(data, mask, mask.shape, Geometry((64.0, 64.0, 1.0)))
+    """Reconstruct a disc in four coils: libraries are then loaded, and threads run, before the first client."""
+    y, x = np.ogrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+    coils = [np.exp(-((y - v) ** 2) - (x - u) ** 2) for v in (-1, 1) for u in (-1, 1)]
+    mask = np.zeros((1, SIZE, SIZE), bool)
+    mask[:, ::3] = mask[:, SIZE // 2 - 12 : SIZE // 2 + 12] = True
+    images = (np.stack(coils) * (y**2 + x**2 < 0.5))[:, None]
+    kspace = KSpace(
+        data=(fft_numpy(images, (-2, -1)) * mask).astype(np.complex64),
+        mask=mask,
+        recon_shape=(1, SIZE, SIZE),
+        geometry=Geometry((float(SIZE), float(SIZE), 1.0)),
+    )
     try:
         reconstruct(kspace, job.method, device=job.device, compress=job.compress)
-    except Exception as error:  # a site's own method need not like noise
-        log.warning("the method fails on a slice of noise: %s", error)
+    except Exception as error:  # a site's own method may want other data
+        log.warning("the method fails on a phantom: %s", error)
