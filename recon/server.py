@@ -126,7 +126,7 @@ class Server:
 
 
 def warm_up(job: Job) -> None:
-    """Reconstruct a disc in four coils: libraries are then loaded, and threads run, before the first client."""
+    """Reconstruct a disc in four coils: libraries are loaded, and threads run, before the first client."""
     y, x = np.ogrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     coils = [np.exp(-((y - v) ** 2) - (x - u) ** 2) for v in (-1, 1) for u in (-1, 1)]
     mask = np.zeros((1, SIZE, SIZE), bool)
