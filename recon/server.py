@@ -131,9 +131,9 @@ def warm_up(job: Job) -> None:
     coils = [np.exp(-((y - v) ** 2) - (x - u) ** 2) for v in (-1, 1) for u in (-1, 1)]
     mask = np.zeros((1, SIZE, SIZE), bool)
     mask[:, ::3] = mask[:, SIZE // 2 - 12 : SIZE // 2 + 12] = True
-    images = (np.stack(coils) * (y**2 + x**2 < 0.5))[:, None]
+    images = (np.stack(coils) * (y**2 + x**2 < 0.5))[:, None].astype(np.complex64)
     kspace = KSpace(
-        data=(fft_numpy(images, (-2, -1)) * mask).astype(np.complex64),
+        data=fft_numpy(images, (-2, -1)) * mask,
         mask=mask,
         recon_shape=(1, SIZE, SIZE),
         geometry=Geometry((float(SIZE), float(SIZE), 1.0)),
