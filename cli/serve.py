@@ -81,12 +81,14 @@ def serve(
     from mri_qpan import models
     from mri_qpan.methods import find_device
     from mri_qpan.recon.metrics import ServerMeter, metered
-    from mri_qpan.recon.server import Server, Settings
+    from mri_qpan.recon.server import Server, Settings, warm_up
 
     start_logging(log_format)
     place = find_device(device)
     jobs = _jobs(models.DEFAULT if method is None else method, config_dir, place)
-    jobs[DEFAULT]()  # wrong names end here, not at the first client
+    default = jobs[DEFAULT]()  # wrong names end here, not at the first client
+    jobs[DEFAULT] = lambda: default
+    warm_up(default)
     with metered(ServerMeter, metrics_host, metrics_port) as meter:
         settings = Settings(
             jobs=jobs,

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import ismrmrd
 
 from mri_qpan.errors import InputError, MriQpanError
 from mri_qpan.recon.job import Job
+from mri_qpan.recon.kspace import Index
 from mri_qpan.recon.metrics import Meter
 from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.session import Lines, Painter, Session
-from mri_qpan.recon.turns import Turns
+from mri_qpan.recon.turns import POLL, Turns
 
 DRAINING = ("null", "savedataonly")
 """Configs that take everything and make nothing."""
@@ -111,7 +111,8 @@ class Conversation:
         self._counts, self._turns = counts, turns
         self._writer = MrdWriter(connection)
         self._writing = threading.Lock()
-        self._complete: queue.Queue[tuple[float | None, Lines] | None] = queue.Queue(WAITING_IMAGES)
+        self._complete: queue.Queue[tuple[float, Lines] | None] = queue.Queue(WAITING_IMAGES)
+        self._ahead: dict[Index, Lines] = {}  # calibrated, and not complete yet
         self._gone = threading.Event()
         self._saving: Any = None
 
@@ -178,10 +179,10 @@ class Conversation:
             self._pass_on(lines)
         calibrated = session.calibrated()
         if calibrated is not None:
-            with suppress(queue.Full):
-                self._complete.put_nowait((None, calibrated))
+            self._ahead[calibrated.index] = calibrated
 
     def _pass_on(self, lines: Lines) -> None:
+        self._ahead.pop(lines.index, None)
         self._settings.meter.waiting(1)
         self._complete.put((time.monotonic(), lines))
 
@@ -200,13 +201,16 @@ class Conversation:
 
     def _paint(self, painter: Painter) -> None:
         """Reconstruct what is complete and send it, until told to end."""
-        while (entry := self._complete.get()) is not None:
-            since, lines = entry
-            if since is None:
-                self._begin(painter, lines)
-            else:
-                self._finish(painter, lines, since)
-                self._settings.meter.waiting(-1)
+        while True:
+            try:
+                entry = self._complete.get(timeout=POLL)
+            except queue.Empty:
+                self._begin(painter)
+                continue
+            if entry is None:
+                return
+            self._finish(painter, entry[1], entry[0])
+            self._settings.meter.waiting(-1)
 
     def _finish(self, painter: Painter, lines: Lines, since: float) -> None:
         """Reconstruct an image and send it."""
@@ -233,8 +237,12 @@ class Conversation:
             log.warning("%s: cannot be reached any more (%s)", self._peer, error)
         self._counts.seconds.append(time.monotonic() - since)
 
-    def _begin(self, painter: Painter, lines: Lines) -> None:
-        """Make maps ahead, unless something of this session is complete first."""
+    def _begin(self, painter: Painter) -> None:
+        """Make maps of an image that still arrives, unless something of this session is complete first."""
+        try:
+            _, lines = self._ahead.popitem()
+        except KeyError:
+            return
         with self._turns.spare(lambda: self._complete.empty() and not self._gone.is_set()) as free:
             if free:
                 try:

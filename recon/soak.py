@@ -103,7 +103,7 @@ def soak(
     """
     xml, lines = one_image(path)
     rng = np.random.default_rng(seed)
-    whole = _bytes_of(xml, lines)
+    whole = session_bytes(xml, lines)
     found, started = Soak(), time.perf_counter()
     every = max(1, sessions // 50)
     with served(method, 1) as (address, process):
@@ -150,7 +150,7 @@ def mutated(stream: bytes, rng: np.random.Generator) -> bytes:
     return bytes(damaged[: int(rng.integers(len(damaged) + 1))] if rng.random() < 0.5 else damaged)
 
 
-def _bytes_of(xml: str, lines: Sequence[Any]) -> bytes:
+def session_bytes(xml: str, lines: Sequence[Any]) -> bytes:
     """Return what a good session sends."""
 
     class Kept:

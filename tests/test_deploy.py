@@ -15,14 +15,17 @@ from mri_qpan.errors import InputError
 from mri_qpan.recon.openrecon import KEY
 
 ROOT = Path(__file__).resolve().parents[1]
-UNIT, DOCKERFILE = ROOT / "docs" / "deploy" / "mri-qpan.service", ROOT / "docs" / "deploy" / "Dockerfile"
+DEPLOY = ROOT / "docs" / "deploy"
+UNIT, SERVE_UNIT = DEPLOY / "mri-qpan.service", DEPLOY / "mri-qpan-serve.service"
+DOCKERFILE = DEPLOY / "Dockerfile"
 
 
-def test_systemd_takes_the_unit() -> None:
+@pytest.mark.parametrize("unit", [UNIT, SERVE_UNIT], ids=lambda unit: unit.stem)
+def test_systemd_takes_the_unit(unit: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    done = subprocess.run(["systemd-analyze", "verify", UNIT], capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if unit.name in line]
     assert (done.returncode, said) == (0, []), done.stderr
 
 
@@ -32,6 +35,17 @@ def test_its_command_line_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(app, command.replace("$OPTIONS", "--push PACS@10.0.0.5:104").split())
     assert isinstance(result.exception, InputError), result.output
     assert str(result.exception) == "${INCOMING}: no such folder"
+
+
+def test_the_servers_command_line_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SERVE_UNIT.read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=\S+ mri-qpan (.*)$", text, re.MULTILINE)
+    seen = []
+    monkeypatch.setattr("mri_qpan.recon.server.Server", lambda settings: seen.append(settings) or 1 / 0)
+    arguments = command.replace("${HOST}", "10.0.0.4").replace("$OPTIONS", "--save kept").split()
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ZeroDivisionError), result.output
+    assert (seen[0].host, seen[0].port, seen[0].save) == ("10.0.0.4", 9002, Path("kept"))
 
 
 def instructions() -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ def header() -> mrd.Header:
     )
     found.encoding.append(mrd.EncodingType(encoded_space=space, recon_space=space, encoding_limits=limits))
     found.acquisition_system_information = mrd.AcquisitionSystemInformationType(
-        relative_receiver_noise_bandwidth=0.79, system_vendor="a < b"
+        relative_receiver_noise_bandwidth=0.75, system_vendor="a < b"
     )
     return found
 
@@ -68,9 +68,8 @@ def read(data: bytes) -> list[Any]:
 
 def run(data: bytes, job: Job | None = None, words: list[str] | None = None) -> tuple[tuple[int, int], bytes]:
     sink, said = io.BytesIO(), [] if words is None else words
-    return reconstruct_stream(
-        io.BytesIO(data), sink, job or zero_filled(), 10**9, said.append
-    ), sink.getvalue()
+    counts = reconstruct_stream(io.BytesIO(data), sink, job or zero_filled(), 10**9, said.append)
+    return counts, sink.getvalue()
 
 
 def test_slices_become_images() -> None:
@@ -126,7 +125,7 @@ def test_headers_keep_what_a_reconstruction_needs() -> None:
     assert encoding.step_1 is not None
     assert encoding.step_1.center == NY // 2
     assert encoding.trajectory == "cartesian"
-    assert (found.vendor, found.relative_noise_bandwidth) == ("a < b", pytest.approx(0.79))
+    assert (found.vendor, found.relative_noise_bandwidth) == ("a < b", 0.75)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -160,7 +159,8 @@ def test_mrd_pythons_own_phantom_through_pipes(tmp_path: Any) -> None:
     for data in (theirs, done.stdout):
         with mrd.BinaryMrdReader(io.BytesIO(data)) as reader:
             reader.read_header()
-            found.append(np.abs(next(iter(reader.read_data())).value.data[0, 0]).astype(float))
+            items = [item.value for item in reader.read_data()]
+        found.append(np.abs(items[0].data[0, 0]).astype(float))
     assert found[0].shape == found[1].shape
     assert np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1] > 0.98
     assert get_method("cg-sense").name.encode() in done.stdout

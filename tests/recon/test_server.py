@@ -9,10 +9,13 @@ import ismrmrd
 import numpy as np
 import pytest
 from mrd_files import header_xml, limit_xml, line, lines, random_kspace
-from mrd_sessions import KSPACE, NX, NY, SLICE, XML, assert_is, flagged, images, talk, texts
+from mrd_sessions import CPU, KSPACE, NX, NY, SLICE, XML, assert_is, broken, flagged, images, talk, texts
 
+from mri_qpan.methods import Method
+from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.server import warm_up
 from mri_qpan.recon.session import Session
 
 
@@ -196,3 +199,17 @@ class TestSorting:
         answer = talk(serve(), ConfigFile("openrecon"), HeaderText(XML), text, *SLICE)
         assert len(images(answer)) == made
         assert ("a bug" in texts(answer)) == ("broken" in text)
+
+
+def test_warming_up_runs_the_method_and_forgives_it(caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    def run(adjoint: Any, normal: Any) -> Any:
+        seen.append(adjoint.shape)
+        return adjoint
+
+    warm_up(Job(Method("own", run), CPU))
+    assert [shape[-2:] for shape in seen] == [(64, 64)]
+    assert not caplog.records
+    warm_up(broken())
+    assert "fails on a phantom: a bug" in caplog.text
