@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mri_qpan.cli.benchmark_speed import speed
 from mri_qpan.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ Tuned = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    from mri_qpan.cli.benchmark_speed import speed
-
     verbs = typer.Typer(help="Compare with SigPy, BART and the classical solvers.", no_args_is_help=True)
     verbs.command("real")(real)
     verbs.command("brain")(brain)

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,10 +74,8 @@ def speed(
                 "sized": shipped.DEFAULT if shipped.DEFAULT in names else names[0],
             },
         }
-        try:
+        with suppress(PackageNotFoundError):
             results["machine"]["onnxruntime"] = version("onnxruntime")
-        except PackageNotFoundError:
-            pass
         results |= _measure(
             wanted, case, names, counts, rounds, results["settings"]["sized"], matrix, advance
         )

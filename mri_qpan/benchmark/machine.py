@@ -27,7 +27,7 @@ def describe(threads: int | str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of the checkout that this package runs from, "+" behind it if changed; else nothing."""
+    """Return the commit of the checkout that this package runs from, with "+" if changed; else nothing."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""

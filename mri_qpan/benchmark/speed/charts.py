@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def charts(results: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw what was measured: by file name without suffix, `speed-engines` and `speed-pixels`, `-coils`, `-slices`.
+    """Draw `speed-engines` and `speed-pixels`, `-coils`, `-slices`: by file name without suffix.
 
     Raises
     ------

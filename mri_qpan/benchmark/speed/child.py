@@ -19,7 +19,7 @@ def start(job: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     job
-        `model`, `engine`, `threads`, `input` (an .npz file of `Problem.save`) and `folder` of exported models.
+        `model`, `engine`, `threads`, `input` (a file of `Problem.save`) and `folder` of exported models.
     """
     if job["engine"] == "onnx":
         # Without PyTorch, as a user of the exported file has it.

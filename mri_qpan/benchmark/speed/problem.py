@@ -52,7 +52,7 @@ class Problem:
 
 
 def head_case(matrix: tuple[int, int], coils: int, spec: str) -> Case:
-    """Return a noisy measurement of the head phantom's middle slice, with the coil maps that it was made with.
+    """Return a noisy measurement of the head phantom, with the coil maps that it was made with.
 
     Parameters
     ----------

@@ -49,8 +49,8 @@ def _engines(results: Mapping[str, Any]) -> list[str]:
     text = [
         f"## One {matrix} slice, one coil",
         f"From A^H y and A^H A to the image (onnx: from the samples), medians with quartiles over "
-        f"{results['settings']['rounds']} rounds through everything, interleaved; error: the norm of what differs "
-        "from the same model's float32 engine, over its image's norm.",
+        f"{results['settings']['rounds']} rounds through everything, interleaved; error: the norm of what "
+        "differs from the same model's float32 engine, over its image's norm.",
         _table(head, table),
     ]
     faster = _faster(rows, threads)
@@ -90,9 +90,9 @@ def _faster(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> str:
 def _bart(results: Mapping[str, Any]) -> list[str]:
     text = [f"## A slice of {results['bart'][0]['coils']} coils, maps given: BART's `pics` beside it"]
     text.append(
-        "From samples and maps in memory to the magnitude image in memory, medians with quartiles; in brackets "
-        "BART's own clock, without starting its process and exchanging files. Its wavelet's weight is tuned for "
-        f"the PSNR of this very image. Input: {results['bart'][0]['input']}, {results['bart'][0]['mask']}."
+        "From samples and maps in memory to the magnitude image in memory, medians with quartiles; in "
+        "brackets BART's own clock, without starting its process and exchanging files. Its wavelet's weight is "
+        f"tuned for the PSNR of this very image. Input: {results['bart'][0]['input']}, {results['bart'][0]['mask']}."
     )
     for entry in results["bart"]:
         peers = [o for o in entry["outcomes"] if o["inner_seconds"]]
@@ -118,16 +118,18 @@ def _starts(results: Mapping[str, Any]) -> list[str]:
         weights = ", ".join(f"{kind} {size:,}" for kind, size in row["weights"].items())
         peak = f"{row['peak'] / 1e6:.0f}" if row["peak"] else ""
         table.append(
-            [row["model"], row["engine"], f"{row['first']:.2f}", f"{row['second']:.2f}", peak]
-            + [f"{row['disk']:,}", weights]
+            [
+                *(row["model"], row["engine"], f"{row['first']:.2f}", f"{row['second']:.2f}", peak),
+                *(f"{row['disk']:,}", weights),
+            ]
         )
     head = ["model", "engine", "s, first process", "s, second", "peak MB", "file, bytes", "weights, bytes"]
     return [
         "## Cold starts and memory",
-        "From the start of a process to its first image of that slice, with PyTorch's import; the first of each "
-        "engine finds no compiled code (TORCHINDUCTOR_CACHE_DIR empty), the second what the first left. Peak: of "
-        "the second process, all libraries within. Weights: of the convolutions, as the file packs them and as "
-        "types hold them.",
+        "From the start of a process to its first image of that slice, with PyTorch's import; the first of "
+        "each engine finds no compiled code (TORCHINDUCTOR_CACHE_DIR empty), the second what the first left. "
+        "Peak: of the second process, all libraries within. Weights: of the convolutions, as the file packs "
+        "them and as types hold them.",
         _table(head, table),
     ]
 
@@ -140,9 +142,9 @@ def _commands(results: Mapping[str, Any]) -> list[str]:
 def _sizes(results: Mapping[str, Any]) -> list[str]:
     text = [
         "## Cost against size",
-        f"{results['settings']['sized']}, {_threads(results['settings']['threads'][-1])}, each size in a process "
-        "of its own, samples and operator within the time; memory: how far the process's peak rises above what "
-        "it holds after a first small slice. Slices are worked one after the other.",
+        f"{results['settings']['sized']}, {_threads(results['settings']['threads'][-1])}, each size in a "
+        "process of its own, samples and operator within the time; memory: how far the process's peak rises "
+        "above what it holds after a first small slice. Slices are worked one after the other.",
     ]
     for label, points in results["sizes"].items():
         table = [
@@ -158,8 +160,8 @@ def _sizes(results: Mapping[str, Any]) -> list[str]:
         fit = slopes(points, label)
         text.append(_table(["matrix", "coils", "slices", "s", "MB"], table))
         text.append(
-            f"Each {WHAT[label]} more: {1e3 * fit['seconds']:.3g} ms and {fit['memory'] / 1e3:.3g} kB; time grows as "
-            f"{label} to the power {fit['power']:.2f}."
+            f"Each {WHAT[label]} more: {1e3 * fit['seconds']:.3g} ms and {fit['memory'] / 1e3:.3g} kB; "
+            f"time grows as {label} to the power {fit['power']:.2f}."
         )
     return text
 
