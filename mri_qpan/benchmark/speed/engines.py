@@ -26,8 +26,8 @@ PLAIN: Engine = "float32"
 
 FAST = "compiled bfloat16"
 ENGINES = ("fused", PLAIN, "compiled", "bfloat16", FAST, "onnx")
-"""fused, float32, bfloat16: as `load_model` has them; compiled: the proximal step by `torch.compile`; onnx:
-the exported file in ONNX Runtime, which takes samples and does A^H y too, its DFTs as products of matrices."""
+"""fused, float32, bfloat16: as `load_model` has them; compiled: `torch.compile`; onnx: the exported file in
+ONNX Runtime, which takes samples and does A^H y too, its DFTs as products of matrices."""
 
 YARDSTICKS = {
     "published style, 9 layers, symmetry branch": (9, True),

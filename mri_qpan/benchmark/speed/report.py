@@ -92,7 +92,8 @@ def _bart(results: Mapping[str, Any]) -> list[str]:
     text.append(
         "From samples and maps in memory to the magnitude image in memory, medians with quartiles; in "
         "brackets BART's own clock, without starting its process and exchanging files. Its wavelet's weight is "
-        f"tuned for the PSNR of this very image. Input: {results['bart'][0]['input']}, {results['bart'][0]['mask']}."
+        "tuned for the PSNR of this very image. "
+        f"Input: {results['bart'][0]['input']}, {results['bart'][0]['mask']}."
     )
     for entry in results["bart"]:
         peers = [o for o in entry["outcomes"] if o["inner_seconds"]]
