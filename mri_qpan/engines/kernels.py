@@ -28,7 +28,7 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def fused_width() -> int:
-    """Return the bits that the fused kernel works at once here: a tile's 8192 (AMX), a vector's 512 or 256, or 0."""
+    """Return the bits that the fused kernel works at: a tile's 8192 (AMX), a vector's 512 or 256, or 0."""
     found = library()
     return 0 if found is None else int(found.mri_qpan_fused_tiles()) or width()
 
