@@ -100,12 +100,16 @@ def test_every_part_is_in_the_report_and_drawn() -> None:
         "command": "mri-qpan benchmark speed",
         "machine": {"processor": "p"},
         "settings": {"threads": [1, 2], "rounds": 1, "matrix": [64, 64], "sized": "m"},
-        "starts": [{**start, "weights": {"packed": 12}}],
+        "starts": [
+            {**start, "weights": {"packed": 12}},
+            {"model": "m", "engine": "compiled", "reason": "no compiler"},
+        ],
         "commands": {"mri-qpan --help": [0.4, 0.5, 0.3]},
         "sizes": {"coils": sized},
     }
     text = report.to_markdown(results)
     assert "| mri-qpan --help | 0.40 (0.35 to 0.45) |" in text
+    assert "| m | compiled | no compiler |" in text
     assert "| m | fused | 3.00 | 2.50 | 400 | 1,000 | packed 12 |" in text
     assert "Each coil more: 100 ms and 1e+03 kB; time grows as coils to the power 1.00." in text
     assert set(charts.charts(results)) == {"speed-coils"}

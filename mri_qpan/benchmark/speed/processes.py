@@ -58,7 +58,7 @@ def starts(names: Sequence[str], problem: Problem, threads: int, progress: Progr
     -------
     list
         For each model and engine `first` and `second` (s), `peak` memory (bytes), the file's `disk` bytes and
-        `weights`, bytes of the weights by type.
+        `weights`, bytes of the weights by type; or `reason`, why it failed.
     """
     found = []
     with tempfile.TemporaryDirectory(prefix="mri-qpan-") as name:
@@ -75,7 +75,11 @@ def starts(names: Sequence[str], problem: Problem, threads: int, progress: Progr
                     export(model_name, folder / f"{Path(model_name).stem}.onnx")
                 job = {"job": "start", "model": _absolute(model_name), "engine": engine, "threads": threads}
                 job |= {"input": str(folder / "slice.npz"), "folder": name}
-                timed = [_child(job, folder, environment) for _ in range(2)]
+                try:
+                    timed = [_child(job, folder, environment) for _ in range(2)]
+                except ReconError as error:  # such as a compiler that is missing
+                    found.append({"model": model.name, "engine": engine, "reason": str(error)})
+                    continue
                 found.append(
                     {
                         "model": model.name,

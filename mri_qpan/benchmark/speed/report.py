@@ -91,8 +91,8 @@ def _bart(results: Mapping[str, Any]) -> list[str]:
     text = [f"## A slice of {results['bart'][0]['coils']} coils, maps given: BART's `pics` beside it"]
     text.append(
         "From samples and maps in memory to the magnitude image in memory, medians with quartiles; in "
-        "brackets BART's own clock, without starting its process and exchanging files. Its wavelet's weight is "
-        "tuned for the PSNR of this very image. "
+        "brackets BART's own clock, without starting its process and exchanging files. Its wavelet's weight "
+        "is tuned for the PSNR of this very image. "
         f"Input: {results['bart'][0]['input']}, {results['bart'][0]['mask']}."
     )
     for entry in results["bart"]:
@@ -116,6 +116,9 @@ def _bart(results: Mapping[str, Any]) -> list[str]:
 def _starts(results: Mapping[str, Any]) -> list[str]:
     table = []
     for row in results["starts"]:
+        if "reason" in row:
+            table.append([row["model"], row["engine"], row["reason"], "", "", "", ""])
+            continue
         weights = ", ".join(f"{kind} {size:,}" for kind, size in row["weights"].items())
         peak = f"{row['peak'] / 1e6:.0f}" if row["peak"] else ""
         table.append(
