@@ -15,6 +15,9 @@ from mri_qpan.models import DEFAULT, load_model
 from mri_qpan.models.store import Model
 from mri_qpan.noncartesian import NonCartesian
 
+NEAR = 1e-3
+"""How far from 1 the norm of maps that are taken as they are may be."""
+
 
 class QPanRecon(sp.app.App):
     """Reconstruct with a trained network, in place of `sigpy.mri.app.L1WaveletRecon`.
@@ -68,10 +71,11 @@ class QPanRecon(sp.app.App):
             for a in (y, mps, weights, coord)
         )
         _check(y, mps, weights, coord)
-        # Networks know problems of norm 1: maps over g are the same problem for the image times g.
         g = np.float32(np.linalg.norm(mps, axis=0).max())
         if not 0 < g < np.inf:
             raise ValueError("mps are zero, or not finite")
+        # Networks know problems of norm 1: maps over g are the same problem for the image times g.
+        g = g if abs(g - 1) > NEAR else np.float32(1)
         mps = mps / g
         number = sp.Device(device).id
         place = torch.device("cpu" if number < 0 else f"cuda:{number}")
