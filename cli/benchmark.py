@@ -14,6 +14,7 @@ import typer
 
 from mri_qpan.cli.benchmark_batch import batch
 from mri_qpan.cli.benchmark_soak import soak
+from mri_qpan.cli.benchmark_speed import speed
 from mri_qpan.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("serve")(serve)
     verbs.command("soak")(soak)
     verbs.command("batch")(batch)
+    verbs.command("speed")(speed)
     app.add_typer(verbs, name="benchmark")
 
 
@@ -88,7 +90,7 @@ def real(
     chosen = _choose(methods, threads)
     specs = [spec.strip() for spec in masks.split(",")]
     prepared = [case for path in inputs for case in cases(path, specs, count=count)]
-    with _progress(len(prepared) * len(chosen) * (1 + rounds)) as advance:
+    with progress_bar(len(prepared) * len(chosen) * (1 + rounds)) as advance:
         compared = compare(
             prepared,
             chosen,
@@ -160,7 +162,7 @@ def brain(
                 },
             )
         )
-    with _progress(len(pictures) * len(chosen)) as advance:
+    with progress_bar(len(pictures) * len(chosen)) as advance:
         results = protocol.compare(pictures, chosen, contenders, threads=threads, progress=advance)
     results["command"] = shlex.join(["mri-qpan", *sys.argv[1:]])
     results["machine"] = machine.describe(threads)
@@ -201,7 +203,7 @@ def serve(
     if not all(word.isdecimal() and 0 < int(word) <= 64 for word in words):
         raise InputError(f"--clients {clients}: numbers from 1 to 64, separated by commas")
     name = models.DEFAULT if method is None else method
-    with _progress(len(words)) as advance:
+    with progress_bar(len(words)) as advance:
         found = load.load(file, name, [int(word) for word in words], slices, workers, interval, advance)
     report = load.to_markdown(
         found, file, name, workers, shlex.join(["mri-qpan", *sys.argv[1:]]), machine.describe(0)
@@ -239,7 +241,8 @@ def _network(name: str, classical: list[str]) -> Method:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
+def progress_bar(total: int | None) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal how far a measurement is; call what is yielded with what is done next."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -3,10 +3,16 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mri_qpan.errors import InputError
+
+if TYPE_CHECKING:
+    from mri_qpan.recon import pics as work
+
+PIPE = Path("-")
 IGNORED = "Accepted for scripts written for `bart pics`; says on stderr that it has no effect."
 
 
@@ -16,9 +22,11 @@ def register(app: typer.Typer) -> None:
 
 
 def pics(
-    kspace: Annotated[Path, typer.Argument(help="k-space, .cfl/.hdr without suffix.")],
+    kspace: Annotated[
+        Path, typer.Argument(help="k-space, .cfl/.hdr without suffix; - for a pipe, of any one input.")
+    ],
     sensitivities: Annotated[Path, typer.Argument(help="Coil maps of `bart ecalib`.")],
-    output: Annotated[Path, typer.Argument(help="Image to write.")],
+    output: Annotated[Path, typer.Argument(help="Image to write; - for a pipe.")],
     regularization: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,14 +94,18 @@ def pics(
             unused.append(f"-R {term}")
     if unused:
         typer.echo(f"mri-qpan pics: {model} has no use for {', '.join(unused)}", err=True)
-    output_folder(output.parent)
+    piped = output == PIPE
+    if not piped:
+        output_folder(output.parent)
+    if [kspace, sensitivities, pattern, trajectory].count(PIPE) > 1:
+        raise InputError("only one of the inputs can come from a pipe (-)")
     device = find_device("cuda" if gpu else "cpu")
     network = load_model(model, device)
     arrays = work.Arrays(
-        work.full(bart.read_cfl(kspace)),
-        work.full(bart.read_cfl(sensitivities)),
-        None if pattern is None else work.full(bart.read_cfl(pattern)),
-        None if trajectory is None else work.full(bart.read_cfl(trajectory)),
+        _read(kspace),
+        _read(sensitivities),
+        None if pattern is None else _read(pattern),
+        None if trajectory is None else _read(trajectory),
     )
     image = work.reconstruct(arrays, network, device)
     if not rescale:
@@ -107,5 +119,16 @@ def pics(
         "# Creator",
         f"mri-qpan {__version__} {network.name} {network.sha256[:12]}",
     ]
+    if piped:
+        bart.write_pipe(sys.stdout.buffer, image, made_by)
+        return
     with staged(output.parent) as stage:
         bart.write_cfl(stage / output.name, image, made_by)
+
+
+def _read(path: Path) -> "work.Complex":
+    """Return an array of a file, or of the pipe, with all of BART's dimensions."""
+    from mri_qpan import bart
+    from mri_qpan.recon import pics as work
+
+    return work.full(bart.read_pipe(sys.stdin.buffer) if path == PIPE else bart.read_cfl(path))

@@ -15,6 +15,9 @@ from mri_qpan.models import DEFAULT, load_model
 from mri_qpan.models.store import Model
 from mri_qpan.noncartesian import NonCartesian
 
+NEAR = 1e-3
+"""How far from 1 the norm of maps that are taken as they are may be."""
+
 
 class QPanRecon(sp.app.App):
     """Reconstruct with a trained network, in place of `sigpy.mri.app.L1WaveletRecon`.
@@ -25,7 +28,8 @@ class QPanRecon(sp.app.App):
         k-space, zero where nothing was measured: (coil, ky, kx) or (coil, kz, ky, kx); with `coord`
         (coil, ..., samples). NumPy or CuPy. With (kz, ky, kx) each (y, x) plane is regularised on its own.
     mps
-        Coil sensitivities (coil, y, x) or (coil, z, y, x) with sum_c abs(S_c)^2 of at most 1.
+        Coil sensitivities (coil, y, x) or (coil, z, y, x), of any scale: the image is the one that they ask
+        for.
     weights
         Of the data consistency, as in SigPy: a number, or an array that broadcasts against y[0]. None: 1
         where any coil measured, else 0; with `coord` the density compensation of Pipe and Menon (Magn Reson
@@ -42,7 +46,7 @@ class QPanRecon(sp.app.App):
     Raises
     ------
     ValueError
-        If `y`, `mps`, `weights` and `coord` do not fit each other.
+        If `y`, `mps`, `weights` and `coord` do not fit each other, or the maps are zero or not finite.
     ModelError
         If the model cannot be used.
 
@@ -67,6 +71,12 @@ class QPanRecon(sp.app.App):
             for a in (y, mps, weights, coord)
         )
         _check(y, mps, weights, coord)
+        g = np.float32(np.linalg.norm(mps, axis=0).max())
+        if not 0 < g < np.inf:
+            raise ValueError("mps are zero, or not finite")
+        # Networks know problems of norm 1: maps over g are the same problem for the image times g.
+        g = g if abs(g - 1) > NEAR else np.float32(1)
+        mps = mps / g
         number = sp.Device(device).id
         place = torch.device("cpu" if number < 0 else f"cuda:{number}")
         network = load_model(model, place) if isinstance(model, str) else model
@@ -74,7 +84,7 @@ class QPanRecon(sp.app.App):
         def reconstruct() -> NDArray[np.complex64]:
             adjoint, normal = _problem(y, mps, weights, coord, place)
             with torch.inference_mode():
-                return network(adjoint.to(place), normal)[0].cpu().numpy()
+                return network(adjoint.to(place), normal)[0].cpu().numpy() / g
 
         super().__init__(_Once(reconstruct), show_pbar=show_pbar)
 

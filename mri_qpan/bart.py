@@ -10,9 +10,10 @@ import math
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError, ReconError
 
 DIMENSIONS = 16
+
+LONGEST_HEADER = 1 << 16
+"""Bytes; more than that is no header of BART's."""
 
 
 def write_cfl(stem: Path, array: NDArray[Any], made_by: Sequence[str] = ()) -> None:
@@ -34,10 +38,59 @@ def write_cfl(stem: Path, array: NDArray[Any], made_by: Sequence[str] = ()) -> N
     made_by
         Lines of the header that say how it was made, as BART writes them.
     """
-    sizes = [*reversed(array.shape), *[1] * (DIMENSIONS - array.ndim)]
-    header = "\n".join(["# Dimensions", " ".join(str(n) for n in sizes), *made_by]) + "\n"
-    _with_suffix(stem, ".hdr").write_text(header, "utf-8", "surrogateescape")
+    _with_suffix(stem, ".hdr").write_bytes(_header(array, made_by))
     np.ascontiguousarray(array, dtype=np.complex64).tofile(_with_suffix(stem, ".cfl"))
+
+
+def write_pipe(stream: BinaryIO, array: NDArray[Any], made_by: Sequence[str] = ()) -> None:
+    """Hand `array` to the next BART command of a pipeline.
+
+    As BART 0.8 does: a temporary file in the working folder, whose name goes through the pipe with the
+    header. The command that reads it removes it.
+
+    Parameters
+    ----------
+    stream
+        The pipe.
+    array, made_by
+        As in `write_cfl`.
+    """
+    number, name = tempfile.mkstemp(prefix="bart-", dir=Path.cwd())
+    try:
+        with os.fdopen(number, "wb") as file:
+            np.ascontiguousarray(array, dtype=np.complex64).tofile(file)
+        stream.write(_header(array, ["# Data", Path(name).name, *made_by]))
+        stream.flush()
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+def read_pipe(stream: BinaryIO) -> NDArray[np.complex64]:
+    """Read what a BART command (or `write_pipe`) put into a pipe, and remove its temporary file.
+
+    Returns
+    -------
+    ndarray
+        As of `open_cfl`.
+
+    Raises
+    ------
+    InputError
+        If no such header comes through the pipe, or its file is missing or incomplete.
+    """
+    header = stream.read(LONGEST_HEADER).decode("utf-8", "surrogateescape")
+    sizes = _sizes(header, "the pipe")
+    _, found, rest = header.partition("\n# Data\n")
+    name = rest.partition("\n")[0]
+    if not found or not name:
+        raise InputError(
+            "the pipe's header names no file under '# Data', as BART 0.8 writes it: exchange a .cfl file "
+            "instead"
+        )
+    array = np.array(_mapped(Path(name), sizes))
+    Path(name).unlink()
+    return array
 
 
 def read_cfl(stem: Path) -> NDArray[np.complex64]:
@@ -59,13 +112,29 @@ def open_cfl(stem: Path) -> NDArray[np.complex64]:
         If a file is missing or the two do not fit together.
     """
     try:
-        lines = _with_suffix(stem, ".hdr").read_text(encoding="utf-8", errors="replace").splitlines()
-        sizes = [int(word) for word in lines[lines.index("# Dimensions") + 1].split()]
+        header = _with_suffix(stem, ".hdr").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{stem}.hdr: {error.strerror}") from error
+    return _mapped(_with_suffix(stem, ".cfl"), _sizes(header, f"{stem}.hdr"))
+
+
+def _header(array: NDArray[Any], lines: Sequence[str]) -> bytes:
+    sizes = [*reversed(array.shape), *[1] * (DIMENSIONS - array.ndim)]
+    header = "\n".join(["# Dimensions", " ".join(str(n) for n in sizes), *lines]) + "\n"
+    return header.encode("utf-8", "surrogateescape")
+
+
+def _sizes(header: str, where: str) -> list[int]:
+    """Return the sizes that a header states, x first."""
+    lines = header.splitlines()
+    try:
+        return [int(word) for word in lines[lines.index("# Dimensions") + 1].split()]
     except (ValueError, IndexError) as error:
-        raise InputError(f"{stem}.hdr: not a BART header: no line of sizes under '# Dimensions'") from error
-    path = _with_suffix(stem, ".cfl")
+        raise InputError(f"{where}: not a BART header: no line of sizes under '# Dimensions'") from error
+
+
+def _mapped(path: Path, sizes: Sequence[int]) -> NDArray[np.complex64]:
+    """Map a file of complex64 into memory, read-only."""
     wanted = 8 * math.prod(sizes)
     found = path.stat().st_size if path.is_file() else 0
     if min(sizes, default=0) < 1 or found != wanted:

@@ -48,7 +48,14 @@ def charts(results: Mapping[str, Any], published: Mapping[str, Mapping[int, floa
     return drawn
 
 
-def _figure(x: str, y: str = "mean PSNR / dB") -> tuple[Figure, Any]:
+def new_figure(x: str, y: str = "mean PSNR / dB") -> tuple[Figure, Any]:
+    """Return an empty figure and its axes, labelled.
+
+    Raises
+    ------
+    InputError
+        Without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -68,7 +75,7 @@ def _bars(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     published: Mapping[str, Mapping[int, float]],
 ) -> Figure:
-    figure, axes = _figure("samples acquired")
+    figure, axes = new_figure("samples acquired")
     total = len(names) + len(published)
     width = 0.85 / total
     for index, name in enumerate(names):
@@ -96,7 +103,7 @@ def _ratios(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     published: Mapping[str, Mapping[int, float]],
 ) -> Figure:
-    figure, axes = _figure("samples acquired / %")
+    figure, axes = new_figure("samples acquired / %")
     for name in names:
         axes.plot(percents, [found[name, p]["psnr"] for p in percents], marker="o", label=name)
     for name, values in published.items():
@@ -112,7 +119,7 @@ def _bytes(
     percents: Sequence[int],
     found: Mapping[tuple[str, int], Mapping[str, Any]],
 ) -> Figure:
-    figure, axes = _figure("model file / kB")
+    figure, axes = new_figure("model file / kB")
     ordered = sorted(sizes, key=lambda name: sizes[name])
     for percent in percents:
         means = [found[name, percent]["psnr"] for name in ordered]

@@ -5,6 +5,7 @@
 // scale comes in after them. The rows of every feature map flow through rings of three, so that they stay in the
 // second-level cache. A thread works a band of rows, and the few rows beyond its borders again.
 
+#include "tiles.h"
 #include "vectors.h"
 
 namespace {
@@ -104,6 +105,24 @@ constexpr int WIDEST = 12;
 }  // namespace avx512
 END
 
+#ifdef AMX
+BEGIN(AMX)
+namespace amx {
+using namespace avx512;  // its vectors
+constexpr int WIDEST = 12;
+#define PIXELS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define VECTORS(X) X(0) X(1)
+#define VECTORS_OF(X, p) X(p, 0) X(p, 1)
+#define BY_TILES
+#include "fused_band.h"
+#undef BY_TILES
+#undef PIXELS
+#undef VECTORS
+#undef VECTORS_OF
+}  // namespace amx
+END
+#endif
+
 BEGIN(AVX2)
 namespace avx2 {
 constexpr int WIDEST = 2;
@@ -119,7 +138,12 @@ END
 
 namespace {
 
+constexpr int TILE_BITS = 8192;
+
 Band best_band(int at_most) {
+#ifdef AMX
+    if (at_most >= TILE_BITS && has_avx512() && has_tiles()) return amx::band;
+#endif
     if (at_most >= 512 && has_avx512()) return avx512::band;
     return at_most >= 256 && has_avx2() ? avx2::band : nullptr;
 }
@@ -129,14 +153,19 @@ Band best_band(int at_most) {
 extern "C" {
 
 // Mirrored in kernels.py: a library built from other sources is not used.
-__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 4; }
+__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 5; }
 
 // Return the bits of the widest vectors that this processor has for the kernel: 512, 256, or 0 for none.
 __attribute__((visibility("default"))) int mri_qpan_fused_width() {
     return best_band(512) == avx512::band ? 512 : best_band(512) ? 256 : 0;
 }
 
-// Work one plane on some threads with vectors of at most `width` bits.
+// Return the bits of a tile where this processor's 8-bit tile products can be used for the kernel, or 0.
+__attribute__((visibility("default"))) int mri_qpan_fused_tiles() {
+    return best_band(TILE_BITS) == best_band(512) ? 0 : TILE_BITS;
+}
+
+// Work one plane on some threads with vectors, or tiles, of at most `width` bits.
 __attribute__((visibility("default"))) int mri_qpan_fused_layer(const Layer *layer, const Plane *plane, int threads,
                                                                 int width) {
     const Band band = best_band(width);

@@ -91,11 +91,11 @@ class Fused:
     network
         With a configuration that `fits`; later changes of its weights are not seen.
     vector_width
-        Largest width of vectors to use, in bits; None: all that the processor has.
+        Largest width of vectors to use, in bits, 8192 for tiles (AMX); None: all that the processor has.
     """
 
     def __init__(self, network: ProximalNetwork, vector_width: int | None = None) -> None:
-        self._width = vector_width or kernels.width()
+        self._width = vector_width or kernels.fused_width()
         self._channels = network.config.channels
         self._layers = [_PackedLayer(layer, network.config.penalties) for layer in network.layers]  # type: ignore[arg-type]
 

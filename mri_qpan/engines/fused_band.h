@@ -2,6 +2,10 @@
 
 constexpr int N = F / LANES;  // vectors a pixel
 
+#ifdef BY_TILES
+#include "tiles_row.h"
+#else
+
 // A block's sums are named variables, not an array, which GCC would keep in memory.
 #define SUM(p, n) I sum_##p##_##n = zero();
 #define WEIGHT(n) const I weight_##n = load(w + 4 * LANES * n);
@@ -67,6 +71,8 @@ inline float convolve_row(const Rows<std::uint8_t> &in, int width, const std::in
 #undef RESCALE
 #undef SHIFT_ALL
 #undef STORES
+
+#endif
 
 struct Average {
     S lam[3], firm, slope, offset, share;
@@ -256,6 +262,17 @@ void band(const Layer &layer, const Plane &plane, int from, int to) {
     Buffer<std::int32_t> sums(padded(width) * F, 0);
     Buffer<float> values(padded(width) * F, 0.0f);
     const Average average(layer);
+    const std::int8_t *weights[4];
+#ifdef BY_TILES
+    const Session session;
+    Buffer<std::int8_t> packed(4 * PACKED, 0);
+    for (int i = 0; i < 4; i++) {
+        weights[i] = packed.start() + i * PACKED;
+        pack(layer.h[i], packed.start() + i * PACKED);
+    }
+#else
+    std::copy_n(layer.h, 4, weights);
+#endif
     const auto read = [&](int y) {
         if (y < 0 || y >= height) return r.clear(y);
         std::copy_n(plane.r + std::size_t(y) * width * channels, width * channels, r.pixels(y));
@@ -279,7 +296,7 @@ void band(const Layer &layer, const Plane &plane, int from, int to) {
                 maps[0].close(y);
                 continue;
             }
-            const float unit = convolve_row({maps[map - 1], y}, width, layer.h[map - 1], layer.shift[map - 1], sums.start());
+            const float unit = convolve_row({maps[map - 1], y}, width, weights[map - 1], layer.shift[map - 1], sums.start());
             const Finish finish(sums.start(), width, layer.v[map - 1], unit);
             if (map == MAPS - 1) {
                 last.step(y) = finish.wide(last.pixels(y));

@@ -7,7 +7,7 @@ import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-VERSION = 4
+VERSION = 5
 """Of the calls and structures; mirrored in fused.cpp. Raise it with every change of the C++ code."""
 
 
@@ -24,6 +24,13 @@ def library() -> ctypes.CDLL | None:
             except (OSError, AttributeError):  # built for another machine, or from older sources
                 continue
     return None
+
+
+@functools.cache
+def fused_width() -> int:
+    """Return the bits that the fused kernel works at: a tile's 8192 (AMX), a vector's 512 or 256, or 0."""
+    found = library()
+    return 0 if found is None else int(found.mri_qpan_fused_tiles()) or width()
 
 
 @functools.cache

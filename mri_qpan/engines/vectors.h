@@ -26,7 +26,8 @@ namespace {
 template <class T>
 class Buffer {
   public:
-    Buffer(std::size_t size, T value) : values_(size + 64 / sizeof(T), value) {
+    // The last tile of a row reads a pixel of 32 bytes beyond it.
+    Buffer(std::size_t size, T value) : values_(size + 128 / sizeof(T), value) {
         const auto address = reinterpret_cast<std::uintptr_t>(values_.data());
         start_ = values_.data() + (64 - address % 64) % 64 / sizeof(T);
     }

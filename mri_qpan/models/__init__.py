@@ -92,8 +92,9 @@ def load_model(name: str, device: torch.device | str = "cpu", engine: Engine = "
     device
         Where to run it.
     engine
-        "auto", the fastest here without a visible loss; or "fused", "bfloat16" or "float32" (see
-        `mri_qpan.engines`).
+        "auto", the fastest here without a visible loss; or "fused", "compiled", "bfloat16" or "float32" (see
+        `mri_qpan.engines`). Of "compiled" the first image of a size takes a minute to compile, once: the code
+        is kept on disk.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mri_qpan import quantize
-from mri_qpan.engines import Engine, choose
+from mri_qpan.engines import Engine, choose, dtype_of, keep_compiled_code
 from mri_qpan.errors import ModelError
 from mri_qpan.networks import Network, build, config_from_dict
 from mri_qpan.networks.convolution import Convolution
@@ -94,7 +94,7 @@ def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto"
             f"{path}: the weights do not match their digest; the file is damaged, fetch it again"
         )
     engine = choose(engine, config, device)
-    model = build(config, torch.bfloat16 if engine == "bfloat16" else torch.float32)
+    model = build(config, dtype_of(engine, device))
     _from_tensors(path, model, tensors)
     model.name = header["name"]
     model.card = header["card"]
@@ -102,6 +102,9 @@ def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto"
     model.engine = engine
     if engine == "fused":
         model.fuse()
+    if engine == "compiled":
+        keep_compiled_code()
+        model.compile_step()
     return model.eval().requires_grad_(False).to(device)
 
 

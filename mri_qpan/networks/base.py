@@ -35,7 +35,7 @@ class Network(nn.Module, ABC, Generic[C]):
     sha256
         Of the file, 64 hexadecimal digits.
     engine
-        What runs it: "fused", "bfloat16" or "float32".
+        What runs it: "fused", "compiled", "bfloat16" or "float32".
 
     Notes
     -----

@@ -165,6 +165,53 @@ def test_a_plane_without_x_is_worked_as_a_plane(scan):
     assert np.allclose(read_cfl(scan / "out").ravel(), image.ravel(), atol=1e-4 * np.abs(image).max())
 
 
+@needs_bart
+def test_a_pipeline_of_bart(scan, monkeypatch):
+    """`bart fmac … - | mri-qpan pics - … - | bart copy - …`; Debian's BART 0.8 needs a -- before any -."""
+    monkeypatch.chdir(scan)
+
+    def piped(*words, given=None):
+        done = subprocess.run(["bart", *words], input=given, capture_output=True, check=True, timeout=120)
+        return done.stdout
+
+    sent = piped("fmac", "--", "noisy", "pattern", "-")
+    result = CliRunner().invoke(app, ["pics", "-S", "-", "maps", "-"], input=sent, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert b"# Command\nmri-qpan pics" in result.stdout_bytes
+    piped("copy", "--", "-", "piped", given=result.stdout_bytes)
+    assert not list(scan.glob("bart-*"))
+    pics(scan, "-S", "kspace", "maps", "out")
+    assert np.array_equal(read_cfl(scan / "piped"), read_cfl(scan / "out"))
+    assert "<-" in (scan / "piped.hdr").read_text()
+
+
+@needs_bart
+def test_weights_count_as_in_bart(scan):
+    """BART weights the samples and the operator alike: weights of one value leave the image as it is."""
+    write_cfl(scan / "half", 0.5 * read_cfl(scan / "pattern"))
+    images = []
+    for name in ("pattern", "half"):
+        words = ["-S", "-i", 30, "-l2", "-r", 0.0001, "-p", name, "noisy", "maps", "theirs"]
+        bart(scan, "pics", *words)
+        assert pics(scan, "-S", "-p", str(scan / name), "noisy", "maps", "out").exit_code == 0
+        images.append([read_cfl(scan / image).ravel() for image in ("theirs", "out")])
+    for whole, weighted in zip(*images, strict=True):
+        assert np.linalg.norm(weighted - whole) < 0.03 * np.linalg.norm(whole)
+
+
+def test_a_pipe_that_is_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, message in (
+        (b"", "not a BART header"),
+        (b"# Dimensions\n2 2 1 1\n", "names no file"),
+        (b"# Dimensions\n2 2 1 1\n# Data\nbart-gone\n", "0 bytes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            CliRunner().invoke(app, ["pics", "-", "maps", "out"], input=given, catch_exceptions=False)
+    with pytest.raises(InputError, match="only one"):
+        pics(tmp_path, "-", "-", "o")
+
+
 def refused(folder, words, message):
     with pytest.raises(InputError, match=message):
         pics(folder, *words)

@@ -10,7 +10,7 @@ from mri_qpan import metrics
 from mri_qpan.app import QPanRecon
 from mri_qpan.encoding import Encoding
 from mri_qpan.methods import get_method
-from mri_qpan.models import DEFAULT
+from mri_qpan.models import DEFAULT, load_model
 from mri_qpan.sampling_masks import make_mask
 
 SHAPE = (64, 48)
@@ -57,6 +57,17 @@ def test_weights_that_are_no_mask_weigh_as_sigpys(scan):
     assert np.linalg.norm(half - whole) < 0.02 * np.linalg.norm(whole)
 
 
+@pytest.mark.parametrize("gain", [0.25, 30])
+def test_maps_of_any_scale_give_the_image_that_they_ask_for(scan, gain):
+    """L1WaveletRecon's image times a map is the measurement too, whatever the maps' scale."""
+    _, mps, kspace = scan
+    y = kspace * make_mask("lines", SHAPE, 0.5)
+    model = load_model(DEFAULT, engine="float32")
+    expected = QPanRecon(y, mps, model=model, show_pbar=False).run()
+    found = QPanRecon(y, gain * mps, model=model, show_pbar=False).run()
+    assert np.linalg.norm(gain * found - expected) < 1e-3 * np.linalg.norm(expected)
+
+
 def test_radial_samples(scan):
     image, mps, _ = scan
     coord = mr.radial((24, 96, 2), SHAPE, golden=True)
@@ -88,6 +99,7 @@ def test_the_progress_bar_counts_to_its_end(scan, capsys):
     ("change", "words"),
     [
         ({"mps": np.ones((4, 64))}, "mps must be"),
+        ({"mps": np.zeros((4, *SHAPE))}, "mps are zero"),
         ({"mps": np.ones((3, *SHAPE))}, "4 coils, mps 3"),
         ({"mps": np.ones((4, 64, 40))}, "shaped as mps"),
         ({"weights": -np.ones(SHAPE)}, "not negative"),

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from mri_qpan import fourier
 from mri_qpan.encoding import Encoding, RealEncoding, from_linop
+from mri_qpan.engines import normal as compiled
 from mri_qpan.linop import sense
 
 SPATIAL = [(8, 8), (9, 8), (7, 9), (3, 4, 5), (4, 6, 3)]
@@ -145,6 +147,23 @@ def test_real_encoding() -> None:
     cotangent = torch.ones_like(x)
     (gradient,) = torch.autograd.grad(encoding.normal(x), x, cotangent)
     torch.testing.assert_close(gradient, encoding.normal(cotangent))
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("shape", [(8, 9), (9, 8), (12, 10), (7, 7)])
+@pytest.mark.parametrize("images", [1, 2, 3])
+@pytest.mark.parametrize("lines", [False, True])
+def test_real_images_are_worked_in_pairs_or_by_real_transforms(monkeypatch, kernel, shape, images, lines):
+    if not kernel:
+        monkeypatch.setattr(compiled, "fits", lambda mask, mps: False)
+    mask = random_mask(1, *shape)
+    mask = mask[:, :1].expand(1, *shape).contiguous() if lines else mask
+    x = random_complex(images, *shape).real.clone()
+    expected = fourier.ifft(fourier.fft(x + 0j, (-2, -1)) * mask, (-2, -1)).real
+    encoding = RealEncoding(mask)
+    torch.testing.assert_close(encoding.normal(x), expected)
+    torch.testing.assert_close(copy.deepcopy(encoding).normal(x), expected)
+    torch.testing.assert_close(encoding.normal(x.double()).float(), expected)
 
 
 class TestFromLinop:

@@ -1,10 +1,13 @@
 """Every engine against the plain proximal step, in every type it offers."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mri_qpan import models
 from mri_qpan.encoding import Encoding
 from mri_qpan.engines import inplace
 from mri_qpan.networks import SYSTEMS, ProximalNetwork, named_config
@@ -58,3 +61,19 @@ def test_inference_equals_the_plain_module(system, more, dtype, bound):
     with torch.inference_mode():
         fast = network(adjoint, encoding.normal)
     assert float((fast - plain).norm() / plain.norm()) < bound
+
+
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+def test_compiled_code_is_kept_where_a_later_process_finds_it(monkeypatch, tmp_path, given):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given or "")
+    if given is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
+    model = models.load_model("qpan+-1bit", engine="compiled")
+    assert model.engine == "compiled"
+    assert model.dtype == inplace.fast_dtype("cpu")
+    assert compiled
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (given or str(tmp_path / "mri-qpan" / "inductor"))
