@@ -44,11 +44,10 @@ def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, C
     samples = kspace.data if kspace.calib is None else kspace.calib
     if geometric:
         samples = ifft_numpy(samples, (-1,))
-    correlation = correlations(samples)
     if geometric:
-        mixer = aligned(components(_windowed(correlation), number))
+        mixer = aligned(components(_windowed(correlations(samples)), number))
     else:
-        mixer = components(correlation.sum(axis=0), number)
+        mixer = components(correlations(samples.reshape(len(samples), -1, 1, 1))[0], number)
     kept = _power(mix(mixer, samples)) / _power(samples)
     covariance = kspace.noise_covariance
     if covariance is not None:

@@ -28,7 +28,7 @@ from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.bart import SUFFIXES as CFL
 from mri_qpan.recon.readers.mrd_slabs import Slabs
 from mri_qpan.recon.report import Shown, page, show
-from mri_qpan.recon.slabs import reconstruct_slabs
+from mri_qpan.recon.slabs import reconstruct_slabs, study_slabs
 from mri_qpan.recon.study import Study, Undersampling, study
 from mri_qpan.recon.writers import DEFAULT, FORMATS, Format, find_formats, write_study_png
 
@@ -105,7 +105,7 @@ class _Done:
 
     result: Result
     study: Study | None
-    shown: Shown | None
+    shown: list[Shown] | None
 
 
 def output_stem(path: Path, method: Method) -> str:
@@ -223,15 +223,16 @@ def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     options["views"] = job.report
     compared = None
     try:
-        if isinstance(kspace, Slabs):
-            if job.undersampling is not None:
-                raise InputError("--undersample needs more memory than there is: give it a smaller file")
-            result = reconstruct_slabs(kspace, job.method, _memory(job), **options)
-        elif job.undersampling is None:
-            result = reconstruct(kspace, job.method, **options)
-        else:
-            compared = study(kspace, job.method, job.undersampling, **options)
+        if job.undersampling is not None:
+            if isinstance(kspace, Slabs):
+                compared = study_slabs(kspace, job.method, job.undersampling, _memory(job), **options)
+            else:
+                compared = study(kspace, job.method, job.undersampling, **options)
             result = compared.result
+        elif isinstance(kspace, Slabs):
+            result = reconstruct_slabs(kspace, job.method, _memory(job), **options)
+        else:
+            result = reconstruct(kspace, job.method, **options)
         if job.strict and result.warnings:
             raise ReconError(f"refused as --strict asks: {result.warnings[0]}")
         if result.views is None:

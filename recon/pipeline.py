@@ -17,8 +17,9 @@ from mri_qpan.noncartesian import NonCartesian
 from mri_qpan.recon import familiar, noise
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace, Quantity
-from mri_qpan.recon.partial_fourier import Edge, fill_edge
+from mri_qpan.recon.partial_fourier import Edge, edge_signal, fill_edge
 from mri_qpan.recon.prepare import Prepared, prepare
+from mri_qpan.recon.views import Views, take_views
 from mri_qpan.sampling_masks import mask_hash, ratio_of
 from mri_qpan.scaling import robust_scale
 
@@ -49,34 +50,6 @@ class Figures:
     maps_seconds: float
     recon_seconds: float
     partial_fourier: Edge | None = None
-
-
-@dataclass(frozen=True)
-class Views:
-    """What a report shows beside an image, all of it magnitudes, of the central plane of a slab.
-
-    Attributes
-    ----------
-    zero_filled
-        A^H y, (y, x).
-    mask
-        Where samples were acquired, (y, x).
-    mps
-        Coil maps of the first set, (coil, y, x).
-    residual
-        Root sum of squares over the coils of A x - y, (y, x); None along a trajectory.
-    loudest
-        Largest sample, root sum of squares over the coils.
-    noise
-        Upper bound of a sample's noise over the image's robust maximum.
-    """
-
-    zero_filled: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    mps: NDArray[np.float32]
-    residual: NDArray[np.float32] | None
-    loudest: float
-    noise: float
 
 
 @dataclass(frozen=True)
@@ -181,12 +154,14 @@ def with_noise_maps(
     scale: float | None = None,
 ) -> Result:
     """Add maps of what the measurement's noise does to the image (see `recon.noise`)."""
+    edge = result.figures.partial_fourier
+    if edge is not None:  # a replica's noise is twice the measurement's: it must not decide again
+        partial_fourier = "pocs" if edge.filled_by == "pocs" else "none"
 
     def again(replica: Prepared) -> NDArray[np.complex64]:
         options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier, "scale": scale}
         return solve(replica, kspace, method, device=device, **options).image.data
 
-    edge = result.figures.partial_fourier
     linear = getattr(method, "linear", False) and (edge is None or edge.filled_by != "pocs")
     # Acquired samples put back are no least-squares solution any more, nor is an edge filled by POCS.
     inverts = getattr(method, "least_squares", False) and linear and not hard_dc
@@ -233,7 +208,8 @@ def solve(
     notes = list(prepared.notes)
     edge = None
     if prepared.coord is None:
-        image, edge = fill_edge(image, prepared.mask, partial_fourier, getattr(method, "name", ""))
+        signal = _edge_signal(prepared, kspace.noise_covariance)
+        image, edge = fill_edge(image, prepared.mask, partial_fourier, getattr(method, "name", ""), signal)
     if edge is not None:
         notes.append(f"partial Fourier: {edge}")
     # Where no coil sees anything, no sample says what the image is.
@@ -262,7 +238,8 @@ def solve(
     if views:
         apart = None if isinstance(encoding, NonCartesian) else encoding.forward(image) - samples
         zero_filled = to_image(adjoint, prepared, kspace)
-        shown = _views(prepared, zero_filled, apart, samples, float(unit.max()))
+        on_grid = None if apart is None else samples
+        shown = take_views(prepared, zero_filled, on_grid, apart, float(unit.max()))
     return Result(
         to_image(image, prepared, kspace),
         figures,
@@ -274,30 +251,12 @@ def solve(
     )
 
 
-def _views(
-    prepared: Prepared,
-    zero_filled: Image,
-    missing: torch.Tensor | None,
-    samples: torch.Tensor,
-    scale: float,
-) -> Views:
-    def middle(volume: NDArray[Any]) -> NDArray[Any]:
-        """Return the central plane of (z, y, x)."""
-        return np.asarray(volume[volume.shape[0] // 2])
-
-    def combined(kspace: torch.Tensor) -> NDArray[np.float32]:
-        """Return the root sum of squares over the coils of (1, coil, *spatial), (z, y, x)."""
-        return kspace[0].abs().square().sum(0).sqrt().cpu().numpy().reshape(-1, *kspace.shape[-2:])
-
-    maps = prepared.mps.reshape(-1, *prepared.mps.shape[-4:])[0]
-    return Views(
-        zero_filled=np.abs(middle(zero_filled.data)),
-        mask=middle(prepared.mask),
-        mps=np.abs(maps[:, maps.shape[1] // 2]),
-        residual=None if missing is None else middle(combined(missing)),
-        loudest=float(samples[0].abs().square().sum(0).max().sqrt()),
-        noise=familiar.noise_level(prepared) / scale,
-    )
+def _edge_signal(prepared: Prepared, covariance: Complex | None) -> float:
+    """Return what `partial_fourier.edge_signal` is, of noise that is at most what the outermost samples hold."""
+    sigma = familiar.noise_level(prepared)
+    if covariance is not None:
+        sigma = min(sigma, noise.level(covariance))
+    return edge_signal(prepared.data, prepared.mask, sigma)
 
 
 def _apply(
@@ -322,8 +281,11 @@ def _apply(
 def to_torch(prepared: Prepared, device: torch.device | str) -> tuple[Encoding | NonCartesian, torch.Tensor]:
     """Return A and y in torch with a batch of one; a single slice loses its z axis."""
     if prepared.coord is not None:
-        along = NonCartesian(prepared.coord, prepared.mps[:, 0], prepared.weights, device)
-        return along, along.measured(prepared.data[:, 0, 0])
+        slice_alone = prepared.mps.shape[1] == 1
+        maps = prepared.mps[:, 0] if slice_alone else prepared.mps
+        along = NonCartesian(prepared.coord, maps, prepared.weights, device)
+        stack = not slice_alone and prepared.coord.shape[1] == 2
+        return along, along.measured(prepared.data[:, :, 0] if stack else prepared.data[:, 0, 0])
     mask, mps, data = prepared.mask, prepared.mps, prepared.data
     if mask.shape[0] == 1:
         mask, mps, data = mask[0], mps[..., 0, :, :], data[:, 0]
