@@ -45,7 +45,8 @@ def grid(samples: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...]) -> 
     """Return N^H of samples (..., *coord.shape[:-1]): images (..., *shape)."""
     from sigpy import nufft_adjoint
 
-    return nufft_adjoint(samples, coord, (*samples.shape[: samples.ndim - coord.ndim + 1], *shape), **ACCURATE)
+    outer = samples.shape[: samples.ndim - coord.ndim + 1]
+    return nufft_adjoint(samples, coord, (*outer, *shape), **ACCURATE)
 
 
 class NonCartesian:

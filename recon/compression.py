@@ -8,21 +8,53 @@ strongest principal components, serves all samples (Buehrer et al., Magn Reson M
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import KSpace
 
 Complex = NDArray[np.complex64]
 
+Number = int | Literal["auto"] | None
+"""Of virtual channels: "auto" is `ENOUGH` of them where there are `MANY` channels, None all."""
+
+MANY = 16
+
+ENOUGH = 0.995
+"""Of the channels' power above the noise, for "auto"."""
+
 WINDOW = 5
 """Places along the readout whose samples are taken together, as in the paper."""
 
 
-def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, Complex]:
+def parse_number(text: str | int) -> Number:
+    """Read a number of virtual channels: N, "auto" or "all".
+
+    Raises
+    ------
+    InputError
+        If it is none of these.
+    """
+    if text == "all":
+        return None
+    if text == "auto":
+        return "auto"
+    if not str(text).isdecimal() or int(text) < 1:
+        raise InputError(f"coils {text!r}: give a number of virtual ones, auto or all")
+    return int(text)
+
+
+def is_asked_for(number: Number, channels: int) -> bool:
+    """Return whether so many channels are to be compressed."""
+    return channels >= MANY if number == "auto" else number is not None and number < channels
+
+
+def compress(kspace: KSpace, number: int | Literal["auto"], *, geometric: bool) -> tuple[KSpace, Complex]:
     """Mix the channels into fewer.
 
     Parameters
@@ -30,7 +62,8 @@ def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, C
     kspace
         Of channels with equal and uncorrelated noise, which stays so.
     number
-        Virtual channels, fewer than there are channels.
+        Virtual channels, fewer than there are channels; "auto": as many as hold `ENOUGH` of the power above
+        the noise, for which the weakest component is taken.
     geometric
         Let the mixture differ along the readout: every line must be sampled over its whole length.
 
@@ -45,9 +78,12 @@ def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, C
     if geometric:
         samples = ifft_numpy(samples, (-1,))
     if geometric:
-        mixer = aligned(components(_windowed(correlations(samples)), number))
+        correlation = _windowed(correlations(samples))
     else:
-        mixer = components(correlations(samples.reshape(len(samples), -1, 1, 1))[0], number)
+        correlation = correlations(samples.reshape(len(samples), -1, 1, 1))
+    number = enough(correlation) if number == "auto" else number
+    mixer = components(correlation, number)
+    mixer = aligned(mixer) if geometric else mixer[0]
     kept = _power(mix(mixer, samples)) / _power(samples)
     covariance = kspace.noise_covariance
     if covariance is not None:
@@ -94,6 +130,13 @@ def correlations(samples: Complex) -> NDArray[np.complex128]:
         column = samples[..., x].reshape(len(samples), -1).astype(np.complex128)
         found[x] = column @ column.conj().T
     return found
+
+
+def enough(correlation: NDArray[np.complex128]) -> int:
+    """Return how many components of (x, coil, coil) hold `ENOUGH` of the power above the weakest one."""
+    powers = np.linalg.eigvalsh(correlation)[:, ::-1]
+    above = (powers - powers[:, -1:]).sum(axis=0)
+    return int(np.searchsorted(np.cumsum(above), ENOUGH * above.sum())) + 1
 
 
 def components(correlation: NDArray[np.complex128], number: int) -> Complex:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mri_qpan.bart import read_cfl
 from mri_qpan.errors import InputError, MriQpanError, ReconError
 from mri_qpan.methods import Method
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.files import staged
 from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
 from mri_qpan.recon.pipeline import Result, reconstruct
@@ -86,7 +87,7 @@ class Job:
     device: torch.device
     undersampling: Undersampling | None = None
     mps: NDArray[np.complex64] | None = None
-    compress: int | None = None
+    compress: Number = "auto"
     hard_dc: bool = False
     partial_fourier: str = "auto"
     strict: bool = False

@@ -97,7 +97,7 @@ def noise_maps(
 
 
 def level(covariance: NDArray[np.complex64]) -> float:
-    """Return the standard deviation of a prepared sample's noise, by the covariance (coil, coil) of a scan."""
+    """Return the standard deviation of a prepared sample's noise, by a covariance (coil, coil)."""
     return float(np.sqrt(np.trace(covariance).real / len(covariance)))
 
 

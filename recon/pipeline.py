@@ -15,6 +15,7 @@ from mri_qpan.errors import ReconError
 from mri_qpan.networks import Network
 from mri_qpan.noncartesian import NonCartesian
 from mri_qpan.recon import familiar, noise
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace, Quantity
 from mri_qpan.recon.partial_fourier import Edge, edge_signal, fill_edge
@@ -42,6 +43,8 @@ class Figures:
         Time of the preparation with its coil maps, and of the method.
     partial_fourier
         How the edge of k-space that was never acquired was filled, None without one.
+    coils
+        Channels reconstructed from: virtual ones, where they were compressed.
     """
 
     ratio: float
@@ -50,6 +53,7 @@ class Figures:
     maps_seconds: float
     recon_seconds: float
     partial_fourier: Edge | None = None
+    coils: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def reconstruct(
     *,
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
-    compress: int | None = None,
+    compress: Number = None,
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
@@ -99,7 +103,7 @@ def reconstruct(
     mps
         Coil sensitivities (coil, z, y, x) on the prepared matrix instead of estimated ones.
     compress
-        Number of virtual channels to compress the channels to; None keeps all.
+        Number of virtual channels to compress the channels to (see `compression.Number`); None keeps all.
     hard_dc
         Put the acquired samples back into the k-space of every coil and combine the coils again. With one
         coil they then agree exactly; with several, as far as their maps and noise let them.
@@ -227,6 +231,7 @@ def solve(
         maps_seconds=maps_seconds,
         recon_seconds=time.perf_counter() - started,
         partial_fourier=edge,
+        coils=len(prepared.data),
     )
     card = getattr(getattr(method, "run", method), "card", None)
     strange: list[str] = []
@@ -252,7 +257,7 @@ def solve(
 
 
 def _edge_signal(prepared: Prepared, covariance: Complex | None) -> float:
-    """Return what `partial_fourier.edge_signal` is, of noise that is at most what the outermost samples hold."""
+    """Return `partial_fourier.edge_signal`, for noise that is at most what the outermost samples hold."""
     sigma = familiar.noise_level(prepared)
     if covariance is not None:
         sigma = min(sigma, noise.level(covariance))

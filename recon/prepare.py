@@ -58,7 +58,7 @@ def prepare(
     *,
     mps: Complex | None = None,
     sets: int | None = 1,
-    compress: int | None = None,
+    compress: compression.Number = None,
     floor: float = 0.0,
 ) -> Prepared:
     """Whiten, crop the readout oversampling and find the coil maps.
@@ -132,7 +132,7 @@ def _gridded(kspace: KSpace, coord: NDArray[np.float32], weights: NDArray[np.flo
     return replace(kspace, data=data * mask, mask=mask, coord=None, noise_covariance=None)
 
 
-def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Complex | None]:
+def condition(kspace: KSpace, compress: compression.Number = None) -> tuple[KSpace, Complex | None]:
     """Whiten the channels, remove the readout oversampling and compress the channels.
 
     The crop is exact, because it is done only where every line is sampled over its whole length. Other
@@ -144,7 +144,8 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         One image's k-space.
     compress
         Number of virtual channels to mix the channels into (see `compression.compress`): geometrically where
-        every line is sampled over its whole length. None, or more than there are: all are kept.
+        every line is sampled over its whole length. None, or more than there are: all are kept; "auto": see
+        `compression.Number`.
 
     Returns
     -------
@@ -188,7 +189,7 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         noise_covariance=covariance,
         notes=(*kspace.notes, *notes),
     )
-    if compress is None or compress >= len(data):
+    if compress is None or not compression.is_asked_for(compress, len(data)):
         return conditioned, whitener
     conditioned, mixer = compression.compress(conditioned, compress, geometric=whole)
     return conditioned, mixer if whitener is None else mixer @ whitener

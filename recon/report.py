@@ -30,6 +30,9 @@ DECADES = 4.0
 QUANTILE = 0.99
 SIDE = 384  # pixels of the longer side of an image
 
+ROUND = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+"""Tops of scales, over a power of ten."""
+
 VIRIDIS = (
     (68, 1, 84),
     (71, 44, 122),
@@ -81,7 +84,7 @@ def show(result: Result, views: Views, maps: bool) -> list[Shown]:
     volume = result.image.data
     middle = volume.shape[0] // 2
     white = float(np.quantile(np.abs(volume[middle]), QUANTILE)) or 1.0
-    tops = {quantity: _round_top(image.data[middle]) for quantity, image in result.maps.items()}
+    tops = [_round_top(image.data[middle]) for image in result.maps.values()]
     dx, dy, _ = voxel_size(result.image.geometry, volume.shape)
     found = []
     for plane in sorted(views.planes, key=lambda plane: (plane != middle, plane)):
@@ -95,8 +98,8 @@ def show(result: Result, views: Views, maps: bool) -> list[Shown]:
         if plane == middle:
             pictures |= _middle(views, maps)
         noise = tuple(
-            Scaled(_coloured(image.data[plane].real / tops[quantity]), _caption(quantity, white), tops[quantity])
-            for quantity, image in result.maps.items()
+            Scaled(_coloured(shown.data[plane].real / top), _caption(quantity, white), top)
+            for (quantity, shown), top in zip(result.maps.items(), tops, strict=True)
         )
         number = f", plane {plane + 1} of {volume.shape[0]}" if volume.shape[0] > 1 else ""
         found.append(
@@ -289,7 +292,7 @@ def _round_top(values: NDArray[Any]) -> float:
     seen = np.abs(values[values != 0])
     largest = float(np.quantile(seen, QUANTILE)) if seen.size else 1.0
     decade = 10.0 ** math.floor(math.log10(largest))
-    return decade * min(step for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * decade >= largest * (1 - 1e-9))
+    return decade * min(step for step in ROUND if step * decade >= largest * (1 - 1e-9))
 
 
 def _decades(values: NDArray[Any], largest: float) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from mri_qpan.encoding import Reconstructor
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
 from mri_qpan.recon import coils
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.pipeline import Complex, Result, reconstruct
 from mri_qpan.recon.prepare import condition
@@ -128,8 +129,8 @@ def study_slabs(
     return compared(method.name, result=whole.result(method.name), **placed)
 
 
-def _floor(slabs: Slabs, compress: int | None, kept: NDArray[np.bool_] | None) -> float:
-    """Return where signal starts in the calibration, of the lines kept if not all, of the x with most of it."""
+def _floor(slabs: Slabs, compress: Number, kept: NDArray[np.bool_] | None) -> float:
+    """Return where signal starts in the calibration (of the lines kept) of the x with the most of it."""
     x = slabs.strongest()
     kspace = slabs.part(x, x + 1)
     if kept is not None:

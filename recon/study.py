@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
-from mri_qpan.recon.compression import mix
+from mri_qpan.recon.compression import Number, mix
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
@@ -93,7 +93,7 @@ def study(
     *,
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
-    compress: int | None = None,
+    compress: Number = None,
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon import noise
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, Quantity
 from mri_qpan.recon.partial_fourier import Edge, PartialFourier, find_partial_fourier, plan_edge, pocs
@@ -78,7 +79,7 @@ class Whole:
     def add(self, part: Part, result: Result, norm: float) -> None:
         """Take a part; `norm` is that of its samples."""
         if not self._results:
-            self.options["scale"] = result.scale
+            self.options |= {"scale": result.scale, "compress": self._coils(result)}
             edge = result.figures.partial_fourier
             if edge is not None:
                 self.options["partial_fourier"] = "pocs" if edge.filled_by == "pocs" else "none"
@@ -90,6 +91,11 @@ class Whole:
             self._views.append((part, _in_image_domain(result.views, part)))
         self._norms.append(norm)
         self._results.append(replace(result, image=placed_at(self._slabs, self._image), maps={}, views=None))
+
+    def _coils(self, first: Result) -> Number:
+        """Return the number of virtual channels for all parts: that of the first one."""
+        assert self._slabs.imaging is not None
+        return None if first.figures.coils == self._slabs.imaging.coils else first.figures.coils
 
     def result(self, method: str) -> Result:
         """Return the image of a method that all parts make."""

@@ -28,6 +28,11 @@ from mri_qpan.recon.readers.stream import KSpaceStream
 
 BLOCK = 2**26  # bytes of samples read at once
 WORKING = 12  # bytes that a reconstruction holds for each byte of the samples, its matrix filled
+TURNED = (
+    "Siemens data: files of siemens_to_ismrmrd were found to give directions for a forward Fourier transform"
+    " (PTB-MR/mrpro, issue 828), which the format does not say. They are taken as they stand: images may be"
+    " turned by 180 degrees in plane and slabs upside down; compare with the scanner's own"
+)
 WHOLE = (
     "needs more than the memory it was given: its readouts start or end at different samples, so it was not"
     " worked in parts"
@@ -136,7 +141,10 @@ def read(process: Hdf5Process, memory: int | None = None) -> KSpaceStream:
         If the file is not ISMRMRD, is damaged or contradicts itself.
     """
     file = IsmrmrdFile(process)
-    return KSpaceStream(*images_of(file, memory), file.xml)
+    indices, images = images_of(file, memory)
+    if (_classify(file).header.vendor or "").upper().startswith("SIEMENS"):
+        images = (replace(kspace, notes=(*kspace.notes, TURNED)) for kspace in images)
+    return KSpaceStream(indices, images, file.xml)
 
 
 def images_of(source: AcquisitionSource, memory: int | None = None) -> tuple[list[Index], Iterator[KSpace]]:
@@ -316,7 +324,8 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
             stack = find_stack(coord, int(planned.encoded[0])) if coord[0].shape[1] == 3 else None
             if stack is not None:
                 coord = [coord[row][:, 1:] for row in stack.rows[0]]
-                notes = (*notes, f"{stack.partitions.size} of {stack.depth} partitions, alike: transformed along z")
+                number = f"{stack.partitions.size} of {stack.depth} partitions"
+                notes = (*notes, f"{number}, all along one trajectory: transformed along z")
             places = np.concatenate(coord)
             places = (places / planned.ratio[-places.shape[1] :]).astype(np.float32)
             inside = planned.inside(places)

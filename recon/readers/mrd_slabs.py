@@ -2,8 +2,8 @@
 
 The Fourier transform along the readouts makes every x a problem of its own, exactly where they are complete.
 Where all of them start late or end early alike (asymmetric echoes) each x is what it would be, blurred along
-x: coil maps hardly change over so few pixels. The lines go through it once, into a temporary file in the order
-of x; any range of x comes out of it as k-space.
+x: coil maps hardly change over so few pixels. The lines go through it once, into a temporary file in the
+order of x; any range of x comes out of it as k-space.
 """
 
 from __future__ import annotations

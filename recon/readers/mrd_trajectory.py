@@ -197,7 +197,9 @@ def _third_direction(
     if three.all():
         return True, None
     if three.any():
-        raise InputError(f"{path}: some readouts have a trajectory in 2-D, others in 3-D: add what is missing")
+        raise InputError(
+            f"{path}: some trajectories are 2-D, others 3-D: add the coordinates that are missing"
+        )
     centre = depth // 2 if described.step_2 is None else described.step_2.center
     outside = used[(partitions - centre < -(depth // 2)) | (partitions - centre >= depth - depth // 2)]
     if outside.size:

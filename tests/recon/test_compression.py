@@ -11,7 +11,17 @@ from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import get_method
 from mri_qpan.phantom import Ellipse, Phantom
 from mri_qpan.phantom_head import _coils, _phase
-from mri_qpan.recon.compression import aligned, components, compress, correlations, mix
+from mri_qpan.recon.compression import (
+    ENOUGH,
+    MANY,
+    aligned,
+    components,
+    compress,
+    correlations,
+    enough,
+    mix,
+    parse_number,
+)
 from mri_qpan.recon.kspace import Geometry, KSpace
 from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.recon.prepare import condition
@@ -158,3 +168,39 @@ def test_real_arrays_lose_several_times_less(shared_data: Path, name: str) -> No
     geometric, _ = compress(kspace, 3, geometric=True)
     single, _ = compress(kspace, 3, geometric=False)
     assert lost(geometric.data, kspace.data) < 0.25 * lost(single.data, kspace.data)
+
+
+def test_auto_keeps_enough_power_of_many_channels(ring: KSpace) -> None:
+    """Of channels that are mixtures of eight and noise: as many as hold the power above that noise."""
+    rng = np.random.default_rng(0)
+    unitary, _ = np.linalg.qr(rng.normal(size=(20, 20)) + 1j * rng.normal(size=(20, 20)))
+    many = np.tensordot(unitary[:, :COILS], ring.data, axes=1)
+    sigma = 0.01 * np.sqrt((np.abs(many) ** 2).mean())
+    noise = sigma * (rng.normal(size=many.shape) + 1j * rng.normal(size=many.shape))
+    noisy = slice_of((many + noise).astype(np.complex64))
+    for geometric in (True, False):
+        found, _ = compress(noisy, "auto", geometric=geometric)
+        clean, _ = compress(slice_of(many.astype(np.complex64)), "auto", geometric=geometric)
+        assert len(found.data) == len(clean.data) <= COILS
+        power = float((np.abs(many) ** 2).sum())
+        assert (np.abs(clean.data) ** 2).sum() >= ENOUGH * power
+        fewer, _ = compress(slice_of(many.astype(np.complex64)), len(clean.data) - 1, geometric=geometric)
+        assert (np.abs(fewer.data) ** 2).sum() < ENOUGH * power
+    result = reconstruct(noisy, get_method("zero-filled"), compress="auto")
+    assert result.figures.coils == len(compress(noisy, "auto", geometric=True)[0].data)
+    assert any("20 channels compressed geometrically" in note for note in result.notes)
+
+
+def test_auto_leaves_fewer_channels_alone(ring: KSpace) -> None:
+    assert len(ring.data) < MANY
+    kept, mixer = condition(ring, "auto")
+    assert len(kept.data) == len(ring.data)
+    assert mixer is None
+    assert enough(np.eye(4, dtype=complex)[None]) == 1
+
+
+def test_numbers_of_coils() -> None:
+    assert [parse_number(text) for text in ("auto", "all", "12", 3)] == ["auto", None, 12, 3]
+    for text in ("0", "-1", "1.5", "many", ""):
+        with pytest.raises(InputError, match="auto or all"):
+            parse_number(text)
