@@ -53,7 +53,7 @@ Coils = Annotated[
         metavar="auto|all|N",
         help="Compress the channels to N virtual ones: faster with large coil arrays, at some loss."
         " Geometrically, with a mixture for each place along the readout, where readouts are complete."
-        " auto: of 16 channels and more, as many as hold 99.5 % of the power above the noise.",
+        " auto: of 16 channels and more, as many as hold 99.5 % of the power above the noise, 8 at least.",
     ),
 ]
 HardDc = Annotated[

@@ -21,9 +21,10 @@ from mri_qpan.recon.kspace import KSpace
 Complex = NDArray[np.complex64]
 
 Number = int | Literal["auto"] | None
-"""Of virtual channels: "auto" is `ENOUGH` of them where there are `MANY` channels, None all."""
+"""Of virtual channels: "auto" is `enough` of them where there are `MANY` channels, None all."""
 
 MANY = 16
+FEWEST = 8
 
 ENOUGH = 0.995
 """Of the channels' power above the noise, for "auto"."""
@@ -62,8 +63,7 @@ def compress(kspace: KSpace, number: int | Literal["auto"], *, geometric: bool) 
     kspace
         Of channels with equal and uncorrelated noise, which stays so.
     number
-        Virtual channels, fewer than there are channels; "auto": as many as hold `ENOUGH` of the power above
-        the noise, for which the weakest component is taken.
+        Virtual channels, fewer than there are channels; "auto": see `enough`.
     geometric
         Let the mixture differ along the readout: every line must be sampled over its whole length.
 
@@ -133,10 +133,15 @@ def correlations(samples: Complex) -> NDArray[np.complex128]:
 
 
 def enough(correlation: NDArray[np.complex128]) -> int:
-    """Return how many components of (x, coil, coil) hold `ENOUGH` of the power above the weakest one."""
+    """Return how many components of (x, coil, coil) to keep.
+
+    They hold `ENOUGH` of the power above the noise, for which the weakest one is taken, and are at least
+    `FEWEST`: few directions of undersampling need more. Of 16 birdcage coils, a quarter of the lines and
+    noise of 1 % of the image, three would lose 0.1 dB of a least-squares image, and none of a network's.
+    """
     powers = np.linalg.eigvalsh(correlation)[:, ::-1]
     above = (powers - powers[:, -1:]).sum(axis=0)
-    return int(np.searchsorted(np.cumsum(above), ENOUGH * above.sum())) + 1
+    return max(FEWEST, int(np.searchsorted(np.cumsum(above), ENOUGH * above.sum())) + 1)
 
 
 def components(correlation: NDArray[np.complex128], number: int) -> Complex:

@@ -384,7 +384,7 @@ class TestGeneratedPhantom:
 @pytest.mark.parametrize(
     ("vendor", "said"), [("SIEMENS", True), ("Siemens Healthineers", True), ("GE", False)]
 )
-def test_directions_of_siemens_files_are_doubted(path: Path, vendor: str, said: bool) -> None:
+def test_directions_of_siemens_files_are_doubted(path, vendor: str, said: bool) -> None:
     xml = header_xml((8, 6, 1), system=f"<systemVendor>{vendor}</systemVendor>")
     (kspace,) = open_kspace(write(path, xml, lines(random_kspace(1, 6, 8))))
     assert any("turned by 180 degrees" in note for note in kspace.notes) == said
