@@ -165,15 +165,15 @@ def test_a_report_in_parts_is_that_of_the_whole(file: Path) -> None:
 
 @pytest.mark.parametrize("direction", ["z", "y", "x", "xy"])
 def test_partial_fourier_in_parts_is_that_of_the_whole(tmp_path: Path, direction: str) -> None:
-    shape = (48, 40, 96)
-    kspace = volume(shape, 4, np.ones(shape[:2], bool))
+    shape = (40, 40, 64)
+    kspace = volume(shape, 2, np.ones(shape[:2], bool))
     for axis in direction:
         line = np.arange(shape["zyx".index(axis)]) < 0.75 * shape["zyx".index(axis)]
         kspace.mask[:] &= line.reshape([-1 if axis == d else 1 for d in "zyx"])
     kspace.data[:] *= kspace.mask
     path = tmp_path / "partial.h5"
-    write_raw(path, [kspace])
-    memory = 8 * 4 * shape[0] * shape[1] * 12 * 60
+    write_raw(path, [kspace], noise=draw_noise_scan(1e-8 * np.eye(2), 0))
+    memory = 8 * 2 * shape[0] * shape[1] * 12 * 40
     (parts,) = open_kspace(path, memory=memory)
     (whole,) = open_kspace(path)
     assert isinstance(parts, Slabs)
@@ -186,9 +186,6 @@ def test_partial_fourier_in_parts_is_that_of_the_whole(tmp_path: Path, direction
     assert found.figures.ratio == pytest.approx(wanted.figures.ratio)
     assert found.figures.partial_fourier is not None
     assert found.figures.partial_fourier == wanted.figures.partial_fourier
-    import sys
-
-    sys.stderr.write(f"{direction} {apart(found, wanted)} {apart(left, wanted)}\n")
     assert apart(found, wanted) < 0.3 * apart(left, wanted)
 
 
