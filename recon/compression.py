@@ -52,7 +52,9 @@ def parse_number(text: str | int) -> Number:
 
 def is_asked_for(number: Number, channels: int) -> bool:
     """Return whether so many channels are to be compressed."""
-    return channels >= MANY if number == "auto" else number is not None and number < channels
+    if isinstance(number, int):
+        return number < channels
+    return number == "auto" and channels >= MANY
 
 
 def compress(kspace: KSpace, number: int | Literal["auto"], *, geometric: bool) -> tuple[KSpace, Complex]:
@@ -81,7 +83,7 @@ def compress(kspace: KSpace, number: int | Literal["auto"], *, geometric: bool) 
         correlation = _windowed(correlations(samples))
     else:
         correlation = correlations(samples.reshape(len(samples), -1, 1, 1))
-    number = enough(correlation) if number == "auto" else number
+    number = number if isinstance(number, int) else enough(correlation)
     mixer = components(correlation, number)
     mixer = aligned(mixer) if geometric else mixer[0]
     kept = _power(mix(mixer, samples)) / _power(samples)

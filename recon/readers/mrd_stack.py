@@ -49,7 +49,8 @@ def find_stack(coord: Sequence[NDArray[np.float32]], depth: int) -> Stack | None
     Returns
     -------
     None unless each readout stays in a partition of the matrix, the partitions follow one another around
-    kz = 0, and all have the same paths in the same order: others take a 3-D transform.
+    kz = 0, are an eighth of the matrix at least, and all have the same paths in the same order: others take a
+    3-D transform.
     """
     heights = np.array([float(path[:, 0].mean()) for path in coord])
     places = np.rint(heights).astype(np.int64)
@@ -59,7 +60,7 @@ def find_stack(coord: Sequence[NDArray[np.float32]], depth: int) -> Stack | None
     partitions, inverse, counts = np.unique(places + depth // 2, return_inverse=True, return_counts=True)
     contiguous = partitions[-1] - partitions[0] + 1 == partitions.size
     inside = 0 <= partitions[0] <= depth // 2 <= partitions[-1] < depth
-    if not contiguous or not inside or np.ptp(counts) > 0:
+    if not contiguous or not inside or 8 * partitions.size < depth or np.ptp(counts) > 0:
         return None
     rows = np.argsort(inverse, kind="stable").reshape(partitions.size, -1)
     first = [coord[row][:, 1:] for row in rows[0]]

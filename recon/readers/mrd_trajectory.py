@@ -1,5 +1,6 @@
 """ISMRMRD measurements along a trajectory (radial, spiral): images and the place of every sample."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
-from mri_qpan.recon.readers.mrd_checks import check_channels, name_of
+from mri_qpan.recon.readers.mrd_checks import SMALLEST_RATIO, check_channels, name_of
 from mri_qpan.recon.readers.mrd_header import EncodingHeader
 from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 from mri_qpan.recon.readers.mrd_plan import (
@@ -168,10 +169,18 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
     fov = recon.fov or fov_encoded
     nx, ny, nz = recon.matrix
     deep, centre = _third_direction(measurement, described, used)
+    shape = (min(nz, described.encoded.matrix[2]) if deep else 1, ny, nx)
+    for rows in images.values():
+        samples = int(heads["number_of_samples"][rows].sum())
+        if samples < SMALLEST_RATIO * math.prod(shape):
+            raise InputError(
+                f"{path}: an image of {samples} samples and a matrix of {' x '.join(map(str, shape))} (z, y, x):"
+                " header and acquisitions do not belong together"
+            )
     return TrajectoryPlan(
         measurement=measurement,
         images=images,
-        recon_shape=(min(nz, described.encoded.matrix[2]) if deep else 1, ny, nx),
+        recon_shape=shape,
         fov=(fov[0], fov[1], fov[2]),
         encoded=np.array(encoded.matrix[::-1], np.float64),
         ratio=np.array([e / f for e, f in zip(fov_encoded[::-1], fov[::-1], strict=True)]),
