@@ -173,9 +173,10 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
     for rows in images.values():
         samples = int(heads["number_of_samples"][rows].sum())
         if samples < SMALLEST_RATIO * math.prod(shape):
+            words = " x ".join(map(str, shape))
             raise InputError(
-                f"{path}: an image of {samples} samples and a matrix of {' x '.join(map(str, shape))} (z, y, x):"
-                " header and acquisitions do not belong together"
+                f"{path}: an image of {samples} samples and a matrix of {words} (z, y, x): header and"
+                " acquisitions do not belong together"
             )
     return TrajectoryPlan(
         measurement=measurement,
