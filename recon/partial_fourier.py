@@ -24,6 +24,9 @@ DIRECTIONS = "zyx"
 GAPS = 4
 """A missing edge is wider than so many of the widest gaps inside: none that undersampling leaves is."""
 
+UNKNOWN = 2.0
+"""By which `edge_signal` is raised without a noise scan: the outermost samples hold signal too."""
+
 NARROWEST = 8
 """Lines on each side of the k-space centre; from fewer no phase is taken."""
 

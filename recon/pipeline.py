@@ -18,7 +18,7 @@ from mri_qpan.recon import familiar, noise
 from mri_qpan.recon.compression import Number
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace, Quantity
-from mri_qpan.recon.partial_fourier import Edge, edge_signal, fill_edge
+from mri_qpan.recon.partial_fourier import UNKNOWN, Edge, edge_signal, fill_edge
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.recon.views import Views, take_views
 from mri_qpan.sampling_masks import mask_hash, ratio_of
@@ -259,9 +259,9 @@ def solve(
 def _edge_signal(prepared: Prepared, covariance: Complex | None) -> float:
     """Return `partial_fourier.edge_signal`, for noise that is at most what the outermost samples hold."""
     sigma = familiar.noise_level(prepared)
-    if covariance is not None:
-        sigma = min(sigma, noise.level(covariance))
-    return edge_signal(prepared.data, prepared.mask, sigma)
+    if covariance is None:
+        return UNKNOWN * edge_signal(prepared.data, prepared.mask, sigma)
+    return edge_signal(prepared.data, prepared.mask, min(sigma, noise.level(covariance)))
 
 
 def _apply(

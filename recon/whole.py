@@ -16,7 +16,14 @@ from mri_qpan.recon import noise
 from mri_qpan.recon.compression import Number
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, Quantity
-from mri_qpan.recon.partial_fourier import Edge, PartialFourier, find_partial_fourier, plan_edge, pocs
+from mri_qpan.recon.partial_fourier import (
+    UNKNOWN,
+    Edge,
+    PartialFourier,
+    find_partial_fourier,
+    plan_edge,
+    pocs,
+)
 from mri_qpan.recon.pipeline import Complex, Result
 from mri_qpan.recon.readers.mrd_slabs import Slabs
 from mri_qpan.recon.views import Views
@@ -204,5 +211,6 @@ def _readout_signal(slabs: Slabs, found: Sequence[PartialFourier]) -> float:
                 lines = float(np.median(slabs.imaging.counts[slabs.imaging.counts > 0]))
                 level = min(level, lines * slabs.imaging.coils * noise.level(slabs.noise_covariance) ** 2)
             if level > 0:
-                return max(0.0, float(partners.mean()) / level - 1) * slabs.imaging.coils
+                known = 1.0 if slabs.noise_covariance is not None else UNKNOWN
+                return known * max(0.0, float(partners.mean()) / level - 1) * slabs.imaging.coils
     return float("inf")
