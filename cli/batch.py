@@ -70,7 +70,7 @@ def batch(
     undersample: options.Undersample = None,
     maps: options.Maps = None,
     dims: options.Dims = None,
-    coils: options.Coils = None,
+    coils: options.Coils = "auto",
     hard_dc: options.HardDc = False,
     partial_fourier: options.PartialFourier = "auto",
     strict: options.Strict = False,

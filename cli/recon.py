@@ -55,7 +55,7 @@ def recon(
     ] = Path(),
     maps: options.Maps = None,
     dims: options.Dims = None,
-    coils: options.Coils = None,
+    coils: options.Coils = "auto",
     hard_dc: options.HardDc = False,
     partial_fourier: options.PartialFourier = "auto",
     strict: options.Strict = False,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mri_qpan.recon.job import Job
 
 DEFAULT = "default"
-CONFIG_KEYS = {"method": str, "coils": int, "hard_dc": bool}
+CONFIG_KEYS = {"method": (str,), "coils": (int, str), "hard_dc": (bool,), "partial_fourier": (str,)}
 
 EPILOG = """
 A config is a name that the client sends (a path or suffix around it does not matter): `default`, the name of
@@ -34,6 +34,10 @@ a method (qpan+-1bit, wavelet, …), `null` and `savedataonly`, which make no im
   coils = 12
 
   hard_dc = true
+
+  partial_fourier = "none"
+
+as the options of `mri-qpan recon` say; left out, coils and partial_fourier are "auto".
 """
 
 
@@ -140,6 +144,9 @@ def _jobs(method: str, folder: Path | None, device: torch.device) -> dict[str, C
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from mri_qpan.recon.compression import parse_number
+    from mri_qpan.recon.partial_fourier import check_mode
+
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -147,18 +154,26 @@ def _read(path: Path) -> dict[str, Any]:
     for key, value in found.items():
         if key not in CONFIG_KEYS:
             raise InputError(f"{path}: unknown key {key!r}: choose from {', '.join(CONFIG_KEYS)}")
-        if type(value) is not CONFIG_KEYS[key]:
-            raise InputError(f"{path}: {key} is a {CONFIG_KEYS[key].__name__}, not {value!r}")
+        if type(value) not in CONFIG_KEYS[key]:
+            kinds = " or a ".join(kind.__name__ for kind in CONFIG_KEYS[key])
+            raise InputError(f"{path}: {key} is a {kinds}, not {value!r}")
+    try:
+        parse_number(found.get("coils", "auto"))
+        check_mode(found.get("partial_fourier", "auto"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return found
 
 
 def _job(config: dict[str, Any], device: torch.device) -> Job:
     from mri_qpan.methods import get_method
+    from mri_qpan.recon.compression import parse_number
     from mri_qpan.recon.job import Job
 
     return Job(
         get_method(config["method"], device),
         device,
-        compress=config.get("coils"),
+        compress=parse_number(config.get("coils", "auto")),
         hard_dc=config.get("hard_dc", False),
+        partial_fourier=config.get("partial_fourier", "auto"),
     )

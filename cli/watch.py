@@ -59,7 +59,7 @@ def watch(
     undersample: options.Undersample = None,
     maps: options.Maps = None,
     dims: options.Dims = None,
-    coils: options.Coils = None,
+    coils: options.Coils = "auto",
     hard_dc: options.HardDc = False,
     partial_fourier: options.PartialFourier = "auto",
     strict: options.Strict = False,

@@ -19,6 +19,7 @@ from mri_qpan.encoding import SelfAdjoint
 from mri_qpan.engines import normal as compiled
 
 POWER_STEPS = 60
+POWER_STEPS_3D = 20
 
 ACCURATE: dict[str, float] = {"oversamp": 2, "width": 6}
 """Of SigPy's gridding: its defaults are 0.5 % off, and it runs but twice an image."""
@@ -41,14 +42,19 @@ def density(coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def grid(samples: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.complex64]:
-    """Return N^H of samples (coil, ...): images (coil, *shape)."""
+    """Return N^H of samples (..., *coord.shape[:-1]): images (..., *shape)."""
     from sigpy import nufft_adjoint
 
-    return nufft_adjoint(samples, coord, (len(samples), *shape), **ACCURATE)
+    outer = samples.shape[: samples.ndim - coord.ndim + 1]
+    return nufft_adjoint(samples, coord, (*outer, *shape), **ACCURATE)
 
 
 class NonCartesian:
     """A = sqrt(W) N S / c with its adjoint and normal operator; c makes the largest eigenvalue of A^H A 1.
+
+    With 2-D coordinates and maps of a volume it is one such operator for every plane (a stack of stars, say,
+    transformed along z). Of a volume c is a bound from N and the maps apart, so the eigenvalue is at most
+    about 1.
 
     Parameters
     ----------
@@ -63,7 +69,7 @@ class NonCartesian:
 
     Notes
     -----
-    Images are (1, *spatial) and samples (1, coil, ...): a batch of one.
+    Images are (1, *spatial) and samples (1, coil, [z,] ...): a batch of one.
     """
 
     def __init__(
@@ -73,7 +79,9 @@ class NonCartesian:
         weights: NDArray[Any] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = mps.shape[1:]
+        shape = mps.shape[-coord.shape[-1] :]
+        self._shape = shape
+        self._planes = mps.ndim - 1 > len(shape)
         self._coord = np.ascontiguousarray(coord, np.float32)
         weights = density(self._coord, shape) if weights is None else weights
         self._weights = np.broadcast_to(weights, coord.shape[:-1]).astype(np.float32)
@@ -85,12 +93,19 @@ class NonCartesian:
         start = torch.randn(1, *shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
         self._spectrum = torch.fft.ifftshift(spectrum, dim=self._dims).to(device)
         self._kernel = None
-        maps = self.mps.new_zeros(1, len(mps), *self._wide)
-        maps[self._inside] = self.mps
-        if compiled.fits(spectrum[None], maps):
-            self._kernel = compiled.Normal(spectrum, maps)
         self._gain = 1.0
-        self._gain = 1 / _largest_eigenvalue(self._normal, start.to(device))
+        if mps.ndim - 1 == 2:
+            maps = self.mps.new_zeros(1, len(mps), *self._wide)
+            maps[self._inside] = self.mps
+            if compiled.fits(spectrum[None], maps):
+                self._kernel = compiled.Normal(spectrum, maps)
+            largest = _largest_eigenvalue(self._normal, start.to(device), POWER_STEPS)
+        else:
+            one = torch.ones(1, 1, *shape, dtype=torch.complex64, device=device)
+            steps = POWER_STEPS_3D if len(shape) == 3 else POWER_STEPS
+            largest = _largest_eigenvalue(lambda x: self._convolved(x, one), start.to(device), steps)
+            largest *= float(self.mps.abs().square().sum(1).max())
+        self._gain = 1 / largest
         self._scale = np.float32(self._gain**0.5)
 
     def measured(self, samples: NDArray[np.complex64]) -> Tensor:
@@ -108,7 +123,7 @@ class NonCartesian:
     def adjoint(self, samples: Tensor) -> Tensor:
         """Return A^H y."""
         weighted = samples[0].cpu().numpy() * (self._scale * np.sqrt(self._weights))
-        coils = grid(weighted, self._coord, self.mps.shape[2:])
+        coils = grid(weighted, self._coord, self._shape)
         combined = (self.mps[0].cpu().numpy().conj() * coils).sum(0, keepdims=True)
         return torch.from_numpy(combined.astype(np.complex64)).to(self.mps.device)
 
@@ -121,9 +136,19 @@ class NonCartesian:
             wide = image.new_zeros(1, *self._wide)
             wide[self._inside] = image
             return self._gain * self._kernel(wide)[self._inside]
-        kspace = torch.fft.fftn(self.mps * image.unsqueeze(1), self._wide, self._dims) * self._spectrum
-        coils = torch.fft.ifftn(kspace, dim=self._dims)[self._inside]
-        return self._gain * (self.mps.conj() * coils).sum(1)
+        if self._planes:
+            planes = [self._convolved(image[:, z], self.mps[:, :, z]) for z in range(image.shape[1])]
+            return self._gain * torch.stack(planes, dim=1)
+        return self._gain * self._convolved(image, self.mps)
+
+    def _convolved(self, image: Tensor, mps: Tensor) -> Tensor:
+        """Return S^H N^H W N S x; of a volume coil by coil, for a volume of twice the matrix is large."""
+        total = torch.zeros_like(image)
+        for maps in mps.split(1 if len(self._dims) == 3 else mps.shape[1], dim=1):
+            kspace = torch.fft.fftn(maps * image.unsqueeze(1), self._wide, self._dims)
+            coils = torch.fft.ifftn(kspace.mul_(self._spectrum), dim=self._dims)[self._inside]
+            total += (maps.conj() * coils).sum(1)
+        return total
 
 
 def _point_spread(coord: NDArray[np.float32], weights: NDArray[np.float32], shape: tuple[int, ...]) -> Tensor:
@@ -138,10 +163,10 @@ def _point_spread(coord: NDArray[np.float32], weights: NDArray[np.float32], shap
     return torch.from_numpy(np.ascontiguousarray(spectrum.real, np.float32))
 
 
-def _largest_eigenvalue(normal: Any, x: Tensor) -> float:
+def _largest_eigenvalue(normal: Any, x: Tensor, steps: int) -> float:
     """Return it by power iteration from x."""
     value = 1.0
-    for _ in range(POWER_STEPS):
+    for _ in range(steps):
         x = normal(x / x.norm())
         value = float(x.norm())
     return value

@@ -8,21 +8,56 @@ strongest principal components, serves all samples (Buehrer et al., Magn Reson M
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import KSpace
 
 Complex = NDArray[np.complex64]
 
+Number = int | Literal["auto"] | None
+"""Of virtual channels: "auto" is `enough` of them where there are `MANY` channels, None all."""
+
+MANY = 16
+FEWEST = 8
+
+ENOUGH = 0.995
+"""Of the channels' power above the noise, for "auto"."""
+
 WINDOW = 5
 """Places along the readout whose samples are taken together, as in the paper."""
 
 
-def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, Complex]:
+def parse_number(text: str | int) -> Number:
+    """Read a number of virtual channels: N, "auto" or "all".
+
+    Raises
+    ------
+    InputError
+        If it is none of these.
+    """
+    if text == "all":
+        return None
+    if text == "auto":
+        return "auto"
+    if not str(text).isdecimal() or int(text) < 1:
+        raise InputError(f"coils {text!r}: give a number of virtual ones, auto or all")
+    return int(text)
+
+
+def is_asked_for(number: Number, channels: int) -> bool:
+    """Return whether so many channels are to be compressed."""
+    if isinstance(number, int):
+        return number < channels
+    return number == "auto" and channels >= MANY
+
+
+def compress(kspace: KSpace, number: int | Literal["auto"], *, geometric: bool) -> tuple[KSpace, Complex]:
     """Mix the channels into fewer.
 
     Parameters
@@ -30,7 +65,7 @@ def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, C
     kspace
         Of channels with equal and uncorrelated noise, which stays so.
     number
-        Virtual channels, fewer than there are channels.
+        Virtual channels, fewer than there are channels; "auto": see `enough`.
     geometric
         Let the mixture differ along the readout: every line must be sampled over its whole length.
 
@@ -44,11 +79,13 @@ def compress(kspace: KSpace, number: int, *, geometric: bool) -> tuple[KSpace, C
     samples = kspace.data if kspace.calib is None else kspace.calib
     if geometric:
         samples = ifft_numpy(samples, (-1,))
-    correlation = correlations(samples)
     if geometric:
-        mixer = aligned(components(_windowed(correlation), number))
+        correlation = _windowed(correlations(samples))
     else:
-        mixer = components(correlation.sum(axis=0), number)
+        correlation = correlations(samples.reshape(len(samples), -1, 1, 1))
+    number = number if isinstance(number, int) else enough(correlation)
+    mixer = components(correlation, number)
+    mixer = aligned(mixer) if geometric else mixer[0]
     kept = _power(mix(mixer, samples)) / _power(samples)
     covariance = kspace.noise_covariance
     if covariance is not None:
@@ -100,6 +137,18 @@ def correlations(samples: Complex) -> NDArray[np.complex128]:
         column = samples[..., x].reshape(len(samples), -1).astype(np.complex128)
         found[x] = column @ column.conj().T
     return found
+
+
+def enough(correlation: NDArray[np.complex128]) -> int:
+    """Return how many components of (x, coil, coil) to keep.
+
+    They hold `ENOUGH` of the power above the noise, for which the weakest one is taken, and are at least
+    `FEWEST`: few directions of undersampling need more. Of 16 birdcage coils, a quarter of the lines and
+    noise of 1 % of the image, three would lose 0.1 dB of a least-squares image, and none of a network's.
+    """
+    powers = np.linalg.eigvalsh(correlation)[:, ::-1]
+    above = (powers - powers[:, -1:]).sum(axis=0)
+    return max(FEWEST, int(np.searchsorted(np.cumsum(above), ENOUGH * above.sum())) + 1)
 
 
 def components(correlation: NDArray[np.complex128], number: int) -> Complex:

@@ -87,7 +87,7 @@ def noise_level(prepared: Prepared) -> float:
     if prepared.coord is not None:
         distance = np.linalg.norm(prepared.coord, axis=1)
         count = max(1, round(OUTER * distance.size))
-        samples = prepared.data[:, 0, 0, np.argpartition(distance, -count)[-count:]]
+        samples = prepared.data[..., np.argpartition(distance, -count)[-count:]]
     else:
         distance = np.where(prepared.mask, _distance(prepared.mask.shape), np.float32(-1))
         count = max(1, round(OUTER * int(prepared.mask.sum())))

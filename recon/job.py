@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError, MriQpanError, ReconError
 from mri_qpan.methods import Method
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.files import staged
 from mri_qpan.recon.geometry import place_notes
 from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
@@ -28,7 +29,7 @@ from mri_qpan.recon.provenance import half_of_memory, peak_memory_mib, provenanc
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.mrd_slabs import Slabs
 from mri_qpan.recon.report import Shown, page, show
-from mri_qpan.recon.slabs import reconstruct_slabs
+from mri_qpan.recon.slabs import reconstruct_slabs, study_slabs
 from mri_qpan.recon.study import Study, Undersampling, study
 from mri_qpan.recon.writers import DEFAULT, FORMATS, Format, find_formats, write_study_png
 
@@ -86,7 +87,7 @@ class Job:
     device: torch.device
     undersampling: Undersampling | None = None
     mps: NDArray[np.complex64] | None = None
-    compress: int | None = None
+    compress: Number = "auto"
     hard_dc: bool = False
     partial_fourier: str = "auto"
     strict: bool = False
@@ -105,7 +106,7 @@ class _Done:
 
     result: Result
     study: Study | None
-    shown: Shown | None
+    shown: list[Shown] | None
 
 
 def output_stem(path: Path, method: Method) -> str:
@@ -199,15 +200,16 @@ def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     try:
         if job.mps is not None:
             options["mps"], assumed = maps_of(job.mps, kspace)
-        if isinstance(kspace, Slabs):
-            if job.undersampling is not None:
-                raise InputError("--undersample needs more memory than there is: give it a smaller file")
-            result = reconstruct_slabs(kspace, job.method, _memory(job), **options)
-        elif job.undersampling is None:
-            result = reconstruct(kspace, job.method, **options)
-        else:
-            compared = study(kspace, job.method, job.undersampling, **options)
+        if job.undersampling is not None:
+            if isinstance(kspace, Slabs):
+                compared = study_slabs(kspace, job.method, job.undersampling, _memory(job), **options)
+            else:
+                compared = study(kspace, job.method, job.undersampling, **options)
             result = compared.result
+        elif isinstance(kspace, Slabs):
+            result = reconstruct_slabs(kspace, job.method, _memory(job), **options)
+        else:
+            result = reconstruct(kspace, job.method, **options)
         if assumed is not None:
             result = replace(result, notes=(*result.notes, assumed))
         if job.strict and result.warnings:

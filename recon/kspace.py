@@ -66,7 +66,8 @@ class KSpace:
     ----------
     data
         Samples, (coil, z, y, x) complex64; z is 1 for a 2-D slice. Averages are averaged. With `coord`
-        (coil, 1, 1, sample).
+        (coil, 1, 1, sample), or (coil, z, 1, sample) of a stack that was transformed along z: every plane has
+        the same trajectory.
     mask
         True where a sample was acquired, (z, y, x); with `coord` True for every sample.
     calib
@@ -89,7 +90,7 @@ class KSpace:
         What the reader assumed or left out, in words for a person.
     coord
         Of samples along a trajectory, (sample, 2) float32: y and x in cycles over the delivered field of
-        view. None on a grid.
+        view; (sample, 3) with z before them where the trajectory is 3-D. None on a grid.
     """
 
     data: NDArray[np.complex64]

@@ -72,7 +72,7 @@ def noise_maps(
     if covariance is None:
         sigma, source = familiar.noise_level(prepared), "the outermost samples, at most"
     else:
-        sigma, source = float(np.sqrt(np.trace(covariance).real / len(covariance))), "the noise scan"
+        sigma, source = level(covariance), "the noise scan"
     magnitude, component = _deviations(image, prepared, sigma, again, replicas)
     several = prepared.mps.ndim == 5
     # The phase of the root sum of squares of several sets is the first set's alone.
@@ -94,6 +94,11 @@ def noise_maps(
             f"regularisation, which lowers it; {chance:.0%} by chance in a pixel"
         )
     return {quantity: pixels.astype(np.complex64) for quantity, pixels in maps.items()}, tuple(notes)
+
+
+def level(covariance: NDArray[np.complex64]) -> float:
+    """Return the standard deviation of a prepared sample's noise, by a covariance (coil, coil)."""
+    return float(np.sqrt(np.trace(covariance).real / len(covariance)))
 
 
 def _deviations(

@@ -7,6 +7,7 @@ conjugates (Noll, Nishimura and Macovski, IEEE Trans Med Imaging 10:154, 1991). 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,10 +24,20 @@ DIRECTIONS = "zyx"
 GAPS = 4
 """A missing edge is wider than so many of the widest gaps inside: none that undersampling leaves is."""
 
+UNKNOWN = 2.0
+"""By which `edge_signal` is raised without a noise scan: the outermost samples hold signal too."""
+
 NARROWEST = 8
 """Lines on each side of the k-space centre; from fewer no phase is taken."""
 
 ITERATIONS = 10
+
+WORTH = 1.0
+"""Least signal in a missing edge, over its noise as power, for POCS to bring more of it than of noise.
+
+Of head phantoms with 9/16 to 7/8 of k-space and noise of 0.5 to 30 % of the maximum, the error against the
+noise-free image falls above 0.8 to 1.5, that against the full noisy one above 0.5.
+"""
 
 MODES = ("auto", "pocs", "none")
 
@@ -100,7 +111,7 @@ class Edge:
     Attributes
     ----------
     filled_by
-        "pocs", or "method": it is as the reconstruction made it.
+        "pocs"; or it is as the reconstruction made it: "method", or "noise" for that is what POCS would add.
     fraction
         Of k-space that was acquired, by direction (see `PartialFourier.fraction`).
     """
@@ -110,7 +121,9 @@ class Edge:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{share:.1%} along {d}" for d, share in self.fraction.items())
-        return f"{shown}; the edge as {'POCS fills it' if self.filled_by == 'pocs' else 'the method made it'}"
+        left = "the method made it: it holds too little signal above the noise"
+        words = {"pocs": "POCS fills it", "method": "the method made it", "noise": left}
+        return f"{shown}; the edge as {words[self.filled_by]}"
 
 
 def check_mode(mode: str) -> str:
@@ -120,20 +133,17 @@ def check_mode(mode: str) -> str:
     return mode
 
 
-def fill_edge(image: Tensor, mask: NDArray[np.bool_], mode: str, method: str) -> tuple[Tensor, Edge | None]:
+def fill_edge(
+    image: Tensor, mask: NDArray[np.bool_], mode: str, method: str, signal: float = math.inf
+) -> tuple[Tensor, Edge | None]:
     """Fill the edge of k-space that a reconstruction had no samples of, where that helps.
 
     Parameters
     ----------
     image
         (..., y, x) or, of a slab, (..., z, y, x) complex64.
-    mask
-        True where a sample was acquired, (z, y, x).
-    mode
-        "pocs", "none", or "auto": POCS after a classical solver, unless zero-filling left aliases. The edge
-        that a network makes is better: POCS takes the opposite samples' noise, and a smooth phase.
-    method
-        Name of the method that made the image.
+    mask, mode, method, signal
+        See `plan_edge`.
 
     Returns
     -------
@@ -142,12 +152,46 @@ def fill_edge(image: Tensor, mask: NDArray[np.bool_], mode: str, method: str) ->
     Raises
     ------
     InputError
+        As `plan_edge` does.
+    """
+    partial, edge = plan_edge(mask, mode, method, signal)
+    return (pocs(image, partial) if partial else image), edge
+
+
+def plan_edge(
+    mask: NDArray[np.bool_], mode: str, method: str, signal: float = math.inf, directions: str = DIRECTIONS
+) -> tuple[tuple[PartialFourier, ...], Edge | None]:
+    """Decide what becomes of the edge of k-space that was never acquired.
+
+    Parameters
+    ----------
+    mask
+        True where a sample was acquired, (z, y, x).
+    mode
+        "pocs", "none", or "auto": POCS after a classical solver, unless zero-filling left aliases, or the
+        edge holds less than `WORTH` times as much signal as noise. The edge that a network makes is better:
+        POCS takes the opposite samples' noise, and a smooth phase.
+    method
+        Name of the method that makes the image.
+    signal
+        Over the noise in the edge, as power (`edge_signal`).
+    directions
+        Those to fill.
+
+    Returns
+    -------
+    What `pocs` is to fill, nothing where the edge is left, and the edge: None where none is missing.
+
+    Raises
+    ------
+    InputError
         If there is no such mode, or "pocs" finds too few lines for the phase.
     """
     check_mode(mode)
-    partial = find_partial_fourier(mask)
+    found = find_partial_fourier(mask)
+    partial = tuple(p for p in found if p.direction in directions)
     if not partial:
-        return image, None
+        return (), None
     fraction = {p.direction: p.fraction for p in partial}
     narrow = min(p.near for p in partial) < NARROWEST
     if mode == "pocs" and narrow:
@@ -155,10 +199,40 @@ def fill_edge(image: Tensor, mask: NDArray[np.bool_], mode: str, method: str) ->
             f"--partial-fourier pocs: fewer than {NARROWEST} lines on the short side of the k-space centre"
             " say too little of the phase"
         )
-    aliased = method == "zero-filled" and not mask[np.broadcast_to(_extent(partial), mask.shape)].all()
-    if mode == "none" or (mode == "auto" and (narrow or aliased or method not in SOLVERS)):
-        return image, Edge("method", fraction)
-    return pocs(image, partial), Edge("pocs", fraction)
+    aliased = method == "zero-filled" and not mask[np.broadcast_to(_extent(found), mask.shape)].all()
+    left = narrow or aliased or method not in SOLVERS
+    if mode == "none" or (mode == "auto" and left):
+        return (), Edge("method", fraction)
+    if mode == "auto" and signal < WORTH:
+        return (), Edge("noise", fraction)
+    return partial, Edge("pocs", fraction)
+
+
+def edge_signal(data: NDArray[np.complex64], mask: NDArray[np.bool_], sigma: float) -> float:
+    """Return how much signal the missing edge holds, by its acquired partners: power over that of noise.
+
+    Parameters
+    ----------
+    data
+        Samples (coil, z, y, x) of channels with equal and uncorrelated noise.
+    mask
+        True where a sample was acquired, (z, y, x).
+    sigma
+        Standard deviation of the noise of a sample.
+
+    Returns
+    -------
+    Mean over the partners of what the coils hold together beyond their noise, over the noise of one coil,
+    which is that of their combination. Infinite where no edge is missing or there is no noise.
+    """
+    partial = find_partial_fourier(mask)
+    if not partial or sigma == 0:
+        return math.inf
+    partners = _mirrored(_mirrored(_extent(partial), partial) & ~_extent(partial), partial) & mask
+    if not partners.any():
+        return math.inf
+    power = sum(float(np.square(np.abs(coil[partners]), dtype=np.float64).sum()) for coil in data)
+    return max(0.0, power / int(partners.sum()) / sigma**2 - len(data))
 
 
 def pocs(image: Tensor, partial: Sequence[PartialFourier], iterations: int = ITERATIONS) -> Tensor:
@@ -193,12 +267,15 @@ def pocs(image: Tensor, partial: Sequence[PartialFourier], iterations: int = ITE
 def _missing(partial: Sequence[PartialFourier], device: torch.device) -> Tensor:
     """Return True where a sample was not acquired but its partner was, as wide as the directions need."""
     acquired = _extent(partial)
-    mirrored = acquired
-    for p in partial:
-        axis = DIRECTIONS.index(p.direction)
-        mirrored = np.take(mirrored, _partners(p.size), axis)
-    missing = torch.from_numpy(mirrored & ~acquired).to(device)
+    missing = torch.from_numpy(_mirrored(acquired, partial) & ~acquired).to(device)
     return missing[0] if missing.shape[0] == 1 else missing
+
+
+def _mirrored(acquired: NDArray[np.bool_], partial: Sequence[PartialFourier]) -> NDArray[np.bool_]:
+    """Return a mask (z, y, x) about the k-space centre, in the directions that are partial."""
+    for p in partial:
+        acquired = np.take(acquired, _partners(p.size), DIRECTIONS.index(p.direction))
+    return acquired
 
 
 def _extent(partial: Sequence[PartialFourier]) -> NDArray[np.bool_]:

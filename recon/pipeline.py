@@ -15,10 +15,12 @@ from mri_qpan.errors import ReconError
 from mri_qpan.networks import Network
 from mri_qpan.noncartesian import NonCartesian
 from mri_qpan.recon import familiar, noise
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace, Quantity
-from mri_qpan.recon.partial_fourier import Edge, fill_edge
+from mri_qpan.recon.partial_fourier import UNKNOWN, Edge, edge_signal, fill_edge
 from mri_qpan.recon.prepare import Prepared, prepare
+from mri_qpan.recon.views import Views, take_views
 from mri_qpan.sampling_masks import mask_hash, ratio_of
 from mri_qpan.scaling import robust_scale
 
@@ -41,6 +43,8 @@ class Figures:
         Time of the preparation with its coil maps, and of the method.
     partial_fourier
         How the edge of k-space that was never acquired was filled, None without one.
+    coils
+        Channels reconstructed from: virtual ones, where they were compressed.
     """
 
     ratio: float
@@ -49,34 +53,7 @@ class Figures:
     maps_seconds: float
     recon_seconds: float
     partial_fourier: Edge | None = None
-
-
-@dataclass(frozen=True)
-class Views:
-    """What a report shows beside an image, all of it magnitudes, of the central plane of a slab.
-
-    Attributes
-    ----------
-    zero_filled
-        A^H y, (y, x).
-    mask
-        Where samples were acquired, (y, x).
-    mps
-        Coil maps of the first set, (coil, y, x).
-    residual
-        Root sum of squares over the coils of A x - y, (y, x); None along a trajectory.
-    loudest
-        Largest sample, root sum of squares over the coils.
-    noise
-        Upper bound of a sample's noise over the image's robust maximum.
-    """
-
-    zero_filled: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    mps: NDArray[np.float32]
-    residual: NDArray[np.float32] | None
-    loudest: float
-    noise: float
+    coils: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +81,7 @@ def reconstruct(
     *,
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
-    compress: int | None = None,
+    compress: Number = None,
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
@@ -126,7 +103,7 @@ def reconstruct(
     mps
         Coil sensitivities (coil, z, y, x) on the prepared matrix instead of estimated ones.
     compress
-        Number of virtual channels to compress the channels to; None keeps all.
+        Number of virtual channels to compress the channels to (see `compression.Number`); None keeps all.
     hard_dc
         Put the acquired samples back into the k-space of every coil and combine the coils again. With one
         coil they then agree exactly; with several, as far as their maps and noise let them.
@@ -181,12 +158,14 @@ def with_noise_maps(
     scale: float | None = None,
 ) -> Result:
     """Add maps of what the measurement's noise does to the image (see `recon.noise`)."""
+    edge = result.figures.partial_fourier
+    if edge is not None:  # a replica's noise is twice the measurement's: it must not decide again
+        partial_fourier = "pocs" if edge.filled_by == "pocs" else "none"
 
     def again(replica: Prepared) -> NDArray[np.complex64]:
         options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier, "scale": scale}
         return solve(replica, kspace, method, device=device, **options).image.data
 
-    edge = result.figures.partial_fourier
     linear = getattr(method, "linear", False) and (edge is None or edge.filled_by != "pocs")
     # Acquired samples put back are no least-squares solution any more, nor is an edge filled by POCS.
     inverts = getattr(method, "least_squares", False) and linear and not hard_dc
@@ -233,7 +212,8 @@ def solve(
     notes = list(prepared.notes)
     edge = None
     if prepared.coord is None:
-        image, edge = fill_edge(image, prepared.mask, partial_fourier, getattr(method, "name", ""))
+        signal = _edge_signal(prepared, kspace.noise_covariance)
+        image, edge = fill_edge(image, prepared.mask, partial_fourier, getattr(method, "name", ""), signal)
     if edge is not None:
         notes.append(f"partial Fourier: {edge}")
     # Where no coil sees anything, no sample says what the image is.
@@ -251,6 +231,7 @@ def solve(
         maps_seconds=maps_seconds,
         recon_seconds=time.perf_counter() - started,
         partial_fourier=edge,
+        coils=len(prepared.data),
     )
     card = getattr(getattr(method, "run", method), "card", None)
     strange: list[str] = []
@@ -262,7 +243,8 @@ def solve(
     if views:
         apart = None if isinstance(encoding, NonCartesian) else encoding.forward(image) - samples
         zero_filled = to_image(adjoint, prepared, kspace)
-        shown = _views(prepared, zero_filled, apart, samples, float(unit.max()))
+        on_grid = None if apart is None else samples
+        shown = take_views(prepared, zero_filled, on_grid, apart, float(unit.max()))
     return Result(
         to_image(image, prepared, kspace),
         figures,
@@ -274,30 +256,12 @@ def solve(
     )
 
 
-def _views(
-    prepared: Prepared,
-    zero_filled: Image,
-    missing: torch.Tensor | None,
-    samples: torch.Tensor,
-    scale: float,
-) -> Views:
-    def middle(volume: NDArray[Any]) -> NDArray[Any]:
-        """Return the central plane of (z, y, x)."""
-        return np.asarray(volume[volume.shape[0] // 2])
-
-    def combined(kspace: torch.Tensor) -> NDArray[np.float32]:
-        """Return the root sum of squares over the coils of (1, coil, *spatial), (z, y, x)."""
-        return kspace[0].abs().square().sum(0).sqrt().cpu().numpy().reshape(-1, *kspace.shape[-2:])
-
-    maps = prepared.mps.reshape(-1, *prepared.mps.shape[-4:])[0]
-    return Views(
-        zero_filled=np.abs(middle(zero_filled.data)),
-        mask=middle(prepared.mask),
-        mps=np.abs(maps[:, maps.shape[1] // 2]),
-        residual=None if missing is None else middle(combined(missing)),
-        loudest=float(samples[0].abs().square().sum(0).max().sqrt()),
-        noise=familiar.noise_level(prepared) / scale,
-    )
+def _edge_signal(prepared: Prepared, covariance: Complex | None) -> float:
+    """Return `partial_fourier.edge_signal`, for noise that is at most what the outermost samples hold."""
+    sigma = familiar.noise_level(prepared)
+    if covariance is None:
+        return UNKNOWN * edge_signal(prepared.data, prepared.mask, sigma)
+    return edge_signal(prepared.data, prepared.mask, min(sigma, noise.level(covariance)))
 
 
 def _apply(
@@ -322,8 +286,11 @@ def _apply(
 def to_torch(prepared: Prepared, device: torch.device | str) -> tuple[Encoding | NonCartesian, torch.Tensor]:
     """Return A and y in torch with a batch of one; a single slice loses its z axis."""
     if prepared.coord is not None:
-        along = NonCartesian(prepared.coord, prepared.mps[:, 0], prepared.weights, device)
-        return along, along.measured(prepared.data[:, 0, 0])
+        slice_alone = prepared.mps.shape[1] == 1
+        maps = prepared.mps[:, 0] if slice_alone else prepared.mps
+        along = NonCartesian(prepared.coord, maps, prepared.weights, device)
+        stack = not slice_alone and prepared.coord.shape[1] == 2
+        return along, along.measured(prepared.data[:, :, 0] if stack else prepared.data[:, 0, 0])
     mask, mps, data = prepared.mask, prepared.mps, prepared.data
     if mask.shape[0] == 1:
         mask, mps, data = mask[0], mps[..., 0, :, :], data[:, 0]

@@ -40,8 +40,8 @@ class Prepared:
     notes
         What was assumed or done, in words, the reader's notes first.
     coord, weights
-        Coordinates (sample, 2) of samples along a trajectory and their density compensation (sample,);
-        `data` is (coil, 1, 1, sample) then. None on a grid.
+        Coordinates (sample, 2 or 3) of samples along a trajectory and their density compensation (sample,);
+        `data` is (coil, 1, 1, sample) then, or (coil, z, 1, sample) of a stack. None on a grid.
     """
 
     data: Complex
@@ -58,7 +58,7 @@ def prepare(
     *,
     mps: Complex | None = None,
     sets: int | None = 1,
-    compress: int | None = None,
+    compress: compression.Number = None,
     floor: float = 0.0,
 ) -> Prepared:
     """Whiten, crop the readout oversampling and find the coil maps.
@@ -87,7 +87,7 @@ def prepare(
     width = kspace.data.shape[3] if kspace.coord is None else kspace.recon_shape[2]
     weights, mask = None, kspace.mask
     if kspace.coord is not None:
-        weights = density(kspace.coord, kspace.recon_shape[1:])
+        weights = density(kspace.coord, kspace.recon_shape[-kspace.coord.shape[1] :])
         mask = _nearest(kspace.coord, kspace.recon_shape)
     if given is not None and given.shape[-1] < width:
         raise InputError(
@@ -101,7 +101,7 @@ def prepare(
         found = np.stack([coils.normalise(one) for one in several]).reshape(found.shape)
         notes = ["coil maps as given, normalised to unit sum of squares"]
     elif kspace.coord is not None and weights is not None:
-        found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1)
+        found, notes = _estimate_along(_gridded(kspace, kspace.coord, weights), kspace.coord.shape[1])
     else:
         found, notes = _estimate(kspace, sets, floor)
     notes = [*kspace.notes, *notes]
@@ -109,34 +109,33 @@ def prepare(
 
 
 def density(coord: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the density compensation of a trajectory (sample, 2); the last ones are remembered."""
+    """Return the density compensation of a trajectory (sample, ndim); the last ones are remembered."""
     return _densities.get((fingerprint(coord), shape), lambda: noncartesian.density(coord, shape))
 
 
 def _nearest(coord: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Return which places of a grid (1, y, x) are nearest to a sample."""
-    size = np.array(shape[1:])
+    """Return which places of a grid (z, y, x) are nearest to a sample; of a stack in every plane alike."""
+    size = np.array(shape[-coord.shape[1] :])
     places = np.rint(coord).astype(int) + size // 2
     inside = ((places >= 0) & (places < size)).all(axis=1)
     mask = np.zeros(shape, bool)
-    y, x = places[inside].T
-    mask[0, y, x] = True
+    mask[..., *places[inside].T] = True
     return mask
 
 
 def _gridded(kspace: KSpace, coord: NDArray[np.float32], weights: NDArray[np.float32]) -> KSpace:
     """Return the central k-space that samples along a trajectory make on the grid: a calibration region."""
-    samples = kspace.data[:, 0, 0] * weights
-    images = noncartesian.grid(samples, coord, kspace.recon_shape[1:])
-    data = fft_numpy(images.astype(np.complex64), (-2, -1))[:, None]
-    mask = np.zeros(kspace.recon_shape, bool)
+    shape, dimensions = kspace.recon_shape, coord.shape[1]
+    images = noncartesian.grid(kspace.data[:, :, 0] * weights, coord, shape[-dimensions:])
+    data = fft_numpy(images.reshape(len(images), *shape).astype(np.complex64), (-3, -2, -1))
+    mask = np.zeros(shape, bool)
     reach = min(CALIBRATION, int(np.abs(coord).max()))
-    y, x = (slice(max(0, n // 2 - reach), n // 2 + reach) for n in kspace.recon_shape[1:])
-    mask[0, y, x] = True
+    centre = [slice(max(0, n // 2 - reach), n // 2 + reach) for n in shape[-dimensions:]]
+    mask[..., *centre] = True
     return replace(kspace, data=data * mask, mask=mask, coord=None, noise_covariance=None)
 
 
-def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Complex | None]:
+def condition(kspace: KSpace, compress: compression.Number = None) -> tuple[KSpace, Complex | None]:
     """Whiten the channels, remove the readout oversampling and compress the channels.
 
     The crop is exact, because it is done only where every line is sampled over its whole length. Other
@@ -148,7 +147,8 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         One image's k-space.
     compress
         Number of virtual channels to mix the channels into (see `compression.compress`): geometrically where
-        every line is sampled over its whole length. None, or more than there are: all are kept.
+        every line is sampled over its whole length. None, or more than there are: all are kept; "auto": see
+        `compression.Number`.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def condition(kspace: KSpace, compress: int | None = None) -> tuple[KSpace, Comp
         noise_covariance=covariance,
         notes=(*kspace.notes, *notes),
     )
-    if compress is None or compress >= len(data):
+    if compress is None or not compression.is_asked_for(compress, len(data)):
         return conditioned, whitener
     conditioned, mixer = compression.compress(conditioned, compress, geometric=whole)
     return conditioned, mixer if whitener is None else mixer @ whitener
@@ -278,7 +278,9 @@ def _estimate(kspace: KSpace, sets: int | None, floor: float = 0.0) -> tuple[Com
     if calib is None or mask is None:
         calib, mask = kspace.data, kspace.mask
     block = coils.calibration_region(mask)
-    if block is None or min(s.stop - s.start for s in block[1:]) < coils.NARROWEST_CALIBRATION:
+    # The directions of ESPIRiT's kernels.
+    sides = () if block is None else block[1:] if depth == 1 else block[:2]
+    if block is None or min(s.stop - s.start for s in sides) < coils.NARROWEST_CALIBRATION:
         maps = coils.low_resolution_maps(calib, mask)
         notes = [
             "no calibration region (fully sampled k-space centre): coil maps from the low resolution of what "
@@ -293,6 +295,18 @@ def _estimate(kspace: KSpace, sets: int | None, floor: float = 0.0) -> tuple[Com
     key = (fingerprint(region), shape, block[2].start, sets, noise, floor)
     maps, notes = _maps.get(key, lambda: _calibrated(region, shape, block[2].start, sets, noise, floor))
     return maps, list(notes)
+
+
+def _estimate_along(gridded: KSpace, dimensions: int) -> tuple[Complex, list[str]]:
+    """Return the coil maps from `_gridded`, and notes; of a stack, ESPIRiT works in its planes."""
+    if gridded.mask.shape[0] == 1 or dimensions == 3:
+        return _estimate(gridded, 1)
+
+    def last(array: NDArray[Entry]) -> NDArray[Entry]:
+        return np.ascontiguousarray(np.moveaxis(array, -3, -1))
+
+    found, notes = _estimate(replace(gridded, data=last(gridded.data), mask=last(gridded.mask)), 1)
+    return np.ascontiguousarray(np.moveaxis(found, -1, -3)), notes
 
 
 def _calibrated(

@@ -11,6 +11,7 @@ from pathlib import Path
 from mri_qpan import models
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method, find_device, get_method, method_names
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.maps import load_maps
 from mri_qpan.recon.partial_fourier import check_mode
@@ -43,7 +44,7 @@ class Recipe:
     maps: Path | None = None
     formats: tuple[str, ...] = DEFAULT
     device: str = "auto"
-    compress: int | None = None
+    compress: Number = "auto"
     dims: str | None = None
     hard_dc: bool = False
     partial_fourier: str = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from mri_qpan.recon.writers.window import display_range
 HEAD = ismrmrd.hdf5.acquisition_header_dtype
 WHITE = 4095
 """Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -251,8 +254,16 @@ class Painter:
             if kspace.index != lines.index:
                 continue  # of a calibration line that is an image's too
             result = reconstruct(
-                kspace, job.method, device=job.device, compress=job.compress, hard_dc=job.hard_dc
+                kspace,
+                job.method,
+                device=job.device,
+                compress=job.compress,
+                hard_dc=job.hard_dc,
+                partial_fourier=job.partial_fourier,
             )
+            if not self.count:  # what is done to one image of a series is done to all
+                for note in result.notes:
+                    log.info("%s: %s", self._peer, note)
             for warning in result.warnings:
                 tell(f"warning: {warning}")
             magnitude = np.abs(result.image.data)

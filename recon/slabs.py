@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,26 +11,19 @@ from numpy.typing import NDArray
 
 from mri_qpan.encoding import Reconstructor
 from mri_qpan.errors import InputError
+from mri_qpan.methods import Method
 from mri_qpan.recon import coils
+from mri_qpan.recon.compression import Number
 from mri_qpan.recon.geometry import centre
-from mri_qpan.recon.kspace import Image, Quantity
 from mri_qpan.recon.pipeline import Complex, Result, reconstruct
 from mri_qpan.recon.prepare import condition
 from mri_qpan.recon.readers.ismrmrd import WORKING
 from mri_qpan.recon.readers.mrd_slabs import Slabs
-from mri_qpan.sampling_masks import mask_hash
+from mri_qpan.recon.study import Study, Undersampling, check_full, compared, study
+from mri_qpan.recon.whole import Part, Whole, acquired, placed_at
 
 HALO = 16
 """Columns that neighbouring parts share, for methods that look across x."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A range of x to reconstruct, and the range of it to keep."""
-
-    start: int
-    stop: int
-    keep: slice
 
 
 def parts_of(slabs: Slabs, memory: int) -> list[Part]:
@@ -43,7 +35,7 @@ def parts_of(slabs: Slabs, memory: int) -> list[Part]:
         If a single column needs more.
     """
     assert slabs.imaging is not None
-    width = slabs.recon_shape[2]
+    width = slabs.width
     column = 8 * slabs.imaging.coils * math.prod(slabs.mask.shape) * WORKING
     columns = memory // column
     if columns < 1:
@@ -66,8 +58,9 @@ def reconstruct_slabs(
 ) -> Result:
     """Reconstruct a 3-D image part by part; else as `pipeline.reconstruct`.
 
-    Without views for a report. The part with the most signal sets the scale and the noise level of coil maps
-    for all. The image itself is held whole.
+    The part with the most signal sets the scale, the noise level of coil maps, and whether a missing edge of
+    k-space is filled, for all. The image itself is held whole. An edge missing along the readout is filled
+    in the whole image.
 
     Parameters
     ----------
@@ -79,31 +72,70 @@ def reconstruct_slabs(
         Bytes for the reconstruction of a part.
     mps, options
         As of `pipeline.reconstruct`.
+
+    Raises
+    ------
+    InputError, ReconError
+        As `pipeline.reconstruct` does.
     """
-    parts = parts_of(slabs, memory)
-    options = options | {"views": False, "floor": _floor(slabs, options.get("compress"))}
-    image = np.zeros(slabs.recon_shape, np.complex64)
-    maps: dict[Quantity, NDArray[np.complex64]] = {}
-    results: list[Result] = []
-    norms: list[float] = []
-    for part in parts:
+    whole = Whole(slabs, options)
+    floor = _floor(slabs, options.get("compress"), None)
+    for part in parts_of(slabs, memory):
         kspace = slabs.part(part.start, part.stop)
-        result = reconstruct(kspace, method, mps=_columns(mps, slabs, part), **options)
-        options["scale"] = result.scale if not results else options["scale"]
-        inner = slice(part.keep.start - part.start, part.keep.stop - part.start)
-        image[..., part.keep] = result.image.data[..., inner]
-        for quantity, shown in result.maps.items():
-            whole = maps.setdefault(quantity, np.zeros(slabs.recon_shape, np.complex64))
-            whole[..., part.keep] = shown.data[..., inner]
-        norms.append(float(np.linalg.norm(kspace.data)))
-        results.append(replace(result, image=_placed(slabs, image), maps={}))
-    return _joined(slabs, image, maps, results, norms)
+        given = _columns(mps, slabs, part)
+        result = reconstruct(kspace, method, mps=given, floor=floor, **whole.options)
+        whole.add(part, result, float(np.linalg.norm(kspace.data)))
+    return whole.result(getattr(method, "name", ""))
 
 
-def _floor(slabs: Slabs, compress: int | None) -> float:
-    """Return where signal starts in the calibration of the x with the most of it."""
+def study_slabs(
+    slabs: Slabs,
+    method: Method,
+    undersampling: Undersampling,
+    memory: int,
+    *,
+    mps: Complex | None = None,
+    **options: Any,
+) -> Study:
+    """Undersample a fully sampled 3-D image, reconstruct it part by part and compare; else as `study.study`.
+
+    One mask serves all parts, and the metrics are those of the whole image.
+
+    Raises
+    ------
+    InputError
+        If the image is not fully sampled, or the mask differs along the readout.
+    """
+    check_full(slabs.mask if slabs.span is None else acquired(slabs))
+    kept = undersampling.mask((*slabs.mask.shape[:2], slabs.width))
+    if (kept != kept[..., :1]).any():
+        raise InputError(
+            f"--undersample {undersampling.spec}: a mask that differs along the readout ties all of the image"
+            " together, so it cannot be worked in parts: give it more --memory, or another kind of mask"
+        )
+    lines = kept[..., :1].copy()
+    whole = Whole(replace(slabs, mask=lines), options)
+    beside = {name: np.zeros(slabs.recon_shape, np.complex64) for name in ("reference", "zero_filled")}
+    floor = _floor(slabs, options.get("compress"), lines)
+    for part in parts_of(slabs, memory):
+        kspace = slabs.part(part.start, part.stop)
+        given = _columns(mps, slabs, part)
+        here = np.repeat(lines, part.stop - part.start, axis=2)
+        one = study(kspace, method, undersampling, mps=given, kept=here, floor=floor, **whole.options)
+        whole.add(part, one.result, float(np.linalg.norm(kspace.data * here)))
+        for name, image in beside.items():
+            image[..., part.keep] = getattr(one, name).data[..., part.inner]
+    placed = {name: placed_at(slabs, image) for name, image in beside.items()}
+    return compared(method.name, result=whole.result(method.name), **placed)
+
+
+def _floor(slabs: Slabs, compress: Number, kept: NDArray[np.bool_] | None) -> float:
+    """Return where signal starts in the calibration (of the lines kept) of the x with the most of it."""
     x = slabs.strongest()
-    one, _ = condition(slabs.part(x, x + 1), compress)
+    kspace = slabs.part(x, x + 1)
+    if kept is not None:
+        kspace = replace(kspace, mask=kept, calib=None, calib_mask=None)
+    one, _ = condition(kspace, compress)
     calib, mask = (one.data, one.mask) if one.calib is None else (one.calib, one.calib_mask)
     block = None if mask is None else coils.calibration_region(mask)
     if calib is None or block is None or len(calib) == 1:
@@ -116,36 +148,5 @@ def _columns(mps: Complex | None, slabs: Slabs, part: Part) -> Complex | None:
     """Return the maps of a part, of maps on the encoded matrix or the delivered one."""
     if mps is None:
         return None
-    across = centre(mps.shape[-1:], slabs.recon_shape[2:])[0]
+    across = centre(mps.shape[-1:], (slabs.width,))[0]
     return mps[..., across][..., part.start : part.stop]
-
-
-def _placed(slabs: Slabs, data: NDArray[np.complex64]) -> Image:
-    return Image(data, slabs.geometry, slabs.index, slabs.stamp)
-
-
-def _joined(
-    slabs: Slabs,
-    image: NDArray[np.complex64],
-    maps: dict[Quantity, NDArray[np.complex64]],
-    results: Sequence[Result],
-    norms: Sequence[float],
-) -> Result:
-    first = results[0]
-    apart = [r.figures.residual * n for r, n in zip(results, norms, strict=True)]
-    figures = replace(
-        first.figures,
-        mask_hash=mask_hash(np.repeat(slabs.mask, slabs.recon_shape[2], axis=2)),
-        residual=float(np.linalg.norm(apart) / np.linalg.norm(norms)),
-        maps_seconds=sum(r.figures.maps_seconds for r in results),
-        recon_seconds=sum(r.figures.recon_seconds for r in results),
-    )
-    note = f"worked in {len(results)} parts along the readout, to keep within the memory"
-    return replace(
-        first,
-        image=_placed(slabs, image),
-        figures=figures,
-        notes=(*first.notes, note),
-        warnings=tuple(dict.fromkeys(warning for r in results for warning in r.warnings)),
-        maps={quantity: _placed(slabs, pixels) for quantity, pixels in maps.items()},
-    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
-from mri_qpan.recon.compression import mix_maps
+from mri_qpan.recon.compression import Number, mix_maps
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
@@ -45,6 +45,20 @@ class Undersampling:
             return cls(spec, *parse_spec(spec))
         except MaskError as error:
             raise InputError(f"--undersample: {error}") from error
+
+    def mask(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Return the mask (z, y, x); a slice's is that of its (y, x).
+
+        Raises
+        ------
+        InputError
+            If no mask of that kind and ratio fits the matrix.
+        """
+        wanted = shape[1:] if shape[0] == 1 else shape
+        try:
+            return make_mask(self.kind, wanted, self.ratio, seed=self.seed).reshape(shape)
+        except MaskError as error:
+            raise InputError(f"--undersample {self.spec}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -79,11 +93,14 @@ def study(
     *,
     device: torch.device | str = "cpu",
     mps: Complex | None = None,
-    compress: int | None = None,
+    compress: Number = None,
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
     replicas: int = 0,
+    kept: NDArray[np.bool_] | None = None,
+    scale: float | None = None,
+    floor: float = 0.0,
 ) -> Study:
     """Undersample a fully sampled measurement, reconstruct it and compare.
 
@@ -102,8 +119,10 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc, partial_fourier, views, replicas
+    compress, hard_dc, partial_fourier, views, replicas, scale, floor
         See `pipeline.reconstruct`.
+    kept
+        The mask itself (z, y, x), of a part of an image that it was made for.
 
     Raises
     ------
@@ -117,37 +136,42 @@ def study(
     full, mixer = condition(replace(kspace, calib=None, calib_mask=None), compress)
     if kspace.coord is not None:
         raise InputError("--undersample makes masks of a grid: these samples lie along a trajectory")
-    if not full.mask.all():
-        raise InputError(
-            f"--undersample needs a fully sampled measurement, and {ratio_of(full.mask):.1%} of this one's"
-            " matrix is filled: reconstruct it without --undersample"
-        )
+    check_full(full.mask)
     if mps is not None:
         mps = np.ascontiguousarray(mps[..., centre(mps.shape[-1:], full.data.shape[3:])[0]])
         mps = mps if mixer is None else mix_maps(mixer, mps)
-    kept = full.mask & _mask(full.mask.shape, undersampling)
+    kept = undersampling.mask(full.mask.shape) if kept is None else kept
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
-    prepared = prepare(partial, mps=mps, sets=None)
+    prepared = prepare(partial, mps=mps, sets=None, floor=floor)
     seconds = time.perf_counter() - started
-    options: dict[str, Any] = {"device": device, "hard_dc": hard_dc, "partial_fourier": partial_fourier}
+    options: dict[str, Any] = {
+        "device": device,
+        "hard_dc": hard_dc,
+        "partial_fourier": partial_fourier,
+        "scale": scale,
+    }
     result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
     if replicas:
         result = with_noise_maps(result, prepared, kspace, method, replicas, **options)
     zero_filled = _combined(prepared, kspace)
     reference = _combined(replace(prepared, data=full.data, mask=full.mask), kspace)
-    images = {"zero-filled": zero_filled, method.name: result.image}
+    return compared(method.name, reference, zero_filled, result)
+
+
+def compared(method: str, reference: Image, zero_filled: Image, result: Result) -> Study:
+    """Return a study with its metrics."""
+    images = {"zero-filled": zero_filled, method: result.image}
     figures = {name: _compare(reference, image) for name, image in images.items()}
-    return Study(method.name, reference, zero_filled, result, figures)
+    return Study(method, reference, zero_filled, result, figures)
 
 
-def _mask(shape: tuple[int, ...], undersampling: Undersampling) -> NDArray[np.bool_]:
-    """Return the mask (z, y, x); a slice's is that of its (y, x)."""
-    wanted = shape[1:] if shape[0] == 1 else shape
-    try:
-        mask = make_mask(undersampling.kind, wanted, undersampling.ratio, seed=undersampling.seed)
-    except MaskError as error:
-        raise InputError(f"--undersample {undersampling.spec}: {error}") from error
-    return mask.reshape(shape)
+def check_full(mask: NDArray[np.bool_]) -> None:
+    """Raise `InputError` if a mask leaves samples out."""
+    if not mask.all():
+        raise InputError(
+            f"--undersample needs a fully sampled measurement, and {ratio_of(mask):.1%} of this one's"
+            " matrix is filled: reconstruct it without --undersample"
+        )
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -77,6 +78,10 @@ class Hdf5Process:
             return
         with contextlib.suppress(InputError):
             self.ask({"close": True}, 0)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Let the process wait for another file, unless it is gone."""
         if self._kill.detach() is not None:
             _idle.append((os.getpid(), self._process))
 
@@ -88,7 +93,7 @@ class Hdf5Process:
         except OSError as error:
             raise self._gone() from error
         stream = cast(IO[bytes], self._process.stdout)
-        watch = threading.Timer(PATIENCE, self._process.kill)
+        watch = threading.Timer(PATIENCE, _kill, (self._process,))
         watch.start()
         try:
             line = stream.readline()
@@ -101,6 +106,8 @@ class Hdf5Process:
         finally:
             watch.cancel()
         if "error" in message:
+            if hdf5_worker.FORKS:
+                self._give_back()
             self._kill()
             raise InputError(f"{self.path}: {message['error']}")
         found = [np.lib.format.read_array(io.BytesIO(part), allow_pickle=False) for part in parts]
@@ -124,13 +131,22 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        process_group=0 if hdf5_worker.FORKS else None,
     )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its fork, which has the file."""
+    if hdf5_worker.FORKS:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def _stop(owner: int, process: subprocess.Popen[bytes]) -> None:
     if owner != os.getpid():  # a fork's copy of the handle
         return
-    process.kill()
+    _kill(process)
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             with contextlib.suppress(OSError):  # a request that the process did not live to read

@@ -6,12 +6,16 @@ their trajectories; of "fastmri", {"slice": n} for a slice's k-space. {"matlab":
 shapes of the complex variables of a MATLAB file, after which {"variable": name, "part": [first, last]} asks
 for a part of one along its first axis. {"close": true} closes the file. Answers are one line of JSON, then
 the arrays it announces as .npy. A request that fails is answered with {"error": ...}, and the process ends:
-HDF5 may be in disorder.
+HDF5 may be in disorder. Where the system can fork, a copy of the process attends to each file and ends with
+it: starting Python and loading h5py again would take far longer.
 """
 
 import io
 import json
+import os
 import sys
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, BinaryIO, cast
 
 import h5py
@@ -19,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_COMPRESSED = 1100  # bytes that deflate makes of one at most, and a little
+FORKS = hasattr(os, "fork")
 ALWAYS = 2**24  # bytes that are read whatever the file says of its size
 
 
@@ -26,8 +31,22 @@ class UnusableError(Exception):
     """The file cannot be used; the message says why."""
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are none, or until one fails."""
+def serve_files(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer the requests for one file after the other, each in a fork, until there are none.
+
+    A fork that crashes may have answered in part: then nothing more can be said.
+    """
+    while line := requests.readline():
+        child = os.fork()
+        if child == 0:
+            serve(chain([line], requests), answers)
+            os._exit(0)
+        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            return
+
+
+def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:
+    """Answer requests until the file is to be closed, there are none, or one fails."""
     file = data = cast(Any, None)  # until the first request, which opens a file
     try:
         for line in requests:
@@ -54,6 +73,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             elif "close" in request:
                 file.close()
                 send(answers, {})
+                if FORKS:
+                    return
             elif "slice" in request:
                 send(answers, {}, data[request["slice"]].astype(np.complex64, copy=False))
             else:
@@ -185,4 +206,4 @@ def send(answers: BinaryIO, message: dict[str, object], *arrays: NDArray[Any]) -
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    (serve_files if FORKS else serve)(sys.stdin.buffer, sys.stdout.buffer)

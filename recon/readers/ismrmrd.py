@@ -6,6 +6,7 @@ image at a time.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +21,22 @@ from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_checks import name_of
 from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, plan
 from mri_qpan.recon.readers.mrd_slabs import Slabs, Spool
+from mri_qpan.recon.readers.mrd_stack import find_stack, planes_of_stack
 from mri_qpan.recon.readers.mrd_trajectory import TrajectoryPlan, is_along_trajectory, plan_trajectory
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 BLOCK = 2**26  # bytes of samples read at once
 WORKING = 12  # bytes that a reconstruction holds for each byte of the samples, its matrix filled
+TURNED = (
+    "Siemens data: files of siemens_to_ismrmrd were found to give directions for a forward Fourier transform"
+    " (PTB-MR/mrpro, issue 828), which the format does not say. They are taken as they stand: images may be"
+    " turned by 180 degrees in plane and slabs upside down; compare with the scanner's own"
+)
+WHOLE = (
+    "needs more than the memory it was given: its readouts start or end at different samples, so it was not"
+    " worked in parts"
+)
 
 
 class AcquisitionSource(Protocol):
@@ -121,8 +132,8 @@ def read(process: Hdf5Process, memory: int | None = None) -> KSpaceStream:
     process
         An open HDF5 file with one ISMRMRD dataset of any name.
     memory
-        Bytes within which an image is to be reconstructed: a 3-D one with complete readouts that needs more
-        comes as `Slabs`. None: never.
+        Bytes within which an image is to be reconstructed: a 3-D one with readouts of one extent that needs
+        more comes as `Slabs`. None: never.
 
     Returns
     -------
@@ -134,7 +145,10 @@ def read(process: Hdf5Process, memory: int | None = None) -> KSpaceStream:
         If the file is not ISMRMRD, is damaged or contradicts itself.
     """
     file = IsmrmrdFile(process)
-    return KSpaceStream(*images_of(file, memory), file.xml)
+    indices, images = images_of(file, memory)
+    if (_classify(file).header.vendor or "").upper().startswith("SIEMENS"):
+        images = (replace(kspace, notes=(*kspace.notes, TURNED)) for kspace in images)
+    return KSpaceStream(indices, images, file.xml)
 
 
 def images_of(source: AcquisitionSource, memory: int | None = None) -> tuple[list[Index], Iterator[KSpace]]:
@@ -167,10 +181,13 @@ def _images(file: AcquisitionSource, planned: Plan, memory: int | None) -> Itera
     try:
         noise = _noise_covariance(file, planned.measurement)
         for index, rows in planned.images.items():
-            if memory is not None and _exceeds(memory, planned, index):
-                yield _slabs(file, planned, index, noise, memory)
-            else:
-                yield _image(file, planned, index, rows, noise)
+            large = memory is not None and _exceeds(memory, planned, index)
+            span = _common_span(planned, index) if large else None
+            if memory is not None and span is not None:
+                yield _slabs(file, planned, index, noise, memory, span)
+                continue
+            image = _image(file, planned, index, rows, noise)
+            yield replace(image, notes=(*image.notes, WHOLE)) if large else image
     finally:
         file.close()
 
@@ -201,12 +218,19 @@ def _image(
 
 
 def _exceeds(memory: int, planned: Plan, index: Index) -> bool:
-    """Whether an image is 3-D, has complete readouts, and needs more than so many bytes."""
-    heads, grid = planned.measurement.heads, planned.grids[index.encoding]
+    """Whether an image is 3-D and needs more than so many bytes."""
+    grid = planned.grids[index.encoding]
+    channels = int(planned.measurement.heads["active_channels"][planned.images[index][0]])
+    return grid.shape[0] > 1 and 8 * channels * math.prod(grid.shape) * WORKING > memory
+
+
+def _common_span(planned: Plan, index: Index) -> tuple[int, int] | None:
+    """Return where the readouts of an image and its calibration start and stop, if all do alike."""
+    grid = planned.grids[index.encoding]
     rows = np.concatenate([planned.images[index], planned.calibration_rows(index)])
-    whole = bool(((grid.start[rows] == 0) & (grid.stop[rows] == grid.shape[2])).all())
-    samples = int(heads["active_channels"][rows[0]]) * math.prod(grid.shape)
-    return grid.shape[0] > 1 and whole and 8 * samples * WORKING > memory
+    start, stop = int(grid.start[rows[0]]), int(grid.stop[rows[0]])
+    alike = (grid.start[rows] == start) & (grid.stop[rows] == stop)
+    return (start, stop) if alike.all() else None
 
 
 def _slabs(
@@ -215,11 +239,19 @@ def _slabs(
     index: Index,
     noise: NDArray[np.complex128] | None,
     memory: int,
+    span: tuple[int, int],
 ) -> Slabs:
     """Transform an image's lines along the readout into a temporary file."""
-    imaging = _spool(file, planned, index, planned.images[index], memory)
+    encoded = planned.grids[index.encoding].shape[2]
+    complete = span == (0, encoded)
+    width = planned.recon_shape(index)[2] if complete else encoded
+
+    def spool(rows: Rows) -> Spool:
+        return _spool(file, planned, index, rows, memory, width, None if complete else span)
+
+    imaging = spool(planned.images[index])
     calib_rows = planned.calibration_rows(index)
-    calibration = _spool(file, planned, index, calib_rows, memory) if calib_rows.size else None
+    calibration = spool(calib_rows) if calib_rows.size else None
     if noise is not None:
         noise = noise * planned.noise_scale(index) / np.median(imaging.counts[imaging.counts > 0])
     empty = np.zeros((0, 0, 0, 0), np.complex64)
@@ -234,14 +266,24 @@ def _slabs(
         calib_mask=None if calibration is None else (calibration.counts > 0)[..., None],
         noise_covariance=None if noise is None else noise.astype(np.complex64),
         notes=planned.notes(index),
+        width=width,
+        span=None if complete else span,
         imaging=imaging,
         calibration=calibration,
     )
 
 
-def _spool(file: AcquisitionSource, planned: Plan, index: Index, rows: Rows, memory: int) -> Spool:
+def _spool(
+    file: AcquisitionSource,
+    planned: Plan,
+    index: Index,
+    rows: Rows,
+    memory: int,
+    width: int,
+    span: tuple[int, int] | None,
+) -> Spool:
     heads, grid, reverse = file.heads, planned.grids[index.encoding], planned.measurement.reverse
-    spool = Spool(grid.z[rows], grid.y[rows], (*grid.shape[:2], planned.recon_shape(index)[2]))
+    spool = Spool(grid.z[rows], grid.y[rows], (*grid.shape[:2], width), span)
     line_bytes = 8 * int(heads["active_channels"][rows[0]]) * grid.shape[2]
     several = max(1, min(BLOCK, memory // 16) // line_bytes)
     for start in range(0, len(rows), several):
@@ -280,18 +322,28 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
         for index, rows in planned.images.items():
             lines = [line[:, planned.kept(row)] for row, line in _lines(file, rows)]
             paths = zip(rows, file.samples(rows, "traj"), strict=True)
-            coord = [planned.coordinates(row, path)[planned.kept(row)] for row, path in paths]
-            places = planned.in_field_of_view(np.concatenate(coord))
+            raw = [planned.coordinates(row, path)[planned.kept(row)] for row, path in paths]
+            coord = planned.in_encoded_field_of_view(raw, rows)
+            notes = planned.notes(index)
+            stack = find_stack(coord, int(planned.encoded[0])) if coord[0].shape[1] == 3 else None
+            if stack is not None:
+                coord = [coord[row][:, 1:] for row in stack.rows[0]]
+                number = f"{stack.partitions.size} of {stack.depth} partitions"
+                notes = (*notes, f"{number}, all along one trajectory: transformed along z")
+            places = np.concatenate(coord)
+            places = (places / planned.ratio[-places.shape[1] :]).astype(np.float32)
             inside = planned.inside(places)
             if not inside.any():
                 raise InputError(f"{file.path}: every sample lies beyond the delivered matrix's k-space")
-            notes = planned.notes(index)
             if not inside.all():
                 notes = (
                     *notes,
                     f"{(~inside).mean():.1%} of the samples lie beyond the delivered resolution: left out",
                 )
-            data = np.concatenate(lines, axis=1)[:, None, None, inside]
+            if stack is None:
+                data = np.concatenate(lines, axis=1)[:, None, None, inside]
+            else:
+                data = planes_of_stack(stack, lines, inside, planned.recon_shape[0])
             scale = planned.noise_scale(index)
             yield KSpace(
                 data=data,

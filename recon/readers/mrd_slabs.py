@@ -1,7 +1,9 @@
 """3-D ISMRMRD files larger than memory: readouts transformed one by one, then read back in parts along x.
 
-Where every readout is complete, the Fourier transform along it makes every x a problem of its own. The lines
-go through it once, into a temporary file in the order of x; any range of x comes out of it as k-space.
+The Fourier transform along the readouts makes every x a problem of its own, exactly where they are complete.
+Where all of them start late or end early alike (asymmetric echoes) each x is what it would be, blurred along
+x: coil maps hardly change over so few pixels. The lines go through it once, into a temporary file in the
+order of x; any range of x comes out of it as k-space.
 """
 
 from __future__ import annotations
@@ -29,12 +31,32 @@ class Spool:
         Places of the lines, (line,).
     shape
         Matrix (z, y, x), the readouts cropped.
+    span
+        Places of the readouts' first sample and behind their last one, of asymmetric echoes; the rest of the
+        x places is filled with zeros. None: complete ones.
+
+    Attributes
+    ----------
+    power
+        Of every x in the image domain, (x,).
+    spectrum
+        Mean over the lines of the coils' power together, of every sample of a readout.
+    coils, counts
+        Number of channels, and of lines at every place (z, y).
     """
 
-    def __init__(self, z: NDArray[np.int64], y: NDArray[np.int64], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        z: NDArray[np.int64],
+        y: NDArray[np.int64],
+        shape: tuple[int, int, int],
+        span: tuple[int, int] | None = None,
+    ) -> None:
         self._place = z * shape[1] + y
         self._shape = shape
+        self._span = span
         self.power = np.zeros(shape[2])
+        self.spectrum: NDArray[np.float64] = np.zeros(0)
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="mri-qpan-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self.coils = 0
@@ -42,7 +64,12 @@ class Spool:
         self.counts = np.bincount(self._place, minlength=shape[0] * shape[1]).reshape(shape[:2])
 
     def write(self, lines: Complex) -> None:
-        """Append lines (line, coil, sample), complete ones, transformed and cropped."""
+        """Append lines (line, coil, sample), transformed and cropped."""
+        power = np.square(np.abs(lines), dtype=np.float64).sum((0, 1)) / self._place.size
+        self.spectrum = power + (self.spectrum if self.spectrum.size else 0)
+        if self._span is not None:
+            start, stop = self._span
+            lines = np.pad(lines, [(0, 0), (0, 0), (start, self._shape[2] - stop)])
         nx, width = lines.shape[2], self._shape[2]
         start = nx // 2 - width // 2
         columns = ifft_numpy(lines, (-1,))[..., start : start + width].transpose(2, 0, 1)
@@ -75,15 +102,22 @@ class Slabs(KSpace):
 
     Attributes
     ----------
+    width
+        Columns of x that the parts are of: the delivered ones, or all encoded ones with `span`.
+    span
+        Places along the encoded readout of the first sample and behind the last one, of asymmetric echoes;
+        None where the readouts are complete.
     imaging, calibration
         Where the samples are; the second None with `calib_mask`.
     """
 
+    width: int = 0
+    span: tuple[int, int] | None = None
     imaging: Spool | None = None
     calibration: Spool | None = None
 
     def part(self, start: int, stop: int) -> KSpace:
-        """Return the k-space of a range of x of the image to deliver, its readouts complete."""
+        """Return the k-space of a range of x, its readouts complete."""
         assert self.imaging is not None
         width = stop - start
         mask, calib_mask = self.mask, self.calib_mask

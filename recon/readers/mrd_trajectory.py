@@ -1,5 +1,6 @@
 """ISMRMRD measurements along a trajectory (radial, spiral): images and the place of every sample."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,8 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
-from mri_qpan.recon.readers.mrd_checks import check_bands, check_channels, name_of
+from mri_qpan.recon.readers.mrd_checks import SMALLEST_RATIO, check_bands, check_channels, name_of
+from mri_qpan.recon.readers.mrd_header import EncodingHeader
 from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 from mri_qpan.recon.readers.mrd_plan import (
     Measurement,
@@ -40,11 +42,14 @@ class TrajectoryPlan:
     images
         The imaging acquisitions of every image, in the order of `Index`.
     recon_shape
-        Matrix (z, y, x) to deliver.
+        Matrix (z, y, x) to deliver; z is 1 of slices.
     fov
         Its field of view (x, y, z) in mm.
     encoded, ratio
-        Encoded matrix, and the encoded field of view over the one delivered, both (y, x).
+        Encoded matrix, and the encoded field of view over the one delivered, both (z, y, x).
+    centre
+        Of a volume whose trajectory has but kx and ky, the counter of the partition through the centre; else
+        None.
     """
 
     measurement: Measurement
@@ -53,6 +58,7 @@ class TrajectoryPlan:
     fov: Vector
     encoded: NDArray[np.float64]
     ratio: NDArray[np.float64]
+    centre: int | None = None
 
     def kept(self, row: int | np.intp) -> slice:
         """Return the samples of an acquisition that are not to be discarded."""
@@ -60,7 +66,7 @@ class TrajectoryPlan:
         return slice(int(head["discard_pre"]), int(head["number_of_samples"]) - int(head["discard_post"]))
 
     def coordinates(self, row: int | np.intp, path: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return an acquisition's trajectory as (sample, 2), y before x, in the file's unit."""
+        """Return an acquisition's trajectory as (sample, 3), of slices (sample, 2), x last, in its unit."""
         heads = self.measurement.heads
         dimensions, samples = int(heads["trajectory_dimensions"][row]), int(heads["number_of_samples"][row])
         if path.size != dimensions * samples:
@@ -72,33 +78,40 @@ class TrajectoryPlan:
             raise InputError(
                 f"{self.measurement.path}: the trajectory of {name_of(heads, row)} is not finite"
             )
-        return path.reshape(samples, dimensions)[:, 1::-1]
+        wanted = 3 if self.recon_shape[0] > 1 and self.centre is None else 2
+        return np.ascontiguousarray(path.reshape(samples, dimensions)[:, wanted - 1 :: -1])
 
-    def in_field_of_view(self, coord: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return coordinates (sample, 2) in cycles over the field of view delivered.
-
-        Those outside of the delivered matrix's k-space (`inside`) are beyond its resolution.
+    def in_encoded_field_of_view(
+        self, coord: list[NDArray[np.float32]], rows: Rows
+    ) -> list[NDArray[np.float32]]:
+        """Return acquisitions' `coordinates` in cycles over the encoded field of view.
 
         The format does not settle their unit: up to 0.5 they are cycles a pixel, else cycles over the field
-        of view, both as encoded.
+        of view, both as encoded. Of a volume they are (sample, 3), kz from the partitions' counter where the
+        trajectory has none.
         """
-        reach = float(np.abs(coord).max())
+        reach = max(float(np.abs(path).max()) for path in coord)
         if reach == 0:
             raise InputError(f"{self.measurement.path}: the trajectory is zero everywhere")
-        scale = self.encoded if reach <= 0.5 * TOLERANCE else np.ones(2)
-        if reach > self.encoded.max() / 2 * TOLERANCE:
+        encoded = self.encoded[-coord[0].shape[1] :]
+        if reach > encoded.max() / 2 * TOLERANCE:
             raise InputError(
                 f"{self.measurement.path}: a trajectory that reaches {reach:g} is beyond cycles a pixel "
-                f"(0.5) and cycles over the field of view ({self.encoded.max() / 2:g}): rescale it"
+                f"(0.5) and cycles over the field of view ({encoded.max() / 2:g}): rescale it"
             )
-        return (coord * (scale / self.ratio)).astype(np.float32)
+        scale = encoded if reach <= 0.5 * TOLERANCE else np.ones(len(encoded))
+        found = [(path * scale).astype(np.float32) for path in coord]
+        if self.centre is None:
+            return found
+        counters = self.measurement.heads["idx"]["kspace_encode_step_2"][rows].astype(int) - self.centre
+        return [np.insert(path, 0, kz, axis=1) for path, kz in zip(found, counters, strict=True)]
 
     def inside(self, coord: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return which coordinates of `in_field_of_view` the delivered matrix resolves, (sample,).
+        """Return which coordinates (sample, n), over the field of view delivered, its matrix resolves.
 
         The non-uniform DFT is periodic: any others would come out as lower frequencies.
         """
-        half = np.array(self.recon_shape[1:]) / 2
+        half = np.array(self.recon_shape[-coord.shape[1] :]) / 2
         return np.asarray((np.abs(coord) <= half).all(axis=1))
 
     def noise_scale(self, index: Index) -> float:
@@ -121,7 +134,7 @@ class TrajectoryPlan:
         notes.append(
             f"{len(heads)} readouts along a trajectory as the file has it: gradient delays uncorrected"
         )
-        if (heads["trajectory_dimensions"] > 2).any():
+        if self.recon_shape[0] == 1 and (heads["trajectory_dimensions"] > 2).any():
             notes.append("only kx and ky of the trajectory were used")
         notes += unused(measurement.skipped)
         notes += noise_notes(measurement, self._head(index))
@@ -153,10 +166,6 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
             f"{path}: the trajectory is {described.trajectory!r:.40} and {name_of(heads, lacking[0])} has no "
             "coordinates of its samples: add them to the file"
         )
-    if described.encoded.matrix[2] > 1 or np.ptp(heads["idx"]["kspace_encode_step_2"][used]) > 0:
-        raise InputError(
-            f"{path}: 3-D trajectories cannot be read yet: use mri_qpan.app.QPanRecon with coord"
-        )
     discarded = heads["discard_pre"][used].astype(int) + heads["discard_post"][used]
     empty = used[discarded >= heads["number_of_samples"][used]]
     if empty.size:
@@ -166,12 +175,54 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
         raise InputError(f"{path}: the header gives reconSpace a field of view and encodedSpace none: add it")
     fov_encoded = encoded.fov or tuple(float(n) for n in encoded.matrix)
     fov = recon.fov or fov_encoded
-    nx, ny, _ = recon.matrix
+    nx, ny, nz = recon.matrix
+    deep, centre = _third_direction(measurement, described, used)
+    shape = (min(nz, described.encoded.matrix[2]) if deep else 1, ny, nx)
+    for rows in images.values():
+        samples = int(heads["number_of_samples"][rows].sum())
+        if samples < SMALLEST_RATIO * math.prod(shape):
+            words = " x ".join(map(str, shape))
+            raise InputError(
+                f"{path}: an image of {samples} samples and a matrix of {words} (z, y, x): header and"
+                " acquisitions do not belong together"
+            )
     return TrajectoryPlan(
         measurement=measurement,
         images=images,
-        recon_shape=(1, ny, nx),
+        recon_shape=shape,
         fov=(fov[0], fov[1], fov[2]),
-        encoded=np.array([encoded.matrix[1], encoded.matrix[0]], np.float64),
-        ratio=np.array([fov_encoded[1] / fov[1], fov_encoded[0] / fov[0]]),
+        encoded=np.array(encoded.matrix[::-1], np.float64),
+        ratio=np.array([e / f for e, f in zip(fov_encoded[::-1], fov[::-1], strict=True)]),
+        centre=centre,
     )
+
+
+def _third_direction(
+    measurement: Measurement, described: EncodingHeader, used: Rows
+) -> tuple[bool, int | None]:
+    """Return whether images are volumes, and `TrajectoryPlan.centre`; raises `InputError` if none can be."""
+    path, heads = measurement.path, measurement.heads
+    depth = described.encoded.matrix[2]
+    partitions = heads["idx"]["kspace_encode_step_2"][used].astype(int)
+    three = heads["trajectory_dimensions"][used] > 2
+    if depth == 1:
+        if np.ptp(partitions) > 0:
+            raise InputError(
+                f"{path}: acquisitions of {np.unique(partitions).size} partitions where encodedSpace has a"
+                " single one: header and acquisitions do not belong together"
+            )
+        return False, None
+    if three.all():
+        return True, None
+    if three.any():
+        raise InputError(
+            f"{path}: some trajectories are 2-D, others 3-D: add the coordinates that are missing"
+        )
+    centre = depth // 2 if described.step_2 is None else described.step_2.center
+    outside = used[(partitions - centre < -(depth // 2)) | (partitions - centre >= depth - depth // 2)]
+    if outside.size:
+        raise InputError(
+            f"{path}: {name_of(heads, outside[0])} lies outside the encoded matrix along z: the header's"
+            " encodedSpace or encodingLimits do not belong to these acquisitions"
+        )
+    return True, centre

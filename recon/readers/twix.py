@@ -4,7 +4,9 @@ A readout's header becomes ISMRMRD's as `siemens_to_ismrmrd` has it, and the ima
 an ISMRMRD file are: noise scans, calibration lines, averages, reflected readouts, slices and their places.
 The directions alone are the converter's turned round: Siemens' samples are the conjugates of those whose
 inverse transform has its axes along the quaternion's, as a scan of the ACR phantom shows, in which the air
-bubble and the resolution insert tell anterior and left; pehses' twixtools turn them too.
+bubble and the resolution insert tell anterior and left; pehses' twixtools turn them too. So do, of the
+converter's files, PTB-MR's mrpro (issue 828) and aTrotier's ismrmrd_to_nifti, which was held against NIfTI of
+the scanner; `readers.ismrmrd` says so and leaves them, for no file tells what wrote it.
 """
 
 from __future__ import annotations

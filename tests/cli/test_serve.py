@@ -29,7 +29,9 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process and its address."""
     configs = tmp_path / "configs"
     configs.mkdir()
-    (configs / "site.toml").write_text('method = "zero-filled"\nhard_dc = true\n')
+    (configs / "site.toml").write_text(
+        'method = "zero-filled"\nhard_dc = true\npartial_fourier = "none"\ncoils = 4\n'
+    )
     log = (tmp_path / "log.txt").open("w")
     process = subprocess.Popen(
         [*COMMAND, "-m", "cg-sense", "--config-dir", str(configs)],
@@ -69,7 +71,14 @@ def test_a_file_goes_out_and_images_come_back(server, raw: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("method = 3", "method is a str"), ("speed = 1", "unknown key 'speed'"), ("= 1", "site.toml")],
+    [
+        ("method = 3", "method is a str"),
+        ("partial_fourier = 'pox'", "choose auto, pocs, none"),
+        ("coils = 'most'", "auto or all"),
+        ("coils = true", "coils is a int or a str"),
+        ("speed = 1", "unknown key 'speed'"),
+        ("= 1", "site.toml"),
+    ],
 )
 def test_wrong_configs(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "site.toml").write_text(text)

@@ -11,7 +11,17 @@ from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import get_method
 from mri_qpan.phantom import Ellipse, Phantom
 from mri_qpan.phantom_head import _coils, _phase
-from mri_qpan.recon.compression import aligned, components, compress, correlations, mix
+from mri_qpan.recon.compression import (
+    FEWEST,
+    MANY,
+    aligned,
+    components,
+    compress,
+    correlations,
+    enough,
+    mix,
+    parse_number,
+)
 from mri_qpan.recon.kspace import Geometry, KSpace
 from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.recon.prepare import condition
@@ -158,3 +168,43 @@ def test_real_arrays_lose_several_times_less(shared_data: Path, name: str) -> No
     geometric, _ = compress(kspace, 3, geometric=True)
     single, _ = compress(kspace, 3, geometric=False)
     assert lost(geometric.data, kspace.data) < 0.25 * lost(single.data, kspace.data)
+
+
+@pytest.mark.parametrize("geometric", [True, False])
+def test_auto_keeps_the_power_above_the_noise(ring: KSpace, geometric: bool) -> None:
+    """Of channels that are mixtures of eight and noise."""
+    rng = np.random.default_rng(0)
+    unitary, _ = np.linalg.qr(rng.normal(size=(20, 20)) + 1j * rng.normal(size=(20, 20)))
+    many = np.tensordot(unitary[:, :COILS], ring.data, axes=1)
+    sigma = 0.02 * np.sqrt((np.abs(many) ** 2).mean())
+    noise = sigma * (rng.normal(size=many.shape) + 1j * rng.normal(size=many.shape))
+    found, mixer = compress(slice_of((many + noise).astype(np.complex64)), "auto", geometric=geometric)
+    assert len(found.data) == FEWEST
+    kept = mix(mixer, ifft_numpy(many.astype(np.complex64), (-1,)))
+    assert np.linalg.norm(kept) ** 2 >= 0.99 * np.linalg.norm(many) ** 2
+    if geometric:
+        result = reconstruct(slice_of(many.astype(np.complex64)), get_method("zero-filled"), compress="auto")
+        assert result.figures.coils == FEWEST
+        assert any("20 channels compressed geometrically" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("strong", "kept"), [(3, FEWEST), (12, 12), (20, 19)])
+def test_how_many_are_enough(strong: int, kept: int) -> None:
+    powers = np.full(20, 2.0)
+    powers[:strong] += np.linspace(100, 60, strong)
+    correlation = np.stack([np.diag(powers), 3 * np.diag(powers[::-1])]).astype(complex)
+    assert enough(correlation) == kept
+
+
+def test_auto_leaves_fewer_channels_alone(ring: KSpace) -> None:
+    assert len(ring.data) < MANY
+    kept, mixer = condition(ring, "auto")
+    assert len(kept.data) == len(ring.data)
+    assert mixer is None
+
+
+def test_numbers_of_coils() -> None:
+    assert [parse_number(text) for text in ("auto", "all", "12", 3)] == ["auto", None, 12, 3]
+    for text in ("0", "-1", "1.5", "many", ""):
+        with pytest.raises(InputError, match="auto or all"):
+            parse_number(text)

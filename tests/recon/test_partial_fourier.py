@@ -16,8 +16,15 @@ from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.phantom import Ellipse, Phantom, Series
-from mri_qpan.recon.kspace import KSpace
-from mri_qpan.recon.partial_fourier import check_mode, fill_edge, find_partial_fourier, pocs
+from mri_qpan.recon.kspace import Geometry, KSpace
+from mri_qpan.recon.partial_fourier import (
+    WORTH,
+    check_mode,
+    edge_signal,
+    fill_edge,
+    find_partial_fourier,
+    pocs,
+)
 from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.sampling_masks import make_mask
 from mri_qpan.solvers import SOLVERS
@@ -222,6 +229,55 @@ def test_auto_is_for_classical_solvers(full: NDArray[np.complex64], name: str) -
         edge = fill_edge(image, mask, "auto", method)[1]
         assert edge is not None
         assert edge.filled_by == expected
+
+
+@pytest.mark.parametrize("level", [0.005, 0.02, 0.06, 0.15, 0.4])
+@pytest.mark.parametrize("known", [True, False])
+def test_auto_leaves_an_edge_that_is_noise(full: NDArray[np.complex64], level: float, known: bool) -> None:
+    """The error against the noise-free image is never far above that of the better choice."""
+    truth = ifft_numpy(full, (-2, -1))
+    sigma = level * np.abs(truth).max()
+    rng = np.random.default_rng(int(1000 * level))
+    noise = sigma / np.sqrt(2) * (rng.normal(size=full.shape) + 1j * rng.normal(size=full.shape))
+    mask = along(extent(MATRIX, 0.7, False), "y", (1, MATRIX, MATRIX))
+    measured = KSpace(
+        ((full + noise) * mask)[None].astype(np.complex64),
+        mask,
+        (1, MATRIX, MATRIX),
+        Geometry((FOV, FOV, 5.0)),
+        noise_covariance=np.full((1, 1), sigma**2, np.complex64) if known else None,
+    )
+    method = get_method("zero-filled")
+    found = reconstruct(measured, method)
+    errors = {
+        mode: error(reconstruct(measured, method, partial_fourier=mode).image.data[0], truth)
+        for mode in ("pocs", "none")
+    }
+    assert error(found.image.data[0], truth) < 1.05 * min(errors.values())
+    edge = found.figures.partial_fourier
+    assert edge is not None
+    if level <= 0.02:
+        assert edge.filled_by == "pocs"
+    if level >= 0.15:
+        assert edge.filled_by == "noise"
+        assert "too little signal above the noise" in found.notes[-1]
+        assert (
+            found.figures.partial_fourier == reconstruct(measured, method, replicas=2).figures.partial_fourier
+        )
+
+
+def test_the_signal_of_an_edge(full: NDArray[np.complex64]) -> None:
+    """Of white noise it is none, of a sample it is its power over the noise's, whatever the direction."""
+    rng = np.random.default_rng(0)
+    shape = (4, 1, MATRIX, MATRIX)
+    white = (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+    for direction in "yx":
+        mask = along(extent(MATRIX, 0.7, True), direction, (1, MATRIX, MATRIX))
+        assert edge_signal(white * mask, mask, np.sqrt(2)) < 0.1
+        assert edge_signal(np.full(shape, 3, np.complex64) * mask, mask, 0.5) == pytest.approx(4 * 36 - 4)
+        assert edge_signal(white * mask, mask, 0.0) == np.inf
+    assert edge_signal(white, np.ones((1, MATRIX, MATRIX), bool), 1.0) == np.inf
+    assert WORTH == 1
 
 
 def test_bad_requests() -> None:

@@ -16,7 +16,7 @@ import pytest
 import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
-from mrd_files import KSPACE, NX, NY, XML, few, line, lines, random_kspace
+from mrd_files import KSPACE, NX, NY, XML, few, header_xml, line, lines, random_kspace
 from mrd_files import write as write_mrd
 from twix_files import end, readout, sync
 from twix_files import write as write_twix
@@ -39,6 +39,15 @@ def radial(path: Path) -> None:
         ismrmrd.Acquisition.from_array(KSPACE[:, y], np.full((NX, 2), 0.1 * y, np.float32)) for y in range(NY)
     ]
     write_mrd(path, XML.replace("cartesian", "radial"), spokes)
+
+
+def stack(path: Path) -> None:
+    made = []
+    for number in range(4 * NY):
+        coord = np.full((NX, 3), 0.1 * (number % NY), np.float32)
+        coord[:, 2] = number // NY - 2
+        made.append(ismrmrd.Acquisition.from_array(KSPACE[:, number % NY], coord))
+    write_mrd(path, header_xml((NX, NY, 4), trajectory="other"), made)
 
 
 def fastmri(path: Path) -> None:
@@ -78,6 +87,7 @@ def twix(path: Path) -> None:
 FORMATS: dict[str, tuple[Callable[[Path], None], str]] = {
     "cartesian": (cartesian, ".h5"),
     "radial": (radial, ".h5"),
+    "stack": (stack, ".h5"),
     "fastmri": (fastmri, ".h5"),
     "cfl": (cfl, ".cfl"),
     "hdr": (cfl, ".hdr"),

@@ -418,3 +418,13 @@ class TestGeneratedPhantom:
         assert all(image.mask.mean() == 0.5 for image in images)
         assert all(image.calib_mask.any(axis=2).sum() == 8 for image in images)
         assert images[0].noise_covariance.shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "said"), [("SIEMENS", True), ("Siemens Healthineers", True), ("GE", False)]
+)
+def test_directions_of_siemens_files_are_doubted(path, vendor: str, said: bool) -> None:
+    xml = header_xml((8, 6, 1), system=f"<systemVendor>{vendor}</systemVendor>")
+    (kspace,) = open_kspace(write(path, xml, lines(random_kspace(1, 6, 8))))
+    assert any("turned by 180 degrees" in note for note in kspace.notes) == said
+    assert kspace.geometry.read_dir == (1, 0, 0)

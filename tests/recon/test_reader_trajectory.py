@@ -148,8 +148,6 @@ def test_files_that_cannot_be_used(path: Path) -> None:
     made = acquisitions()
     made[3] = ismrmrd.Acquisition.from_array(made[3].data)
     assert "no coordinates" in refused(write(path, XML, made))
-    deep = header_xml((N, N, 8), trajectory="spiral")
-    assert "3-D trajectories" in refused(write(path.with_name("2.h5"), deep, acquisitions()))
     assert "rescale" in refused(write(path.with_name("3.h5"), XML, acquisitions(unit=50.0)))
     assert "zero everywhere" in refused(write(path.with_name("4.h5"), XML, acquisitions(unit=0.0)))
     made = acquisitions()

@@ -19,8 +19,9 @@ from mri_qpan.methods import get_method
 from mri_qpan.recon.job import Job, reconstruct_file
 from mri_qpan.recon.kspace import Index, KSpace
 from mri_qpan.recon.pipeline import reconstruct
-from mri_qpan.recon.report import MOST, Shown, page, show
+from mri_qpan.recon.report import MOST, VIRIDIS, page, show
 from mri_qpan.recon.study import Undersampling
+from mri_qpan.recon.views import PLANES
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
 
 Maker = Callable[..., KSpace]
@@ -82,8 +83,8 @@ def test_words_of_files_are_no_markup() -> None:
 def test_long_series_are_thinned_and_it_says_so(small_kspace: Maker) -> None:
     result = reconstruct(small_kspace(coils=1), get_method("zero-filled"), views=True)
     assert result.views is not None
-    one = show(result, result.views, maps=False)
-    many = [replace(one, heading=f"slice {n}") for n in range(3 * MOST)]
+    (one,) = show(result, result.views, maps=False)
+    many = [[replace(one, heading=f"slice {n}")] for n in range(3 * MOST)]
     text = page(RECORD, many)
     assert text.count("<section><h2>slice") == MOST
     assert f"{3 * MOST} images, {MOST} of them shown" in text
@@ -91,14 +92,47 @@ def test_long_series_are_thinned_and_it_says_so(small_kspace: Maker) -> None:
     assert f">slice {3 * MOST - 1}<" in text
 
 
-def test_slabs_show_their_middle(small_kspace: Maker) -> None:
+@pytest.mark.parametrize("depth", [4, 30])
+def test_slabs_show_planes_their_middle_first(small_kspace: Maker, depth: int) -> None:
     kspace = small_kspace(coils=1)
-    data = np.concatenate([kspace.data * f for f in (0, 0, 1, 0)], axis=1)
-    slab = replace(kspace, data=data, mask=np.ones((4, 48, 40), bool), recon_shape=(4, 48, 40))
+    factors = np.arange(depth, dtype=np.float32)
+    data = kspace.data * factors[:, None, None]
+    slab = replace(kspace, data=data, mask=np.ones((depth, 48, 40), bool), recon_shape=(depth, 48, 40))
     result = reconstruct(slab, get_method("zero-filled"), views=True)
     assert result.views is not None
-    assert result.views.mask.shape == result.views.zero_filled.shape == (48, 40)
-    assert isinstance(show(result, result.views, maps=True), Shown)
+    assert result.views.zero_filled.shape == (min(depth, PLANES), 48, 40)
+    shown = show(result, result.views, maps=True)
+    assert shown[0].heading == f"slice 1, plane {depth // 2 + 1} of {depth}"
+    assert "mask" in shown[0].pictures
+    assert "mask" not in shown[1].pictures
+    numbers = [int(re.findall(r"plane (\d+)", part.heading)[0]) for part in shown[1:]]
+    assert numbers == sorted(numbers)
+    assert len({*numbers, depth // 2 + 1}) == min(depth, PLANES)
+    assert page(RECORD, [shown] * 40).count("<section><h2>slice") == MOST // len(shown) * len(shown)
+
+
+def test_maps_of_noise_have_colours_a_scale_and_a_unit(small_kspace: Maker) -> None:
+    result = reconstruct(small_kspace(), get_method("cg-sense"), views=True, replicas=4)
+    assert result.views is not None
+    (part,) = show(result, result.views, maps=False)
+    assert [entry.caption.partition(":")[0] for entry in part.noise] == ["uncertainty", "SNR", "g-factor"]
+    for entry, (quantity, image) in zip(part.noise, result.maps.items(), strict=True):
+        values = image.data[0].real
+        assert (values[values > 0] <= entry.top).mean() >= 0.99
+        assert np.quantile(values[values > 0], 0.99) > entry.top / 2.01
+        assert ("no unit" in entry.caption) == quantity.pure
+        drawn = np.asarray(Picture.open(io.BytesIO(entry.picture)))
+        assert drawn.shape == (48, 40, 3)
+        # The place in the colours, by the nearest of them, is the value over the top of the scale.
+        table = np.stack([np.interp(np.arange(256), np.linspace(0, 255, 9), c) for c in np.array(VIRIDIS).T])
+        place = np.square(drawn[..., None] - table).sum(2).argmin(-1) / 255
+        inside = values > 0
+        np.testing.assert_allclose(place[inside], np.minimum(values / entry.top, 1)[inside], atol=0.01)
+        assert (drawn[~inside] == 0).all()
+    text = page(RECORD, [[part]])
+    assert text.count("<div class='bar'>") == 3
+    assert "linear-gradient(90deg, rgb(68, 1, 84)" in text
+    assert f"<span>{part.noise[2].top:.3g}</span>" in text
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
