@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 WHERE = "MRD 2 stream"
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
-LIMITS = ("kspace_encoding_step_1", "kspace_encoding_step_2", "average", "slice", "contrast", "phase")
-LIMITS += ("repetition", "set")
-COUNTERS = ("kspace_encode_step_1", "kspace_encode_step_2", "average", "slice", "contrast", "phase")
-COUNTERS += ("repetition", "set", "segment")
+LOOPS = ("average", "slice", "contrast", "phase", "repetition", "set")
+LIMITS = ("kspace_encoding_step_1", "kspace_encoding_step_2", *LOOPS)
+COUNTERS = ("kspace_encode_step_1", "kspace_encode_step_2", *LOOPS, "segment")
 SCALARS = ("scan_counter", "discard_pre", "discard_post", "center_sample", "encoding_space_ref")
 VECTORS = ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position")
 SYSTEM = {
@@ -220,7 +219,7 @@ def image_item(message: Any) -> Any:
         ("patient_table_position", "patient_table_position"),
     ):
         getattr(head, theirs)[:] = list(getattr(message, ours))
-    for name in ("average", "slice", "contrast", "phase", "repetition", "set"):
+    for name in LOOPS:
         setattr(head, name, int(getattr(message, name)))
     head.image_index, head.image_series_index = int(message.image_index), int(message.image_series_index)
     stamp = int(message.acquisition_time_stamp)
