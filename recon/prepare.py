@@ -1,7 +1,7 @@
 """From measured k-space to what a reconstruction needs: white noise, no readout oversampling, coil maps."""
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,8 +130,9 @@ def _gridded(kspace: KSpace, coord: NDArray[np.float32], weights: NDArray[np.flo
     data = fft_numpy(images.reshape(len(images), *shape).astype(np.complex64), (-3, -2, -1))
     mask = np.zeros(shape, bool)
     reach = min(CALIBRATION, int(np.abs(coord).max()))
-    centre = [slice(max(0, n // 2 - reach), n // 2 + reach) for n in shape[-dimensions:]]
-    mask[..., *centre] = True
+    centre = (slice(max(0, n // 2 - reach), n // 2 + reach) for n in shape[-dimensions:])
+    place: tuple[Any, ...] = (..., *centre)
+    mask[place] = True
     return replace(kspace, data=data * mask, mask=mask, coord=None, noise_covariance=None)
 
 
