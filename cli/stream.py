@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def stream(
     method: options.Method = None,
-    coils: options.Coils = None,
+    coils: options.Coils = "auto",
     hard_dc: options.HardDc = False,
     memory: Annotated[
         float,
@@ -40,6 +40,7 @@ def stream(
     """
     from mri_qpan import models
     from mri_qpan.methods import find_device, get_method
+    from mri_qpan.recon.compression import parse_number
     from mri_qpan.recon.job import Job
     from mri_qpan.recon.mrd2 import reconstruct_stream
 
@@ -49,7 +50,7 @@ def stream(
         )
     place = find_device(device)
     chosen = get_method(models.DEFAULT if method is None else method, place)
-    job = Job(chosen, place, compress=coils, hard_dc=hard_dc)
+    job = Job(chosen, place, compress=parse_number(coils), hard_dc=hard_dc)
     images, failures = reconstruct_stream(
         sys.stdin.buffer,
         sys.stdout.buffer,

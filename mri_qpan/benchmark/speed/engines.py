@@ -162,7 +162,7 @@ def measure(
     """
     skipped: list[dict[str, str]] = []
     plain: dict[str, Tensor] = {}
-    rows = []
+    rows: list[tuple[Contender, float | None, list[float]]] = []
     # The plain engine's image comes first: the others are held against it.
     for entry in sorted(entries, key=lambda entry: entry.engine != PLAIN):
         progress(f"first slice: {entry.model}, {entry.engine}, {entry.threads} threads")
@@ -226,5 +226,4 @@ def session(path: Path, threads: int, problem: Problem) -> Callable[[], Any]:
     inner = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     parts = {key: getattr(problem, key)[None] for key in ("kspace", "mps")}
     inputs = {key: np.ascontiguousarray(a).view(np.float32).reshape(*a.shape, 2) for key, a in parts.items()}
-    inputs["mask"] = problem.mask[None]
-    return lambda: inner.run(None, inputs)[0]
+    return lambda: inner.run(None, {**inputs, "mask": problem.mask[None]})[0]
