@@ -91,7 +91,7 @@ class Fused:
     network
         With a configuration that `fits`; later changes of its weights are not seen.
     vector_width
-        Largest width of vectors to use, in bits, 8192 for tiles (AMX); None: all that the processor has.
+        Largest width of vectors to use, in bits, 8192 for tiles (AMX); None: see `kernels.fused_width`.
     """
 
     def __init__(self, network: ProximalNetwork, vector_width: int | None = None) -> None:
