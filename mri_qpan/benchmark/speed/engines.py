@@ -110,7 +110,8 @@ def contenders(
     folder
         For exported models.
     """
-    found, skipped = [], []
+    found: list[Contender] = []
+    skipped: list[dict[str, str]] = []
     for name in names:
         model = models.load_model(name, engine=PLAIN)
         for engine in ENGINES:
@@ -162,7 +163,7 @@ def measure(
     """
     skipped: list[dict[str, str]] = []
     plain: dict[str, Tensor] = {}
-    rows = []
+    rows: list[tuple[Contender, float | None, list[float]]] = []
     # The plain engine's image comes first: the others are held against it.
     for entry in sorted(entries, key=lambda entry: entry.engine != PLAIN):
         progress(f"first slice: {entry.model}, {entry.engine}, {entry.threads} threads")
@@ -225,6 +226,8 @@ def session(path: Path, threads: int, problem: Problem) -> Callable[[], Any]:
     options.intra_op_num_threads = threads
     inner = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     parts = {key: getattr(problem, key)[None] for key in ("kspace", "mps")}
-    inputs = {key: np.ascontiguousarray(a).view(np.float32).reshape(*a.shape, 2) for key, a in parts.items()}
+    inputs: dict[str, Any] = {
+        key: np.ascontiguousarray(a).view(np.float32).reshape(*a.shape, 2) for key, a in parts.items()
+    }
     inputs["mask"] = problem.mask[None]
     return lambda: inner.run(None, inputs)[0]

@@ -60,7 +60,7 @@ def starts(names: Sequence[str], problem: Problem, threads: int, progress: Progr
         For each model and engine `first` and `second` (s), `peak` memory (bytes), the file's `disk` bytes and
         `weights`, bytes of the weights by type; or `reason`, why it failed.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mri-qpan-") as name:
         folder = Path(name)
         problem.save(folder / "slice.npz")
