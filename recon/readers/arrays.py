@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import h5py
 import numpy as np
@@ -13,7 +18,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
-from mri_qpan.recon.readers.hdf5 import Hdf5Process
+from mri_qpan.recon.readers.hdf5 import PATIENCE, Hdf5Process
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
@@ -23,7 +28,7 @@ SPATIAL = ("coil", "z", "y", "x")
 NAMES = (*COUNTERS, "average", *SPATIAL)
 VARIABLE = "kspace"
 PART = 2**26  # bytes read at once
-MOST_COMPRESSED = 1100  # numbers that deflate makes of a byte at most, and a little
+MAT5_WORKER = Path(__file__).with_name("mat5_worker.py")
 NOTE = "the file tells neither field of view nor position: pixels taken as 1 mm"
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -131,20 +136,46 @@ def _read_mat(path: Path, axes: int, variable: str) -> NDArray[Any]:
     """Return the variable of a MATLAB file that is the k-space."""
     if h5py.is_hdf5(path):
         return _read_mat73(path, axes, variable)
-    import scipy.io  # takes a quarter of a second, which few runs need
+    return _read_mat5(path, axes, variable)
 
+
+def _read_mat5(path: Path, axes: int, variable: str) -> NDArray[Any]:
+    """Read an older MATLAB file in a process of its own: SciPy's reader crashes on some damaged ones."""
+    worker = subprocess.Popen(
+        [sys.executable, "-P", str(MAT5_WORKER), str(path.resolve())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    watch = threading.Timer(PATIENCE, worker.kill)
+    watch.start()
     try:
-        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path, appendmat=False)}
-        most = MOST_COMPRESSED * path.stat().st_size
-        if any(not 0 <= math.prod(shape) <= most for shape in shapes.values()):
-            raise ValueError("a variable is larger than the file can hold")
-        content = scipy.io.loadmat(path, appendmat=False)
-    except Exception as error:  # whatever the parser trips over in a damaged file
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: not a MATLAB file, or a damaged one ({reason})") from error
-    found = {n: v for n, v in content.items() if isinstance(v, np.ndarray)}
-    complexes = {n: v.shape for n, v in found.items() if v.dtype.kind == "c"}
-    return found[_choose(path, complexes, axes, {n: v.shape for n, v in found.items()}, variable)]
+        with worker:
+            requests, answers = cast(IO[bytes], worker.stdin), cast(IO[bytes], worker.stdout)
+            held: dict[str, tuple[str, list[int]]] = _answer(path, answers)["variables"]
+            shown = {name: tuple(shape) for name, (_, shape) in held.items()}
+            complexes = {name: shape for name, shape in shown.items() if held[name][0].startswith("complex")}
+            name = _choose(path, complexes, axes, shown, variable)
+            if name not in complexes:
+                raise InputError(f"{path}: k-space is complex; here {held[name][0]} of shape {shown[name]}")
+            requests.write(json.dumps(name).encode() + b"\n")
+            requests.flush()
+            length: int = _answer(path, answers)["bytes"]
+            return np.lib.format.read_array(io.BytesIO(answers.read(length)), allow_pickle=False)
+    except (OSError, ValueError) as error:  # the process ended before its answer did
+        raise InputError(f"{path}: damaged MATLAB file (it breaks off)") from error
+    finally:
+        watch.cancel()
+
+
+def _answer(path: Path, answers: IO[bytes]) -> dict[str, Any]:
+    line = answers.readline()
+    message: dict[str, Any] = (
+        json.loads(line) if line.endswith(b"\n") else {"error": "SciPy's reader crashed or hung on it"}
+    )
+    if "error" in message:
+        raise InputError(f"{path}: not a MATLAB file, or a damaged one ({message['error']})")
+    return message
 
 
 def _read_mat73(path: Path, axes: int, variable: str) -> NDArray[Any]:

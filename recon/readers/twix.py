@@ -294,7 +294,8 @@ def _heads(readouts: NDArray[np.void], dwell: NDArray[np.float64]) -> NDArray[np
     heads["sample_time_us"] = dwell
     heads["position"] = readouts["position"]
     heads["patient_table_position"] = readouts["table"]
-    heads["phase_dir"], heads["read_dir"], heads["slice_dir"] = _directions(readouts["quaternion"])
+    with np.errstate(over="ignore"):  # a damaged quaternion; what is not finite is no direction
+        heads["phase_dir"], heads["read_dir"], heads["slice_dir"] = _directions(readouts["quaternion"])
     for name, counter in INDEX.items():
         heads["idx"][name] = readouts[counter]
     heads["user_int"] = readouts["parameters"][:, :8]

@@ -12,7 +12,7 @@ from mrd_files import few, random_kspace
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index
-from mri_qpan.recon.readers import open_kspace
+from mri_qpan.recon.readers import arrays, open_kspace
 from mri_qpan.recon.readers.arrays import NAMES
 
 
@@ -87,6 +87,15 @@ def test_an_echo_far_from_the_centre_is_said(tmp_path: Path, shifted: bool) -> N
     (image,) = open_kspace(tmp_path / "k.npy", "coil,y,x")
     said = [note for note in image.notes if "strongest sample lies at [0, 0, 0]" in note]
     assert len(said) == shifted
+
+
+def test_a_matlab_file_that_crashes_the_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(arrays, "MAT5_WORKER", crash)
+    scipy.io.savemat(tmp_path / "k.mat", {"kspace": random_kspace(6, 8)})
+    with pytest.raises(InputError, match="crashed"):
+        open_kspace(tmp_path / "k.mat", "y,x")
 
 
 def test_averages_of_an_array(tmp_path: Path) -> None:
