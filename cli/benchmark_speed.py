@@ -57,7 +57,7 @@ def speed(
     wanted = [part.strip() for part in parts.split(",")]
     if not set(wanted) <= set(PARTS):
         raise InputError(f"--parts {parts}: choose from {', '.join(PARTS)}")
-    names = shipped.list_models() if models is None else [name.strip() for name in models.split(",")]
+    names = [name.strip() for name in models.split(",")] if models else shipped.list_models(channels=2)
     for name in names:
         shipped.load_model(name)
     output_folder(output)

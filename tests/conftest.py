@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from mri_qpan.recon.kspace import Geometry, Index, KSpace, Stamp
 
 # Fifty times the examples: pytest --hypothesis-profile=fuzz tests/recon/test_reader_fuzz.py
 settings.register_profile("fuzz", max_examples=5000)
+
+# Models that a developer has fetched are no part of the package.
+os.environ["MRI_QPAN_MODELS"] = os.devnull
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

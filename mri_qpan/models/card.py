@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def describe(path: Path) -> str:
     model = store.load(path)
     config, card = model.config, model.card
     weights = "full-precision (float32)" if config.bits is None else f"{config.bits}-bit"
-    images = "complex images, any number of coils" if config.channels == 2 else "real images in [0, 1]"
+    images = "complex images, any number of coils"
+    if config.channels == 1:
+        images = "real images in [0, 1], as the published experiment has them (`mri-qpan benchmark brain`)"
     sections = [
         f"# {model.name}",
         f"An unfolded {_kind(config)} of {config.layers} layers and {config.filters} filters with {weights} "
@@ -102,7 +105,7 @@ def _range(training: dict[str, Any]) -> str:
 
 def _figures(figures: dict[str, Any]) -> str:
     rows = [
-        f"- {part}: " + ", ".join(f"{name} {value}" for name, value in values.items())
+        f"- {part}: " + ", ".join(f"{name} {value}" for name, value in values.items() if isfinite(value))
         for part, values in figures.items()
     ]
     return (

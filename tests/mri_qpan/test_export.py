@@ -108,7 +108,7 @@ int main(void)
     return 0;
 }
 """
-QUANTIZED = [name for name in list_models() if name != "qpan+-fp"]
+QUANTIZED = [name for name in list_models(channels=2) if name != "qpan+-fp"]
 LANGUAGES = {"cc": ("c", "-std=c99"), "c++": ("cpp", "-std=c++17")}
 
 

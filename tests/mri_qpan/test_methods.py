@@ -39,7 +39,7 @@ def test_a_model_file_by_path(model_file: Path) -> None:
     assert method(image, lambda x: x).shape == image.shape
 
 
-@pytest.mark.parametrize("name", models.list_models())
+@pytest.mark.parametrize("name", models.list_models(channels=2))
 def test_a_shipped_model_by_name(name: str) -> None:
     assert get_method(name).name == name
 
