@@ -32,11 +32,13 @@ def models(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mri_qpan.models import DEFAULT, list_models, model_path, store
 
-    table = Table("model", "images", "weights", "bytes", "validation PSNR (dB)", "steps", "")
+    table = Table(
+        Column("model", no_wrap=True), "images", "weights", "bytes", "validation PSNR (dB)", "steps", ""
+    )
     for name in list_models():
         path = model_path(name)
         header = store.read_header(path)
