@@ -36,8 +36,9 @@ def models(context: typer.Context) -> None:
 
     from mri_qpan.models import DEFAULT, list_models, model_path, store
 
+    heads = ("model", "images", "weights", "bytes", "PSNR (dB)", "steps")
     table = Table(
-        Column("model", no_wrap=True), "images", "weights", "bytes", "validation PSNR (dB)", "steps", ""
+        *[Column(head, no_wrap=True) for head in heads], caption="PSNR: each model's own validation"
     )
     for name in list_models():
         path = model_path(name)
@@ -45,13 +46,12 @@ def models(context: typer.Context) -> None:
         bits = header["config"].get("bits")
         card = header["card"]
         table.add_row(
-            name,
+            f"{name} (default)" if name == DEFAULT else name,
             "real" if header["config"].get("channels") == 1 else "complex",
             "float32" if bits is None else f"{bits} bit",
             f"{path.stat().st_size:,}",
             f"{card['figures'].get('validation', {}).get('psnr', float('nan')):.2f}",
             str(card["training"].get("steps", "")),
-            "default" if name == DEFAULT else "",
         )
     Console().print(table)
 
