@@ -152,15 +152,15 @@ def test_turned_partitions_take_the_3d_transform(path: Path) -> None:
 
 def test_a_koosh_ball(path: Path) -> None:
     image, mps = volume(N)
-    coord = koosh(900)
+    coord = koosh(400)
     # Cycles a pixel, unlike the stacks.
     write(path, header(N, trajectory="other"), acquisitions(sampled(image, mps, coord), coord, unit=1 / N))
     (kspace,) = open_kspace(path)
     assert kspace.recon_shape == (N, N, N)
     result = reconstruct(kspace, get_method("qpan+-1bit"))
-    assert error(result.image.data, image) < 0.25
+    assert error(result.image.data, image) < 0.22
     for turned in (image[::-1], image[:, ::-1], image[..., ::-1], image.swapaxes(0, 2)):
-        assert error(result.image.data, turned) > 0.3
+        assert error(result.image.data, turned) > 0.28
 
 
 @needs_bart
