@@ -2,6 +2,15 @@
 
 constexpr int N = F / LANES;  // vectors a pixel
 
+// Return how many of three rows have values, and put them in the order of their units.
+inline int finest_first(const Rows<std::uint8_t> &in, int *order) {
+    int count = 0;
+    for (int k = 0; k < 3; k++)
+        if (in.step[k] > 0) order[count++] = k;
+    std::sort(order, order + count, [&](int a, int b) { return in.step[a] < in.step[b]; });
+    return count;
+}
+
 #ifdef BY_TILES
 #include "tiles_row.h"
 #else
@@ -30,10 +39,8 @@ constexpr int N = F / LANES;  // vectors a pixel
 inline float convolve_row(const Rows<std::uint8_t> &in, int width, const std::int8_t *weights,
                           const std::int32_t *shift, std::int32_t *sums) {
     // From the finest row's units to the coarsest's: sums get smaller, so nothing overflows.
-    int order[3], count = 0;
-    for (int k = 0; k < 3; k++)
-        if (in.step[k] > 0) order[count++] = k;
-    std::sort(order, order + count, [&](int a, int b) { return in.step[a] < in.step[b]; });
+    int order[3];
+    const int count = finest_first(in, order);
     for (int x = 0; x < width; x += WIDEST) {
         PIXELS(SUMS)
         for (int i = 0; i < count; i++) {

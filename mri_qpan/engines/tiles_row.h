@@ -37,10 +37,8 @@ inline void pack(const std::int8_t *weights, std::int8_t *to) {
 // As the vectors' convolve_row, and the same to the bit: integers add up in any order. `weights` as `pack` leaves them.
 inline float convolve_row(const Rows<std::uint8_t> &in, int width, const std::int8_t *weights,
                           const std::int32_t *shift, std::int32_t *sums) {
-    int order[3], count = 0;
-    for (int k = 0; k < 3; k++)
-        if (in.step[k] > 0) order[count++] = k;
-    std::sort(order, order + count, [&](int a, int b) { return in.step[a] < in.step[b]; });
+    int order[3];
+    const int count = finest_first(in, order);
     alignas(64) std::int32_t parts[3][STEP * F];
     // A tile's load does not tell the compiler that it reads memory: what was written so far is to be there.
     __asm__ volatile("" ::: "memory");

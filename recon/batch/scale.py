@@ -5,17 +5,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.batch.crew import Crew
+from mri_qpan.recon.batch.inline import Inline
 from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import run_batch
@@ -57,35 +56,6 @@ class Rate:
     def rate(self) -> float:
         """Files a second."""
         return self.files / self.seconds
-
-
-@dataclass
-class _Alone:
-    """A crew of this thread: what is left without Dask is the disk and the journal."""
-
-    work: Callable[[Task], Outcome]
-    tasks: deque[Task] = field(default_factory=deque)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
-
-    @property
-    def in_hand(self) -> int:
-        return len(self.tasks)
-
-    def has_room(self) -> bool:
-        return not self.tasks
-
-    def submit(self, task: Task) -> None:
-        self.tasks.append(task)
-
-    def finished(self, seconds: float) -> Outcome | None:
-        return self.work(self.tasks.popleft()) if self.tasks else None
 
 
 def measure(
@@ -144,7 +114,7 @@ def measure(
             replay = partial(perform, make=partial(_replay, outputs, seconds))
             found.append(_clustered(path, recipe, room, number, workers, replay, seconds))
         progress("disk and journal alone")
-        alone: Any = partial(_Alone, partial(perform, make=partial(_replay, outputs, 0.0)))
+        alone: Any = partial(Inline, partial(perform, make=partial(_replay, outputs, 0.0)))
         found.append(_batch("disk and journal", path, recipe, room, LEAST, 1, alone, None))
         if cluster:
             progress("scheduler alone")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from types import TracebackType
 
 from mrd_files import header_xml, lines, random_kspace, write
 
+from mri_qpan.recon.batch.inline import Inline
 from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import Summary, run_batch
@@ -26,34 +25,6 @@ def raw(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     return write(path, header_xml((NX, NY, 1)), lines(random_kspace(1, NY, NX, seed=seed)))
-
-
-class Inline:
-    """A crew of one, in this process, which works when asked for what is finished."""
-
-    def __init__(self, work: Callable[[Task], Outcome] = perform) -> None:
-        self._work, self._tasks = work, deque[Task]()
-
-    def __enter__(self) -> Inline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
-
-    @property
-    def in_hand(self) -> int:
-        return len(self._tasks)
-
-    def has_room(self) -> bool:
-        return not self._tasks
-
-    def submit(self, task: Task) -> None:
-        self._tasks.append(task)
-
-    def finished(self, seconds: float) -> Outcome | None:
-        return self._work(self._tasks.popleft()) if self._tasks else None
 
 
 def run(

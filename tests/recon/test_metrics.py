@@ -7,12 +7,13 @@ from threading import Event
 
 import pytest
 from archives import free_port
-from batches import ZERO_FILLED, Inline, raw
+from batches import ZERO_FILLED, raw
 from mrd_files import line
 from mrd_sessions import KSPACE, SLICE, XML, images, talk
 from prometheus_client.parser import text_string_to_metric_families
 
 from mri_qpan.errors import InputError
+from mri_qpan.recon.batch.inline import Inline
 from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import run_batch

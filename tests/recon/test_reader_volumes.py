@@ -152,7 +152,7 @@ def test_turned_partitions_take_the_3d_transform(path: Path) -> None:
 
 def test_a_koosh_ball(path: Path) -> None:
     image, mps = volume(N)
-    coord = koosh(400)
+    coord = koosh(600)
     # Cycles a pixel, unlike the stacks.
     write(path, header(N, trajectory="other"), acquisitions(sampled(image, mps, coord), coord, unit=1 / N))
     (kspace,) = open_kspace(path)
@@ -160,7 +160,7 @@ def test_a_koosh_ball(path: Path) -> None:
     result = reconstruct(kspace, get_method("qpan+-1bit"))
     assert error(result.image.data, image) < 0.22
     for turned in (image[::-1], image[:, ::-1], image[..., ::-1], image.swapaxes(0, 2)):
-        assert error(result.image.data, turned) > 0.28
+        assert error(result.image.data, turned) > 0.3
 
 
 @needs_bart

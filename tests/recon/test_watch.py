@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from batches import ZERO_FILLED, Inline, assert_whole, outputs, raw
+from batches import ZERO_FILLED, assert_whole, outputs, raw
 
 from mri_qpan.recon import watch as watch_module
+from mri_qpan.recon.batch.inline import Inline
 from mri_qpan.recon.batch.inputs import Source
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.work import Outcome, Task, perform
