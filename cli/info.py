@@ -108,12 +108,16 @@ def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
     if stream.xml is not None:
         yield from _scanner(parse_header(stream.xml, str(path)))
     yield "channels", str(len(first.data))
-    yield "acquired", f"{_times(reversed(first.mask.shape))} (x, y, z)"
+    if first.coord is not None:
+        yield "acquired", f"{len(first.coord)} samples along a trajectory"
+    else:
+        yield "acquired", f"{_times(reversed(first.mask.shape))} (x, y, z)"
     size = f"{_times(reversed(first.recon_shape))} (x, y, z), {_times(first.geometry.fov)} mm"
     yield "to deliver", size
     yield from _count(stream.indices)
-    yield from _pattern(describe_sampling(first.mask), len(stream) > 1)
-    yield "calibration", _block(calibration_region(first.mask), "inside the image")
+    if first.coord is None:
+        yield from _pattern(describe_sampling(first.mask), len(stream) > 1)
+        yield "calibration", _block(calibration_region(first.mask), "inside the image")
     yield from (("note", note) for note in first.notes)
 
 

@@ -45,7 +45,9 @@ Dims = Annotated[
         metavar="NAME,NAME...",
         help="Axes of a .npy or .mat file in their order, such as slice,coil,y,x; x is the readout."
         " Of: repetition, contrast, phase, set, slice, average, coil, z, y, x. A variable of a .mat file may"
-        " stand before them: data:coil,y,x.",
+        " stand before them: data:coil,y,x. Along a trajectory: sample and readout for x and y, then"
+        " @VARIABLE:MATRIX (or @FILE.npy:MATRIX) of kx + i ky, in cycles a pixel or over the field of view:"
+        " data:sample,readout,coil@k:256.",
     ),
 ]
 Coils = Annotated[

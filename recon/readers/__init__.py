@@ -25,7 +25,7 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
         A file of ISMRMRD's or fastMRI's layout (HDF5), BART's .cfl or .hdr, Siemens' .dat, or what a reader
         installed by another package (entry point group `mri_qpan.readers`) takes.
     dims
-        Names of the axes of a .npy or .mat file (see `arrays.read`).
+        Names of the axes of a .npy or .mat file, and its trajectory (see `arrays.read`).
     memory
         Bytes within which an image of an ISMRMRD file is to be reconstructed (see `ismrmrd.read`).
 

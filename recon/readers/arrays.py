@@ -1,4 +1,4 @@
-"""Plain arrays of Cartesian k-space to `KSpace`: NumPy's and MATLAB's files, whose axes the user names."""
+"""Plain arrays of k-space to `KSpace`: NumPy's and MATLAB's files, whose axes the user names."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
+from mri_qpan.recon.readers import array_trajectory
+from mri_qpan.recon.readers.array_trajectory import ALONG, Trajectory
 from mri_qpan.recon.readers.hdf5 import PATIENCE, Hdf5Process
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
@@ -31,7 +33,8 @@ PART = 2**26  # bytes read at once
 MAT5_WORKER = Path(__file__).with_name("mat5_worker.py")
 NOTE = "the file tells neither field of view nor position: pixels taken as 1 mm"
 
-Shapes = Mapping[str, tuple[int, ...]]
+Variables = Mapping[str, tuple[str, Sequence[int]]]
+"""Type ("complex…" or another) and shape by name."""
 
 
 def read(path: Path, dims: str | None) -> KSpaceStream:
@@ -44,7 +47,8 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
         the only one with as many axes as are named.
     dims
         Names of its axes in their order (a .mat's as MATLAB shows them), comma-separated, of `NAMES`: x and y
-        at least. A variable of a .mat file may stand before them, with a colon.
+        at least. A variable of a .mat file may stand before them, with a colon. Samples along a trajectory
+        have sample and readout for x, y and z, and @ and the trajectory after them (see `Trajectory`).
 
     Returns
     -------
@@ -60,11 +64,14 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
             f"{path}: say what its axes are, with --dims NAME,NAME,… (for example slice,coil,y,x; of "
             f"{', '.join(NAMES)})"
         )
-    variable, _, axes = dims.rpartition(":")
+    cartesian, at, words = dims.partition("@")
+    variable, _, axes = cartesian.rpartition(":")
     names = [name.strip() for name in axes.split(",")]
-    wrong = [name for name in names if name not in NAMES]
-    if wrong or len(set(names)) < len(names) or not {"x", "y"} <= set(names):
-        raise InputError(f"--dims {dims}: names of {', '.join(NAMES)}, each once, x and y among them")
+    possible, needed = ((*COUNTERS, "coil", *ALONG), {"sample"}) if at else (NAMES, {"x", "y"})
+    if not needed <= set(names) <= set(possible) or len(set(names)) < len(names):
+        among = " and ".join(sorted(needed))
+        raise InputError(f"--dims {dims}: names of {', '.join(possible)}, each once, {among} among them")
+    trajectory = Trajectory.parse(words) if at else None
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if variable and path.suffix == ".npy":
@@ -74,7 +81,13 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
         raise InputError(f"{path}: an array of shape {array.shape} has not the {len(names)} axes {axes}")
     if array.dtype.kind != "c" or 0 in array.shape:
         raise InputError(f"{path}: k-space is complex; here {array.dtype} of shape {array.shape}")
-    return stream(array, names, path, NOTE)
+    if trajectory is None:
+        return stream(array, names, path, NOTE)
+
+    def load(name: str) -> NDArray[Any]:
+        return _read_npy(Path(name)) if name.endswith(".npy") else _read_mat(path, 0, name, real=True)
+
+    return array_trajectory.stream(array, names, COUNTERS, path, trajectory, load, NOTE)
 
 
 def stream(array: NDArray[Any], names: Sequence[str], path: Path, note: str) -> KSpaceStream:
@@ -132,14 +145,16 @@ def _read_npy(path: Path) -> NDArray[Any]:
         raise InputError(f"{path}: not a .npy file of numbers, or a damaged one") from error
 
 
-def _read_mat(path: Path, axes: int, variable: str) -> NDArray[Any]:
-    """Return the variable of a MATLAB file that is the k-space."""
+def _read_mat(path: Path, axes: int, variable: str, real: bool = False) -> NDArray[Any]:
+    """Return the variable of a MATLAB file that is the k-space, or another one by its name."""
+    if path.suffix == ".npy":
+        raise InputError(f"{path}: holds one array: give the trajectory as a .npy file, @FILE.npy:MATRIX")
     if h5py.is_hdf5(path):
-        return _read_mat73(path, axes, variable)
-    return _read_mat5(path, axes, variable)
+        return _read_mat73(path, axes, variable, real)
+    return _read_mat5(path, axes, variable, real)
 
 
-def _read_mat5(path: Path, axes: int, variable: str) -> NDArray[Any]:
+def _read_mat5(path: Path, axes: int, variable: str, real: bool) -> NDArray[Any]:
     """Read an older MATLAB file in a process of its own: SciPy's reader crashes on some damaged ones."""
     worker = subprocess.Popen(
         [sys.executable, "-P", str(MAT5_WORKER), str(path.resolve())],
@@ -153,11 +168,7 @@ def _read_mat5(path: Path, axes: int, variable: str) -> NDArray[Any]:
         with worker:
             requests, answers = cast(IO[bytes], worker.stdin), cast(IO[bytes], worker.stdout)
             held: dict[str, tuple[str, list[int]]] = _answer(path, answers)["variables"]
-            shown = {name: tuple(shape) for name, (_, shape) in held.items()}
-            complexes = {name: shape for name, shape in shown.items() if held[name][0].startswith("complex")}
-            name = _choose(path, complexes, axes, shown, variable)
-            if name not in complexes:
-                raise InputError(f"{path}: k-space is complex; here {held[name][0]} of shape {shown[name]}")
+            name = _choose(path, held, axes, variable, real)
             requests.write(json.dumps(name).encode() + b"\n")
             requests.flush()
             length: int = _answer(path, answers)["bytes"]
@@ -178,36 +189,44 @@ def _answer(path: Path, answers: IO[bytes]) -> dict[str, Any]:
     return message
 
 
-def _read_mat73(path: Path, axes: int, variable: str) -> NDArray[Any]:
+def _read_mat73(path: Path, axes: int, variable: str, real: bool) -> NDArray[Any]:
     """Read a MATLAB 7.3 file, which is HDF5, part by part; its axes are reversed, seen from there."""
     process = Hdf5Process(path, matlab=True)
     try:
-        shapes = {name: tuple(shape[::-1]) for name, shape in process.description["variables"].items()}
-        name = _choose(path, shapes, axes, shapes, variable)
-        shape = shapes[name][::-1]
+        described: dict[str, tuple[str, list[int]]] = process.description["variables"]
+        held = {name: (kind, shape[::-1]) for name, (kind, shape) in described.items()}
+        name = _choose(path, held, axes, variable, real)
+        kind, shape = described[name][0], tuple(described[name][1])
+        dtype = np.dtype(np.complex64 if kind == "complex" else np.float64)
         if 0 in shape:
-            return np.zeros(shape, np.complex64).T
+            return np.zeros(shape, dtype).T
         step = max(1, PART // (16 * math.prod(shape[1:])))
         ends = [(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]
-        array = np.empty(shape, np.complex64)
+        array = np.empty(shape, dtype)
         for first, last in ends:
             _, (part,) = process.ask({"variable": name, "part": [first, last]}, 1)
             if part.shape != array[first:last].shape:
                 raise InputError(f"{path}: damaged MATLAB file: {name!r} breaks off")
             array[first:last] = part
     except MemoryError as error:
-        raise InputError(f"{path}: the k-space does not fit into memory") from error
+        raise InputError(f"{path}: {variable or 'the k-space'} does not fit into memory") from error
     finally:
         process.close()
     return array.T
 
 
-def _choose(path: Path, complexes: Shapes, axes: int, shown: Shapes, variable: str) -> str:
-    """Return the name of the variable that is the k-space."""
-    fitting = [name for name, shape in complexes.items() if len(shape) == axes]
-    if variable in shown or (not variable and VARIABLE in shown):
-        return variable or VARIABLE
-    if variable or len(fitting) != 1:
-        held = ", ".join(f"{name} {shape}" for name, shape in shown.items()) or "nothing"
-        raise InputError(f"{path}: holds {held}: say which is the k-space, with --dims VARIABLE:NAME,…")
-    return fitting[0]
+def _choose(path: Path, held: Variables, axes: int, variable: str, real: bool) -> str:
+    """Return the name of the variable that is the k-space, or `variable`, which may be `real`."""
+    complexes = [name for name, (kind, _) in held.items() if kind.startswith("complex")]
+    fitting = [name for name in complexes if len(held[name][1]) == axes]
+    if variable in held or (not variable and VARIABLE in held):
+        name = variable or VARIABLE
+    elif variable or len(fitting) != 1:
+        shown = ", ".join(f"{name} {tuple(shape)}" for name, (_, shape) in held.items()) or "nothing"
+        raise InputError(f"{path}: holds {shown}: say which is the k-space, with --dims VARIABLE:NAME,…")
+    else:
+        name = fitting[0]
+    if not real and name not in complexes:
+        kind, shape = held[name]
+        raise InputError(f"{path}: k-space is complex; here {kind} of shape {tuple(shape)}")
+    return name

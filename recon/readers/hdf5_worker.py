@@ -3,9 +3,9 @@
 Requests are lines of JSON: {"open": path} is answered with what the file holds and its "kind". Of "ismrmrd",
 {"rows": [...]}, in increasing order, asks for the samples of those acquisitions, or with "field": "traj" for
 their trajectories; of "fastmri", {"slice": n} for a slice's k-space. {"matlab": path} is answered with the
-shapes of the complex variables of a MATLAB file, after which {"variable": name, "part": [first, last]} asks
-for a part of one along its first axis. {"close": true} closes the file. Answers are one line of JSON, then
-the arrays it announces as .npy. A request that fails is answered with {"error": ...}, and the process ends:
+type and shape of every numeric variable of a MATLAB file, after which {"variable": name, "part": [first,
+last]} asks for a part of one along its first axis. {"close": true} closes the file. Answers are one line of
+JSON, then the arrays it announces as .npy. A request that fails is answered with {"error": ...}, and the process ends:
 HDF5 may be in disorder. Where the system can fork, a copy of the process attends to each file and ends with
 it: starting Python and loading h5py again would take far longer.
 """
@@ -130,15 +130,16 @@ def describe_fastmri(file: h5py.File) -> tuple[dict[str, object], NDArray[np.boo
     return {"kind": "fastmri", "shape": list(kspace.shape), "xml": xml}, mask
 
 
-def matlab_variables(file: h5py.File) -> dict[str, list[int]]:
-    """Return the shapes of the complex variables."""
-    found = {
-        name: list(item.shape)
-        for name, item in file.items()
-        if isinstance(item, h5py.Dataset) and not name.startswith("#") and is_complex(item)
-    }
-    for name in found:
-        check_size(file[name])
+def matlab_variables(file: h5py.File) -> dict[str, tuple[str, list[int]]]:
+    """Return "complex" or the type, and the shape of the numeric variables."""
+    found = {}
+    for name, item in file.items():
+        if isinstance(item, h5py.Dataset) and not name.startswith("#"):
+            if is_complex(item):
+                check_size(item)
+                found[name] = ("complex", list(item.shape))
+            elif item.dtype.kind in "fiu":
+                found[name] = (str(item.dtype), list(item.shape))
     return found
 
 
@@ -148,9 +149,10 @@ def is_complex(item: h5py.Dataset) -> bool:
 
 
 def matlab_part(item: h5py.Dataset, first: int, last: int) -> NDArray[Any]:
-    """Return a part of a complex variable along its first axis."""
+    """Return a part of a numeric variable along its first axis."""
+    check_size(item)
     values = item[first:last]
-    return values if values.dtype.kind == "c" else np.asarray(values["real"] + 1j * values["imag"])
+    return values if values.dtype.names is None else np.asarray(values["real"] + 1j * values["imag"])
 
 
 def check_size(item: h5py.Dataset) -> None:

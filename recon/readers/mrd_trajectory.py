@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
+from mri_qpan.recon.readers.array_trajectory import in_field_of_view
 from mri_qpan.recon.readers.mrd_checks import SMALLEST_RATIO, check_bands, check_channels, name_of
 from mri_qpan.recon.readers.mrd_header import EncodingHeader
 from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
@@ -21,7 +22,6 @@ from mri_qpan.recon.readers.mrd_plan import (
 )
 
 CARTESIAN = "cartesian"
-TOLERANCE = 1.05  # trajectories may reach a little beyond the matrix
 
 
 def is_along_trajectory(measurement: Measurement) -> bool:
@@ -90,17 +90,9 @@ class TrajectoryPlan:
         of view, both as encoded. Of a volume they are (sample, 3), kz from the partitions' counter where the
         trajectory has none.
         """
-        reach = max(float(np.abs(path).max()) for path in coord)
-        if reach == 0:
-            raise InputError(f"{self.measurement.path}: the trajectory is zero everywhere")
         encoded = self.encoded[-coord[0].shape[1] :]
-        if reach > encoded.max() / 2 * TOLERANCE:
-            raise InputError(
-                f"{self.measurement.path}: a trajectory that reaches {reach:g} is beyond cycles a pixel "
-                f"(0.5) and cycles over the field of view ({encoded.max() / 2:g}): rescale it"
-            )
-        scale = encoded if reach <= 0.5 * TOLERANCE else np.ones(len(encoded))
-        found = [(path * scale).astype(np.float32) for path in coord]
+        together = in_field_of_view(np.concatenate(coord), encoded, self.measurement.path)
+        found = np.split(together, np.cumsum([len(path) for path in coord])[:-1])
         if self.centre is None:
             return found
         counters = self.measurement.heads["idx"]["kspace_encode_step_2"][rows].astype(int) - self.centre

@@ -140,3 +140,67 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         list(open_kspace(tmp_path / "inf.npy", "y,x"))
     with pytest.raises(InputError, match="tells its own"):
         open_kspace(tmp_path / "scan.h5", "y,x")
+
+
+@pytest.mark.parametrize("form", ["complex", "pairs first", "pairs last", "7.3", "npy", "field of view"])
+def test_samples_along_a_trajectory(tmp_path: Path, form: str) -> None:
+    rng = np.random.default_rng(0)
+    k = rng.uniform(-0.5, 0.5, (30, 4)) + 1j * rng.uniform(-0.5, 0.5, (30, 4))
+    data = random_kspace(30, 4, 3)
+    path, dims = tmp_path / "k.mat", "data:sample,readout,coil@k:16x12"
+    coordinates = {
+        "pairs first": np.stack([k.real, k.imag]),
+        "pairs last": np.stack([k.real, k.imag], -1),
+        "field of view": k.real * 16 + 12j * k.imag,
+    }.get(form, k)
+    if form == "7.3":
+        with h5py.File(path, "w") as file:
+            file["data"], file["k"] = data.T, coordinates.T
+    elif form == "npy":
+        path, dims = tmp_path / "data.npy", f"sample,readout,coil@{tmp_path / 'k.npy'}:16x12"
+        np.save(path, data)
+        np.save(tmp_path / "k.npy", k)
+    else:
+        scipy.io.savemat(path, {"data": data, "k": coordinates})
+    (image,) = open_kspace(path, dims)
+    assert image.recon_shape == (1, 12, 16)
+    assert image.coord is not None
+    np.testing.assert_allclose(image.coord[:, 0], 12 * k.imag.ravel(), atol=1e-5)
+    np.testing.assert_allclose(image.coord[:, 1], 16 * k.real.ravel(), atol=1e-5)
+    np.testing.assert_array_equal(image.data[:, 0, 0], data.transpose(2, 0, 1).reshape(3, -1))
+
+
+def test_a_trajectory_for_every_slice_and_a_matrix_that_cuts(tmp_path: Path) -> None:
+    k = np.linspace(-6, 6, 49).astype(np.complex64)
+    data = random_kspace(2, 49)
+    np.save(tmp_path / "k.npy", k)
+    np.save(tmp_path / "data.npy", data)
+    first, second = open_kspace(tmp_path / "data.npy", f"slice,sample@{tmp_path / 'k.npy'}:12")
+    np.testing.assert_array_equal(first.data.ravel(), data[0])
+    assert second.index == Index(slice=1)
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [
+        ("data:sample,coil@k", "a trajectory is NAME:MATRIX"),
+        ("data:sample,coil@k:1x16", "a trajectory is NAME:MATRIX"),
+        ("data:sample,coil@k:99999", "a trajectory is NAME:MATRIX"),
+        ("data:sample,coil@k:4x4x4", "a trajectory is NAME:MATRIX"),
+        ("data:x,y@k:16", "sample among them"),
+        ("data:sample,coil@missing:16", "holds"),
+        ("data:sample,coil@wrong:16", "is float64 of shape"),
+        ("data:sample,coil@data:16", "wanted complex 40"),
+        ("data:sample,coil@zero:16", "zero everywhere"),
+        ("data:sample,coil@nan:16", "not finite"),
+        ("data:sample,coil@far:16", "rescale it"),
+        ("data:sample,coil@k:1024", "too few"),
+        ("wrong:sample,coil@k:16", "k-space is complex"),
+    ],
+)
+def test_trajectories_that_do_not_fit(tmp_path: Path, dims: str, words: str) -> None:
+    k = np.linspace(-0.5, 0.5, 40)[:, None] * np.exp(1j)
+    others = {"wrong": np.ones((40, 3)), "zero": 0 * k, "nan": k * np.nan, "far": 100 * k}
+    scipy.io.savemat(tmp_path / "k.mat", {"data": random_kspace(40, 2), "k": k} | others)
+    with pytest.raises(InputError, match=words):
+        open_kspace(tmp_path / "k.mat", dims)
