@@ -5,9 +5,9 @@ Requests are lines of JSON: {"open": path} is answered with what the file holds 
 their trajectories; of "fastmri", {"slice": n} for a slice's k-space. {"matlab": path} is answered with the
 type and shape of every numeric variable of a MATLAB file, after which {"variable": name, "part": [first,
 last]} asks for a part of one along its first axis. {"close": true} closes the file. Answers are one line of
-JSON, then the arrays it announces as .npy. A request that fails is answered with {"error": ...}, and the process ends:
-HDF5 may be in disorder. Where the system can fork, a copy of the process attends to each file and ends with
-it: starting Python and loading h5py again would take far longer.
+JSON, then the arrays it announces as .npy. A request that fails is answered with {"error": ...}, and the
+process ends: HDF5 may be in disorder. Where the system can fork, a copy of the process attends to each file
+and ends with it: starting Python and loading h5py again would take far longer.
 """
 
 import io

@@ -125,6 +125,13 @@ class TestArrays:
         assert "NumPy array" in result.output
         assert "32 x 24 x 1 (x, y, z)" in result.output
 
+    def test_along_a_trajectory(self, tmp_path):
+        np.save(tmp_path / "k.npy", KSPACE)
+        dims = f"coil,readout,sample@{tmp_path / 't.npy'}:20"
+        np.save(tmp_path / "t.npy", np.ones((24, 1)) * np.linspace(-8, 8, 32) + 0j)
+        result = CliRunner().invoke(app, ["info", str(tmp_path / "k.npy"), "--dims", dims])
+        assert "768 samples along a trajectory" in result.output
+
     def test_fastmri(self, path):
         with h5py.File(path, "w") as file:
             file["kspace"] = np.stack([KSPACE.transpose(0, 2, 1)] * 2)
