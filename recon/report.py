@@ -19,6 +19,7 @@ from PIL import Image as Picture
 from mri_qpan.recon.geometry import voxel_size
 from mri_qpan.recon.kspace import Quantity
 from mri_qpan.recon.pipeline import Result
+from mri_qpan.recon.upright import Turn, turn_of, upright
 from mri_qpan.recon.views import Views
 
 MOST = 48
@@ -81,24 +82,25 @@ def show(result: Result, views: Views, maps: bool) -> list[Shown]:
     -------
     A slab's central plane, with its k-space and figures, then its others in order.
     """
-    volume = result.image.data
+    turn, turned = turn_of(result.image.geometry), upright(result.image)
+    volume = turned.data
     middle = volume.shape[0] // 2
     white = float(np.quantile(np.abs(volume[middle]), QUANTILE)) or 1.0
     tops = [_round_top(image.data[middle]) for image in result.maps.values()]
-    dx, dy, _ = voxel_size(result.image.geometry, volume.shape)
+    dx, dy, _ = voxel_size(turned.geometry, volume.shape)
     found = []
     for plane in sorted(views.planes, key=lambda plane: (plane != middle, plane)):
         image = np.abs(volume[plane])
-        zero_filled = views.zero_filled[views.planes.index(plane)]
+        zero_filled = turn.apply(views.zero_filled[views.planes.index(plane)])
         pictures = {
             "zero-filled": _grey(zero_filled / white),
             "reconstructed": _grey(image / white),
             "difference": _grey(ERROR_GAIN * np.abs(image - zero_filled) / white),
         }
         if plane == middle:
-            pictures |= _middle(views, maps)
+            pictures |= _middle(views, turn if maps else None)
         noise = tuple(
-            Scaled(_coloured(shown.data[plane].real / top), _caption(quantity, white), top)
+            Scaled(_coloured(turn.apply(shown.data[plane].real) / top), _caption(quantity, white), top)
             for (quantity, shown), top in zip(result.maps.items(), tops, strict=True)
         )
         number = f", plane {plane + 1} of {volume.shape[0]}" if volume.shape[0] > 1 else ""
@@ -114,14 +116,14 @@ def show(result: Result, views: Views, maps: bool) -> list[Shown]:
     return found
 
 
-def _middle(views: Views, maps: bool) -> dict[str, bytes]:
-    """Draw what is shown of the central plane alone."""
+def _middle(views: Views, maps: Turn | None) -> dict[str, bytes]:
+    """Draw what is shown of the central plane alone, its coil maps where they are given a turn."""
     pictures = {"mask": _grey(views.mask.astype(np.float32))}
     if views.residual is not None and views.samples is not None:
         largest = float(np.linalg.norm(views.samples, axis=0).max())
         pictures["residual"] = _grey(_decades(np.linalg.norm(views.residual, axis=0), largest))
-    if maps:
-        pictures["maps"] = _grey(_montage(views.mps))
+    if maps is not None:
+        pictures["maps"] = _grey(_montage(maps.apply(views.mps)))
     return pictures
 
 

@@ -17,6 +17,7 @@ from PIL import Image as Picture
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.kspace import Image, ImageSeries
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
+from mri_qpan.recon.upright import upright
 from mri_qpan.recon.writers.png import Tile, aspect_of, label, sheet, title, varying
 from mri_qpan.recon.writers.window import display_range
 
@@ -51,7 +52,7 @@ def write_animation(path: Path, series: ImageSeries) -> None:
         If it has one frame alone.
     """
     frames: dict[Time, dict[Place, Image]] = {}
-    for image in series.images:
+    for image in map(upright, series.images):
         i = image.index
         for z in range(image.data.shape[0]):
             frames.setdefault((i.repetition, i.phase), {})[i.contrast, i.set, i.slice, z] = image

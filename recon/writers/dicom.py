@@ -17,6 +17,7 @@ from mri_qpan.errors import ReconError
 from mri_qpan.recon.geometry import Array, affine_lps, stack, volumes, voxel_size
 from mri_qpan.recon.kspace import Image, ImageSeries, Quantity
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
+from mri_qpan.recon.upright import turn_of, upright
 from mri_qpan.recon.writers.window import window_of
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ EMPTY = (
 def write_dicom(path: Path, series: ImageSeries) -> None:
     """Write the magnitudes of a series as DICOM, `<path without suffix>_<number>.dcm`, one a plane.
 
+    Planes are turned as a radiologist looks at them (`upright`): few viewers turn what they are given.
+
     16-bit pixels on one scale for the whole series, and one window for it. RescaleSlope is 1: the input's
     units are often so small that a window in them would be narrower than DICOM allows. They stand in the
     RealWorldValueMappingSequence. Of maps that are pure numbers (SNR, g-factor) RescaleSlope gives the
@@ -103,10 +106,12 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     common.WindowCenter = _decimal((low + high) / 2 / unit)
     common.WindowWidth = _decimal(max(1.0, (high - low) / unit))
     common.RealWorldValueMappingSequence = [_real_world(least, slope, series.quantity)]
-    for number, (image, plane, affine) in enumerate(_planes(series.images), start=1):
+    encoded = {i.index: "ROW" if turn_of(i.geometry).swapped else "COL" for i in series.images}
+    for number, (image, plane, affine) in enumerate(_planes([upright(i) for i in series.images]), start=1):
         dataset = _file(common)
         _describe(dataset, header, image, number)
         _place(dataset, image, affine, plane)
+        dataset.InPlanePhaseEncodingDirection = encoded[image.index]
         pixels = series.pixels(image)[plane if image.data.shape[0] > 1 else 0]
         _set_pixels(dataset, np.round((pixels - least) / slope).astype(np.uint16))
         dataset.save_as(path.with_name(f"{path.stem}_{number:04d}.dcm"), enforce_file_format=True)
@@ -266,7 +271,6 @@ def _place(dataset: Dataset, image: Image, affine: Array, plane: int) -> None:
     dataset.ImagePositionPatient = [_decimal(v) for v in first[:3]]
     dataset.ImageOrientationPatient = [_decimal(v) for v in (*geometry.read_dir, *geometry.phase_dir)]
     dataset.SliceLocation = _decimal(float(first[:3] @ np.array(geometry.slice_dir)))
-    dataset.InPlanePhaseEncodingDirection = "COL"
 
 
 def _set_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:

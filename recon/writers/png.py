@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from mri_qpan.recon.geometry import voxel_size
 from mri_qpan.recon.kspace import Image, ImageSeries, Index
 from mri_qpan.recon.study import Study
+from mri_qpan.recon.upright import upright
 from mri_qpan.recon.writers.window import display_range, window_of
 
 PAGE_WIDTH = 2048
@@ -42,8 +43,7 @@ class Tile:
 def write_png(path: Path, series: ImageSeries) -> None:
     """Write all images of a series as one labelled 8-bit contact sheet in one window.
 
-    Rows of pixels run along `phase_dir` downwards, columns along `read_dir` to the right, with the
-    field of view's proportions.
+    Planes are turned as a radiologist looks at them (`upright`), with the field of view's proportions.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def write_png(path: Path, series: ImageSeries) -> None:
     names = varying([image.index for image in series.images])
     tiles = [
         Tile((series.pixels(image)[z] - low) / (high - low), aspect_of(image), (label(image, z, names),))
-        for image in series.images
+        for image in map(upright, series.images)
         for z in range(image.data.shape[0])
     ]
     columns = math.ceil(math.sqrt(len(tiles)))
@@ -86,10 +86,9 @@ def write_study_png(path: Path, series: ImageSeries, studies: Sequence[Study]) -
 
 def _study_row(study: Study, z: int, high: float, names: list[str]) -> list[Tile]:
     method = study.method
-    reference, zero_filled, image = (
-        np.abs(i.data[z]) / high for i in (study.reference, study.zero_filled, study.result.image)
-    )
-    aspect = aspect_of(study.reference)
+    turned = [upright(i) for i in (study.reference, study.zero_filled, study.result.image)]
+    reference, zero_filled, image = (np.abs(i.data[z]) / high for i in turned)
+    aspect = aspect_of(turned[0])
     return [
         Tile(reference, aspect, ("fully sampled", label(study.reference, z, names))),
         Tile(zero_filled, aspect, ("zero-filled", _figures(study.metrics["zero-filled"]))),

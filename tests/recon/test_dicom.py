@@ -158,16 +158,20 @@ def test_every_voxel_has_the_place_that_nifti_gives_it(
 
     axes = [tuple(float(v) for v in column) for column in Rotation.from_rotvec(angles).as_matrix().T]
     geometry = Geometry((30.0, 20.0, 9.0), centre, *axes)  # type: ignore[arg-type]
-    image = Image(np.ones(shape, np.complex64), geometry)
+    numbered = np.arange(1, np.prod(shape) + 1).reshape(shape)
+    image = Image(numbered.astype(np.complex64), geometry)
     files = written(tmp_path_factory.mktemp("dicom"), ImageSeries([image], None, PROVENANCE))
     assert len(files) == shape[0]
     affine = affine_lps(geometry, shape)
     for z, file in enumerate(files):
         row, column = np.reshape(np.array(file.ImageOrientationPatient, float), (2, 3))
         down, across = (float(v) for v in file.PixelSpacing)
-        for y, x in ((0, 0), (shape[1] - 1, 0), (0, shape[2] - 1)):
+        numbers = np.rint(file.pixel_array / 32767 * numbered.size)
+        for y, x in np.ndindex(file.pixel_array.shape):
             place = np.array(file.ImagePositionPatient, float) + x * across * row + y * down * column
-            np.testing.assert_allclose(place, (affine @ [x, y, z, 1])[:3], atol=1e-3)
+            ((plane, line, sample),) = np.argwhere(numbered == numbers[y, x])
+            assert plane == z
+            np.testing.assert_allclose(place, (affine @ [sample, line, plane, 1])[:3], atol=1e-3)
 
 
 def test_slices_that_are_no_volume_keep_their_own_places(tmp_path: Path) -> None:
