@@ -45,7 +45,7 @@ class Turn:
     def apply(self, planes: NDArray[T]) -> NDArray[T]:
         """Turn planes, (..., y, x)."""
         turned = planes.swapaxes(-1, -2) if self.swapped else planes
-        return np.flip(turned, [axis - 2 for axis in (0, 1) if self.mirrored[axis]])
+        return np.flip(turned, tuple(axis - 2 for axis in (0, 1) if self.mirrored[axis]))
 
 
 def turn_of(geometry: Geometry) -> Turn:
