@@ -56,9 +56,14 @@ def prox_scad(x: Tensor, lam: Parameter, a: Parameter) -> Tensor:
 
 
 def proximal_average(
-    x: Tensor, lam: Sequence[Parameter], gamma: Parameter, a: Parameter, penalties: Sequence[str] = PENALTIES
+    x: Tensor,
+    lam: Sequence[Parameter],
+    gamma: Parameter,
+    a: Parameter,
+    penalties: Sequence[str] = PENALTIES,
+    shares: Sequence[Parameter] | None = None,
 ) -> Tensor:
-    """Return the equally weighted mean of the penalties' proximal operators (Eq. 7).
+    """Return the mean of the penalties' proximal operators (Eq. 7).
 
     Parameters
     ----------
@@ -70,10 +75,13 @@ def proximal_average(
         Shapes of MCP and SCAD; unused without them.
     penalties
         Any of "l1", "mcp", "scad".
+    shares
+        Their weights alpha, of sum 1; None weights them equally.
     """
     magnitude = x.abs()
     total: Tensor | None = None
-    for name, threshold in zip(penalties, lam, strict=True):
+    weights = [None] * len(penalties) if shares is None else shares
+    for name, threshold, weight in zip(penalties, lam, weights, strict=True):
         if name == "l1":
             part = _soft(magnitude, threshold)
         elif name == "mcp":
@@ -82,10 +90,11 @@ def proximal_average(
             part = _scad(magnitude, threshold, a)
         else:
             raise ValueError(f"unknown penalty {name!r}: choose from {', '.join(PENALTIES)}")
+        part = part if weight is None else weight * part
         total = part if total is None else total + part
     if total is None:
         raise ValueError("a proximal average needs at least one penalty")
-    return _with_sign(total * (1 / len(penalties)), x)
+    return _with_sign(total * (1 / len(penalties)) if shares is None else total, x)
 
 
 def _soft(magnitude: Tensor, lam: Parameter) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 ScalePer = Literal["tensor", "filter"]
+Estimator = Literal["identity", "clipped"]
 
 MAX_BITS = 4
 MOMENTUM = 0.9
@@ -107,10 +108,21 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
-def straight_through(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Return v b for `weight`; the gradient passes to the full-precision `weight` unchanged."""
+def straight_through(weight: Tensor, scale: Tensor, bits: int, estimator: Estimator = "identity") -> Tensor:
+    """Return v b for `weight`, with a gradient that passes to the full-precision `weight`.
+
+    Parameters
+    ----------
+    weight, scale, bits
+        See `levels`.
+    estimator
+        "identity": the gradient passes unchanged (Section 5). "clipped": it is zero where the weight lies
+        beyond the levels by more than half of their distance, as no change of it there changes v b.
+    """
     with torch.no_grad():
         quantized = scale * levels(weight, scale, bits)
+    if estimator == "clipped":
+        weight = weight.clamp(-(2**bits) * scale, 2**bits * scale)
     return _StraightThrough.apply(weight, quantized)
 
 

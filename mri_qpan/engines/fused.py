@@ -79,6 +79,7 @@ def fits(config: Config) -> bool:
         config.bits is not None
         and config.layer == "pan+"
         and config.filters == FILTERS
+        and config.shares == "equal"
         and kernels.width() > 0
     )
 

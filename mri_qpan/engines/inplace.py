@@ -33,6 +33,7 @@ def proximal_step(
     a: Tensor,
     penalties: tuple[str, ...],
     dtype: torch.dtype,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the image and the features that `networks.pan.proximal_step` returns, for inference.
 
@@ -50,6 +51,8 @@ def proximal_step(
         Names of the averaged penalties.
     dtype
         Type of features and weights in the convolutions.
+    shares
+        Weights of the proximal operators; None: equal.
     """
     weights = [w.to(dtype=dtype, memory_format=torch.channels_last) for w in weights]
     residual = len(weights) == 6
@@ -60,7 +63,8 @@ def proximal_step(
         z.add_(carried)
     h1, h2, t1, t2 = weights[1:5] if residual else weights
     features = _rectified(convolve(z, h1), h2)
-    proximal_average_(features, lam.tolist(), float(gamma), float(a), penalties)
+    parts = None if shares is None else shares.tolist()
+    proximal_average_(features, lam.tolist(), float(gamma), float(a), penalties, parts)
     back = _rectified(convolve(features, t1), t2)
     if not residual:
         return back.to(r.dtype), back
@@ -73,7 +77,12 @@ def _rectified(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def proximal_average_(
-    features: Tensor, lam: Sequence[float], gamma: float, a: float, penalties: Sequence[str]
+    features: Tensor,
+    lam: Sequence[float],
+    gamma: float,
+    a: float,
+    penalties: Sequence[str],
+    shares: Sequence[float] | None = None,
 ) -> None:
     """Replace `features` by their proximal average (see `penalties.proximal_average`).
 
@@ -81,18 +90,19 @@ def proximal_average_(
     ----------
     features
         Real, any shape, dense in some order of its dimensions (contiguous or channels-last).
-    lam, gamma, a, penalties
+    lam, gamma, a, penalties, shares
         As there.
     """
     strides = features.stride()
     order = sorted(range(features.ndim), key=lambda d: -strides[d])
     flat = features.permute(order).view(-1)
     size = flat.numel() if flat.is_cuda else min(PIECE, flat.numel())
+    weights = [1 / len(penalties)] * len(penalties) if shares is None else shares
     buffers = torch.empty(3, size, dtype=flat.dtype, device=flat.device)
     for x in flat.split(size):
         magnitude, part, total = (b[: x.numel()] for b in buffers)
         torch.abs(x, out=magnitude)
-        for index, (name, threshold) in enumerate(zip(penalties, lam, strict=True)):
+        for index, (name, threshold, weight) in enumerate(zip(penalties, lam, weights, strict=True)):
             target = part if index else total
             torch.sub(magnitude, threshold, out=target).clamp_min_(0)
             if name == "mcp":
@@ -100,8 +110,10 @@ def proximal_average_(
             elif name == "scad":
                 _scad_(target, magnitude, threshold, a)
             if index:
-                total.add_(part)
-        torch.copysign(total.mul_(1 / len(penalties)), x, out=x)
+                total.add_(part, alpha=weight)
+            else:
+                total.mul_(weight)
+        torch.copysign(total, x, out=x)
 
 
 def _scad_(soft: Tensor, magnitude: Tensor, lam: float, a: float) -> None:

@@ -21,7 +21,8 @@ Layer l takes the image of the one before, r, and works (mri_qpan/networks/pan.p
   features = T2 relu(T1 p), image = r + G features; "pan" networks have neither D, G nor carry.
 Convolutions stand in the order of a layer's names, layer after layer. Scalars of a layer, as it uses them:
   step: mu (or rho) is log(1 + exp(raw_step)), with powers log(1 + exp(raw_step + far));
-  lambda: one threshold a penalty; gamma of MCP, a of SCAD; powers, carry and floor: see networks/pan.py."""
+  lambda: one threshold a penalty; gamma of MCP, a of SCAD; shares: the penalties' weights in the average,
+  where they are not equal; powers, carry and floor: see networks/pan.py."""
 
 
 def text(network: ProximalNetwork, metadata: dict[str, str]) -> str:
@@ -111,7 +112,10 @@ def _tables(symbol: str, convolution: Convolution, bits: int) -> list[str]:
 def _scalars(symbol: str, layer: Layer) -> list[str]:
     with torch.no_grad():
         lam, gamma, a = (t.tolist() for t in layer.thresholds())
+        shares = layer.shares()
     values = {"raw_step": [layer.raw_step.item()], "lambda": lam, "gamma": [gamma], "a": [a]}
+    if shares is not None:
+        values["shares"] = shares.tolist()
     values |= {name: getattr(layer, name).tolist() for name in ("powers", "carry") if hasattr(layer, name)}
     return [_floats(f"{symbol}_{name}", numbers) for name, numbers in values.items()]
 

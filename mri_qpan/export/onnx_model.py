@@ -123,16 +123,18 @@ class _Unfolding:
         gamma, a = (float(shape) for shape in shapes)
         magnitude = graph.op("Abs", x)
         total: Value | None = None
-        for penalty, threshold in zip(penalties, thresholds.tolist(), strict=True):
+        shares = layer.shares()
+        weights = [1 / len(penalties)] * len(penalties) if shares is None else shares.tolist()
+        for penalty, threshold, weight in zip(penalties, thresholds.tolist(), weights, strict=True):
             part = graph.op("Relu", magnitude - threshold)
             if penalty == "mcp":
                 part = graph.op("Min", magnitude, part * (gamma / (gamma - 1)))
             elif penalty == "scad":
                 middle = (magnitude * (a - 1) - a * threshold) / (a - 2)
                 part = graph.op("Min", magnitude, graph.op("Max", part, middle))
-            total = part if total is None else total + part
+            total = part * weight if total is None else total + part * weight
         assert total is not None
-        return total * (1 / len(penalties)) * graph.op("Sign", x)
+        return total * graph.op("Sign", x)
 
     def _solve(self, x: Value, residual: Value, mu: Value, iterations: int, applied: Value | None) -> Value:
         """Conjugate gradients on (A^H A + mu) x = ... from x, as `networks.consistency`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mri_qpan.penalties import PENALTIES
@@ -18,7 +18,7 @@ SYSTEMS = {
 
 ADMM_LAYERS = ("admm-net", "admm-csnet")
 
-LATER = {"floor"}
+LATER = {"floor", "shares", "estimator"}
 """Fields that older model files lack; their networks have the defaults."""
 
 
@@ -43,7 +43,7 @@ class NetworkConfig:
     scale_per
         One quantizer scale a "tensor" (the seed) or an output "filter".
     threshold
-        Start value of every lambda.
+        Start value of every lambda, or one for each of `penalties`.
     gamma, a
         Start values of MCP's and SCAD's shapes.
     step
@@ -63,6 +63,11 @@ class NetworkConfig:
     floor
         Give the magnitude of the last image the noise floor that a fully sampled one has (with `consistency`
         and complex images only; see `networks.floor`).
+    shares
+        Weights alpha of the averaged proximal operators: "equal", or "learned" in every layer.
+    estimator
+        Gradient of the quantizer: "identity" passes it on unchanged (the seed), "clipped" only where the
+        weight lies within the levels.
     """
 
     layer: str = "pan+"
@@ -72,7 +77,7 @@ class NetworkConfig:
     channels: int = 2
     bits: int | None = None
     scale_per: str = "filter"
-    threshold: float = field(default=0.01)
+    threshold: float | tuple[float, ...] = 0.01
     gamma: float = 2.0
     a: float = 3.7
     step: float = 1.0
@@ -81,6 +86,8 @@ class NetworkConfig:
     carry: bool = False
     adaptive: bool = False
     floor: bool = False
+    shares: str = "equal"
+    estimator: str = "identity"
 
     def __post_init__(self) -> None:
         """Reject what no network can be built from.
@@ -100,7 +107,8 @@ class NetworkConfig:
             "channels": self.channels in (1, 2),
             "bits": self.bits is None or _whole(self.bits, 1, MAX_BITS),
             "scale_per": self.scale_per in ("tensor", "filter"),
-            "threshold": self.threshold > 0,
+            "threshold": len(self.thresholds) == len(self.penalties)
+            and all(start > 0 for start in self.thresholds),
             "gamma": self.gamma > 1,
             "a": self.a > 2,
             "step": self.step > 0,
@@ -110,12 +118,20 @@ class NetworkConfig:
             "floor": isinstance(self.floor, bool)
             and not (self.floor and (not self.consistency or self.channels == 1)),
             "carry": isinstance(self.carry, bool) and not (self.carry and self.layer == "pan"),
+            "shares": self.shares in ("equal", "learned"),
+            "estimator": self.estimator in ("identity", "clipped"),
         }
         _check(self, checks)
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Start values of the lambdas, one for each of `penalties`."""
+        start = self.threshold
+        return start if isinstance(start, tuple) else (start,) * len(self.penalties)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return {**asdict(self), "penalties": list(self.penalties)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -201,7 +217,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     if set(odd) - (LATER - set(values)):
         raise ValueError(f"network configuration: missing or unknown fields {', '.join(odd)}")
     try:
-        given: dict[str, Any] = {k: tuple(v) if k == "penalties" else v for k, v in values.items()}
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return kind(**given)
     except TypeError as error:
         raise ValueError(f"network configuration: {error}") from error
@@ -230,6 +246,5 @@ def named_config(system: str, **changes: Any) -> Config:
     if system not in SYSTEMS:
         raise ValueError(f"unknown network {system!r}: choose from {', '.join((*SYSTEMS, *ADMM_LAYERS))}")
     layer, penalties = SYSTEMS[system]
-    return NetworkConfig(
-        **{"layer": layer, **changes, "penalties": tuple(changes.get("penalties", penalties))}
-    )
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    return NetworkConfig(**({"layer": layer, "penalties": penalties} | given))

@@ -21,6 +21,8 @@ class Convolution(nn.Module):
         One quantizer scale a "tensor" or an output "filter".
     gain
         Standard deviation of the start weights, relative to Kaiming's.
+    estimator
+        See `quantize.straight_through`.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Convolution(nn.Module):
         bits: int | None = None,
         scale_per: quantize.ScalePer = "filter",
         gain: float = 1.0,
+        estimator: quantize.Estimator = "identity",
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3) * gain * (2 / (9 * inputs)) ** 0.5)
         self.bits = bits
         self.scale_per: quantize.ScalePer = scale_per
+        self.estimator: quantize.Estimator = estimator
         if bits is not None:
             self.register_buffer("scale", quantize.fit(self.weight.detach(), bits, scale_per)[0])
 
@@ -60,4 +64,4 @@ class Convolution(nn.Module):
         """Return the weight in use: v b with a straight-through gradient, or the weight itself."""
         if self.bits is None:
             return self.weight
-        return quantize.straight_through(self.weight, self.scale, self.bits)
+        return quantize.straight_through(self.weight, self.scale, self.bits, self.estimator)

@@ -61,12 +61,20 @@ class Layer(nn.Module):
         self.convolutions = nn.ModuleDict(
             {
                 # A small G starts every PAN+ layer near the identity, so that all of them train at once.
-                name: Convolution(*shape, config.bits, config.scale_per, SMALL if name == "G" else 1.0)  # type: ignore[arg-type]
+                name: Convolution(
+                    *shape,
+                    config.bits,
+                    config.scale_per,  # type: ignore[arg-type]
+                    SMALL if name == "G" else 1.0,
+                    config.estimator,  # type: ignore[arg-type]
+                )
                 for name, shape in shapes.items()
             }
         )
         self.raw_step = _parameter(config.step)
-        self.raw_thresholds = nn.Parameter(_parameter(config.threshold).repeat(len(config.penalties)))
+        self.raw_thresholds = nn.Parameter(torch.stack([_parameter(t).detach() for t in config.thresholds]))
+        if config.shares == "learned":
+            self.raw_shares = nn.Parameter(torch.zeros(len(config.penalties)))
         if config.carry:
             self.carry = nn.Parameter(torch.zeros(wide))
         if config.adaptive:
@@ -98,6 +106,10 @@ class Layer(nn.Module):
         a = 2 + F.softplus(self.raw_a) if hasattr(self, "raw_a") else 3 * one
         return F.softplus(self.raw_thresholds), gamma, a
 
+    def shares(self) -> Tensor | None:
+        """Return the weights alpha of the proximal operators, of sum 1; None where they are equal."""
+        return torch.softmax(self.raw_shares, 0) if hasattr(self, "raw_shares") else None
+
     def weights(self) -> list[Tensor]:
         """Return the weights in use, in the order of the convolutions."""
         return [convolution() for convolution in self.convolutions.values()]
@@ -118,6 +130,7 @@ def proximal_step(
     dtype: torch.dtype,
     constrain: bool,
     convolve: Convolve = convolutions.plain,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer without its data consistency: Eq. 8 (four weights) or Eq. 11 (six).
 
@@ -142,6 +155,8 @@ def proximal_step(
         Return the layer's term of the loss (Eq. 9) too.
     convolve
         `convolutions.plain`, or `convolutions.convolve`.
+    shares
+        Weights of the proximal operators; None: equal.
 
     Returns
     -------
@@ -162,7 +177,8 @@ def proximal_step(
     h1, h2, t1, t2 = weights[1:5] if residual else weights
     features = convolve(convolve(z, h1, False), h2, True)
     # Thresholds are rounded with the features, or type promotion would widen every pass.
-    shrunk = proximal_average(features, list(lam.to(dtype)), gamma.to(dtype), a.to(dtype), penalties)
+    parts = None if shares is None else list(shares.to(dtype))
+    shrunk = proximal_average(features, list(lam.to(dtype)), gamma.to(dtype), a.to(dtype), penalties, parts)
     back = convolve(convolve(shrunk, t1, False), t2, True)
     image = r + convolve(back, weights[5], False).to(r.dtype) if residual else back.to(r.dtype)
     if not constrain:
@@ -312,9 +328,11 @@ class ProximalNetwork(Network[NetworkConfig]):
         if self.config.carry:
             carried = self._carried(channels, carried, layer.carry)
         if self._compiled or training or constrain or is_compiling():
-            image, features, term = self._proximal_step(channels, carried, *parameters, constrain)
+            image, features, term = self._proximal_step(
+                channels, carried, *parameters, constrain, shares=layer.shares()
+            )
         else:
-            image, features = inplace.proximal_step(channels, carried, *parameters)
+            image, features = inplace.proximal_step(channels, carried, *parameters, layer.shares())
             term = None
         return image, features if self.config.carry else None, term
 

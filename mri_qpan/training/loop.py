@@ -205,6 +205,7 @@ class _Run:
         self.network = build(recipe.network, inplace.fast_dtype(device))
         if not self.checkpoint.exists() and init is not None:
             self._start_from(init)
+        self.teacher = self._teacher(init) if recipe.distillation else None
         self.network.to(device).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizers = _optimizers(self.network, recipe)
@@ -224,7 +225,7 @@ class _Run:
         # Drawn from the step alone, so that a resumed training goes on as if it had not stopped.
         chooser = np.random.default_rng([self.recipe.seed, self.step])
         layers = chooser.choice(self.recipe.network.layers, count, replace=False)
-        loss = _loss(self.network, case, frozenset(int(i) for i in layers), self.recipe)
+        loss = _loss(self.network, case, frozenset(int(i) for i in layers), self.recipe, self.teacher)
         self.network.zero_grad()
         loss.backward()
         if dist.is_initialized():
@@ -308,8 +309,9 @@ class _Run:
         source = store.load(path)
         own = self.network.state_dict()
         weights = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
-        # A quantizer's scale is fitted, carried features start shut, a noise floor starts as physics has it.
-        new = (".scale", ".carry", "floor")
+        # A quantizer's scale is fitted, carried features start shut, a noise floor starts as physics has it,
+        # shares start equal.
+        new = (".scale", ".carry", "floor", ".raw_shares")
         lacking = [k for k in own if k not in weights and not k.endswith(new)]
         if lacking:
             raise InputError(f"{path}: does not fit recipe {self.recipe.name} ({lacking[0]} differs)")
@@ -319,6 +321,13 @@ class _Run:
         earlier = source.card["training"]
         self.steps_before = earlier.get("steps", 0) + earlier.get("steps_before", 0)
         self.minutes_before = earlier.get("minutes", 0.0) + earlier.get("minutes_before", 0.0)
+
+    def _teacher(self, path: Path | None) -> Network[Any]:
+        if path is None:
+            raise InputError(
+                f"recipe {self.recipe.name} learns from the model that it starts from: give it with --init"
+            )
+        return store.load(path, self.device, engine="float32")
 
     def _card(self, score: Score) -> dict[str, Any]:
         cpu = f"{processor()}, {os.cpu_count()} cores"
@@ -354,7 +363,13 @@ def _optimizers(network: Network[Any], recipe: Recipe) -> list[torch.optim.Optim
     ]
 
 
-def _loss(network: Network[Any], case: Case, constrained: frozenset[int], recipe: Recipe) -> Tensor:
+def _loss(
+    network: Network[Any],
+    case: Case,
+    constrained: frozenset[int],
+    recipe: Recipe,
+    teacher: Network[Any] | None,
+) -> Tensor:
     """Eq. 9 at unit scale, each image weighted by how hard it is, earlier layers supervised a little.
 
     The last image of a complex network is asked for the target's magnitude, and a little for its phase.
@@ -372,6 +387,11 @@ def _loss(network: Network[Any], case: Case, constrained: frozenset[int], recipe
     errors = [_mean_square(image - target) for image in reversed(layers)]
     if target.is_complex():
         errors[0] = PHASE * errors[0] + _mean_square(layers[-1].abs() - target.abs())
+    if teacher is not None:
+        with torch.no_grad():
+            taught = teacher(adjoint, encoding.normal)
+        share = recipe.distillation
+        errors[0] = (1 - share) * errors[0] + share * _mean_square(layers[-1] - taught)
     error = sum(
         (recipe.supervision**index * (weight * e).mean() for index, e in enumerate(errors)),
         torch.zeros_like(constraint),

@@ -51,6 +51,9 @@ class Recipe:
         Eq. 9's sum at a fraction of its cost.
     seed
         Of weights and data.
+    distillation
+        Share, in the error of the last image, of its difference from what the model that the training starts
+        from makes of the same samples, in the place of the target.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Recipe:
     constraint: float
     constrained: int
     seed: int
+    distillation: float = 0.0
 
 
 def shipped() -> list[str]:

@@ -43,7 +43,12 @@ def test_pieces_join_without_a_seam(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("system", "more"), [*((s, {}) for s in SYSTEMS), ("pan+", {"carry": True, "consistency": 2})]
+    ("system", "more"),
+    [
+        *((s, {}) for s in SYSTEMS),
+        ("pan+", {"carry": True, "consistency": 2}),
+        ("pan+", {"shares": "learned"}),
+    ],
 )
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_inference_equals_the_plain_module(system, more, dtype, bound):
@@ -51,7 +56,7 @@ def test_inference_equals_the_plain_module(system, more, dtype, bound):
     config = named_config(system, layers=3, filters=8, bits=2, **more)
     network = ProximalNetwork(config, dtype)
     for name, parameter in network.named_parameters():
-        if "carry" in name:
+        if "carry" in name or "shares" in name:
             torch.nn.init.normal_(parameter)
     exact = ProximalNetwork(config)
     exact.load_state_dict(network.state_dict())

@@ -23,6 +23,7 @@ CONFIGS = {
     "one scale": shipped_config(bits=1, scale_per="tensor", carry=False),
     "not adaptive": shipped_config(adaptive=False, floor=False, start=0),
     "published": named_config("pan+", layers=2, filters=4),
+    "learned shares": named_config("pan+", layers=2, filters=4, shares="learned"),
     "published pan": named_config("pan", layers=2, filters=4),
     "ista-net+": named_config("ista-net+", layers=2, filters=4, bits=4),
 }

@@ -89,6 +89,27 @@ def test_start_values_are_those_of_the_configuration():
     assert float(network.layers[1].step().detach()) == pytest.approx(0.5)
 
 
+def test_each_penalty_has_a_start_of_its_own():
+    network = ProximalNetwork(NetworkConfig(**SMALL, threshold=(0.01, 0.5, 0.4)))
+    torch.testing.assert_close(network.layers[0].thresholds()[0].detach(), torch.tensor([0.01, 0.5, 0.4]))
+
+
+def test_learned_shares_start_equal_and_are_learned():
+    adjoint, normal = problem()
+    torch.manual_seed(0)
+    equal = ProximalNetwork(NetworkConfig(**SMALL))
+    learned = ProximalNetwork(NetworkConfig(**SMALL, shares="learned"))
+    learned.load_state_dict(equal.state_dict(), strict=False)
+    torch.testing.assert_close(learned(adjoint, normal), equal(adjoint, normal))
+    images, _ = learned.forward_for_training(adjoint, normal, frozenset())
+    images[-1].abs().sum().backward()
+    gradients = torch.stack([layer.raw_shares.grad for layer in learned.layers])
+    assert gradients.abs().min() > 0
+    torch.testing.assert_close(
+        torch.stack([layer.shares() for layer in learned.layers]).sum(1), torch.ones(2)
+    )
+
+
 def test_the_image_scales_with_the_data():
     network = ProximalNetwork(NetworkConfig(**SMALL))
     adjoint, normal = problem()
@@ -367,6 +388,9 @@ def test_quantizer_scale_follows_the_weight_with_momentum():
         {"bits": 9},
         {"scale_per": "row"},
         {"threshold": 0.0},
+        {"threshold": (0.1, 0.2)},
+        {"shares": "some"},
+        {"estimator": "sign"},
         {"gamma": 1.0},
         {"a": 2.0},
         {"consistency": -1},
@@ -382,6 +406,8 @@ def test_impossible_configurations_are_named(change):
 def test_configuration_round_trip_and_unknown_fields():
     config = named_config("pan", bits=2)
     assert config_from_dict(config.to_dict()) == config
+    several = named_config("pan+", threshold=[0.1, 0.2, 0.3], shares="learned")
+    assert config_from_dict(several.to_dict()) == several
     with pytest.raises(ValueError, match="colour"):
         config_from_dict({**config.to_dict(), "colour": 1})
     with pytest.raises(ValueError, match="unknown network"):

@@ -93,6 +93,15 @@ def test_average_is_the_mean_of_its_parts(x, lam, gamma, a):
     assert torch.allclose(two, (parts[0] + parts[1]) / 2)
 
 
+def test_shares_weight_the_average():
+    x = torch.linspace(-2, 2, 41)
+    lam, shares = (0.1, 0.2, 0.3), (0.5, 0.2, 0.3)
+    names = penalties.PENALTIES
+    parts = [penalties.proximal_average(x, (t,), 2.0, 3.7, (p,)) for t, p in zip(lam, names, strict=True)]
+    expected = sum(s * p for s, p in zip(shares, parts, strict=True))
+    torch.testing.assert_close(penalties.proximal_average(x, lam, 2.0, 3.7, names, shares), expected)
+
+
 def test_complex_values_keep_their_phase():
     x = torch.tensor([3 + 4j, 0.1j, 0j])
     shrunk = penalties.prox_l1(x, 1.0)

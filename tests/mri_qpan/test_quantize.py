@@ -102,6 +102,15 @@ def test_straight_through_quantizes_forward_and_passes_the_gradient():
     assert torch.equal(weight.grad, seen)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_a_clipped_gradient_stops_beyond_the_levels(bits):
+    scale = torch.tensor(0.5)
+    weight = torch.linspace(-6, 6, 97, requires_grad=True)
+    quantize.straight_through(weight, scale, bits, "clipped").sum().backward()
+    reach = 0.5 * 2**bits
+    torch.testing.assert_close(weight.grad, (weight.detach().abs() <= reach).float())
+
+
 def test_zero_weights_do_not_divide_by_zero():
     scale, integers = quantize.fit(torch.zeros(2, 3), 3)
     assert bool(torch.isfinite(scale).all())

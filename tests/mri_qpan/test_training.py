@@ -201,6 +201,31 @@ def test_a_network_with_carried_features_goes_on_from_one_without(bank, tmp_path
     assert found.card["training"]["steps_before"] == 3
 
 
+def test_a_network_learns_from_the_one_that_it_starts_from(bank, tmp_path, monkeypatch):
+    full = run(load(tmp_path, steps=20), bank, tmp_path / "full")
+    text = RECIPE.format(steps=20, init='init = "tiny"\ndistillation = 1.0', bits="bits = 1")
+    (tmp_path / "tiny.toml").write_text(text)
+    plan = recipe.load(str(tmp_path / "tiny.toml"))
+    assert plan.distillation == 1.0
+    with pytest.raises(InputError, match="give it with --init"):
+        run(plan, bank, tmp_path / "b")
+    path = run(plan, bank, tmp_path / "b", init=full)
+    assert models.load_model(str(path)).config.bits == 1
+
+
+def test_what_a_teacher_makes_takes_the_targets_place(bank, tmp_path):
+    (tmp_path / "a.toml").write_text(RECIPE.format(steps=1, init="distillation = 1.0", bits=""))
+    plan = dataclasses.replace(recipe.load(str(tmp_path / "a.toml")), supervision=0.0, constraint=0.0)
+    case = loop._simulation(plan, bank, 0, 1, None)[0]
+    network, teacher = ProximalNetwork(plan.network), ProximalNetwork(plan.network)
+    with torch.no_grad():
+        apart = loop._loss(network, case, frozenset(), plan, teacher)
+        teacher.load_state_dict(network.state_dict())
+        assert loop._loss(network, case, frozenset(), plan, teacher) < 1e-6 * apart
+        half = dataclasses.replace(plan, distillation=0.5)
+        assert loop._loss(network, case, frozenset(), half, teacher) > 0
+
+
 @pytest.mark.parametrize("change", ["steps = 6", "system", "layers = 2", "name"])
 def test_broken_recipes_are_refused(tmp_path, change):
     load(tmp_path)
