@@ -88,13 +88,21 @@ def send(
         raise ReconError(f"{address[0]}:{address[1]}: {error.strerror or error}") from error
     finally:
         file.close()
-    errors = [text for text in answer.texts if text.startswith("error:")]
+    errors = [text for text in answer.texts if _is_error(text)]
     if answer.failure is not None or errors:
-        raise ReconError(f"{path}: the server failed: {errors[0] if errors else answer.failure}")
+        # The last line of a traceback says what went wrong.
+        reason = errors[0].strip().splitlines()[-1] if errors else answer.failure
+        raise ReconError(f"{path}: the server failed: {reason}")
     if not answer.images:
         raise ReconError(f"{path}: the server closed without an image")
     _write(output, file.xml, answer.images)
     return len(answer.images)
+
+
+def _is_error(text: str) -> bool:
+    """Return whether a text tells of an error: python-ismrmrd-server's begin with their level."""
+    first = text.split(maxsplit=1)[:1]
+    return first != [] and first[0].rstrip(":").lower() in ("error", "critical")
 
 
 def _talk(connection: socket.socket, file: IsmrmrdFile, config: str) -> None:
