@@ -1,6 +1,6 @@
-"""The messages of python-ismrmrd-server's client, in its order and its many small sends, and what its server says.
+"""What python-ismrmrd-server's client puts on the wire, in its order and many small sends; what its server says.
 
-Its own code is no part of these tests: they repeat what it puts on the wire.
+Their code is no part of these tests.
 """
 
 import json
