@@ -1,4 +1,4 @@
-"""What python-ismrmrd-server's client puts on the wire, in its order and many small sends; what its server says.
+"""What python-ismrmrd-server's client puts on the wire, in its order and small sends; what its server says.
 
 Their code is no part of these tests.
 """
