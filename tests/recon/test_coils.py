@@ -287,7 +287,7 @@ class TestSeveralSets:
 
 
 def shared_span(ours: NDArray[np.complex64], theirs: NDArray[np.complex64]) -> float:
-    """Share (1: all) of two spans (set, coil, y, x) in each other, exceeded by 95 % of the pixels with both."""
+    """Share (1: all) of two spans (set, coil, y, x) in each other, in 95 % of the pixels with both."""
     norms = np.linalg.norm(theirs, axis=1)
     both = (np.linalg.norm(ours, axis=1).min(0) > 0.5) & (norms.min(0) > 0.5)
     assert both.mean() > 0.1
