@@ -14,6 +14,7 @@ import ismrmrd
 import numpy as np
 
 from mri_qpan.errors import InputError, ReconError
+from mri_qpan.recon.files import from_memory
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
@@ -151,7 +152,7 @@ def _listen(
 def _write(output: Path, xml: str, images: list[Any]) -> None:
     temporary = output.with_name(f".{output.name}.tmp")
     try:
-        with ismrmrd.Dataset(str(temporary), "dataset", mode="w") as dataset:
+        with from_memory(temporary) as memory, ismrmrd.Dataset(memory, "dataset", mode="w") as dataset:
             dataset.write_xml_header(xml.encode())
             for image in images:
                 dataset.append_image(f"image_{image.image_series_index}", image)

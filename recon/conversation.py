@@ -20,6 +20,7 @@ from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import Index
 from mri_qpan.recon.metrics import Meter
 from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.raw_file import RawFile
 from mri_qpan.recon.readers.mrd_header import parse_header
 from mri_qpan.recon.session import Lines, Painter, Session
 from mri_qpan.recon.turns import POLL, Turns
@@ -116,7 +117,7 @@ class Conversation:
         self._complete: queue.Queue[tuple[float, Lines] | None] = queue.Queue(WAITING_IMAGES)
         self._ahead: dict[Index, Lines] = {}  # calibrated, and not complete yet
         self._gone = threading.Event()
-        self._saving: Any = None
+        self._saving: RawFile | None = None
 
     def hold(self) -> None:
         """Talk until CLOSE, or until nothing more can be said."""
@@ -267,7 +268,8 @@ class Conversation:
     def _failed(self, error: Exception) -> str:
         """Count and log a failure; return what the peer is told of it."""
         words = " ".join(str(error).split()) or type(error).__name__
-        log.warning("%s: %s", self._peer, words)
+        said = {"event": "failed", "fields": {"peer": self._peer, "reason": words}}
+        log.warning("%s: %s", self._peer, words, extra=said)
         self._counts.failures += 1
         self._settings.meter.failed()
         return f"error: {words}"
@@ -301,8 +303,7 @@ class Conversation:
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{self._peer.replace(':', '_')}"
         try:
             self._settings.save.mkdir(parents=True, exist_ok=True)
-            self._saving = ismrmrd.Dataset(str(self._settings.save / f"{stem}.h5"), "dataset", mode="w")
-            self._saving.write_xml_header(header.encode())
+            self._saving = RawFile(self._settings.save / f"{stem}.h5", header)
         except Exception as error:  # a full disk must not cost the images
             self._not_saved(error)
 
@@ -310,12 +311,7 @@ class Conversation:
         if self._saving is None:
             return
         try:
-            if isinstance(message, ismrmrd.Waveform):
-                self._saving.append_waveform(message)
-            elif isinstance(message, ismrmrd.Image):
-                self._saving.append_image(f"image_{message.image_series_index}", message)
-            else:
-                self._saving.append_acquisition(message)
+            self._saving.append(message)
         except Exception as error:
             self._not_saved(error)
 

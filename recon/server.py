@@ -118,19 +118,28 @@ class Server:
         finally:
             self._settings.meter.session(-1)
             self._places.release()
-            slowest = max(counts.seconds, default=0.0)
-            log.info(
-                "%s: closed after %.1f s: %d acquisitions, %d images, %d failures, %d waveforms, %d images "
-                "returned as they came, slowest image %.2f s",
-                peer,
-                time.monotonic() - started,
-                counts.acquisitions,
-                counts.images,
-                counts.failures,
-                counts.waveforms,
-                counts.returned,
-                slowest,
-            )
+            _log_end(peer, time.monotonic() - started, counts)
+
+
+def _log_end(peer: str, seconds: float, counts: Counts) -> None:
+    """Log what a session came to, in words and in fields."""
+    slowest = max(counts.seconds, default=0.0)
+    fields = {
+        "peer": peer,
+        "seconds": round(seconds, 3),
+        "acquisitions": counts.acquisitions,
+        "images": counts.images,
+        "failures": counts.failures,
+        "waveforms": counts.waveforms,
+        "returned": counts.returned,
+        "slowest": round(slowest, 3),
+    }
+    log.info(
+        f"{peer}: closed after {seconds:.1f} s: {counts.acquisitions} acquisitions, {counts.images} images, "
+        f"{counts.failures} failures, {counts.waveforms} waveforms, {counts.returned} images returned as "
+        f"they came, slowest image {slowest:.2f} s",
+        extra={"event": "closed", "fields": fields},
+    )
 
 
 def warm_up(job: Job) -> None:

@@ -17,12 +17,10 @@ import ismrmrd
 import numpy as np
 import pytest
 from mrd_files import write
-from mrd_sessions import CPU, KSPACE, SLICE, XML, assert_is, broken, images, texts, zero_filled
+from mrd_sessions import KSPACE, SLICE, XML, assert_is, broken, images, texts, zero_filled
 
 from mri_qpan.errors import ReconError
-from mri_qpan.methods import get_method
 from mri_qpan.recon.client import send
-from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd_stream import MrdReader
 
 CONFIG_FILE, CONFIG_TEXT, HEADER, CLOSE, TEXT, ACQUISITION, IMAGE, WAVEFORM = 1, 2, 3, 4, 5, 1008, 1022, 1026
@@ -176,22 +174,6 @@ class TestItsClient:
         with ismrmrd.Dataset(str(saved), "dataset", mode="r") as dataset:
             np.testing.assert_array_equal(dataset.read_image("image_0", 0).data, sent.data)
             assert dataset.number_of_acquisitions() == 1
-
-    def test_a_real_head(self, serve, shared_data: Path) -> None:
-        with ismrmrd.Dataset(
-            str(shared_data / "kspace/head_8ch_256_R3_acs24.h5"), "dataset", mode="r"
-        ) as dataset:
-            xml = dataset.read_xml_header().decode()
-            lines = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
-        address = serve(jobs={"default": lambda: Job(get_method("qpan+-3bit"), CPU)})
-        with client(address) as (speaker, answer):
-            speaker.config_file(b"default")
-            speaker.text(HEADER, xml)
-            speaker.text(TEXT, json.dumps({"parameters": OPENRECON}))
-            for acquisition in lines:
-                speaker.item(ACQUISITION, acquisition)
-        (image,) = images(answer)
-        assert image.data.shape == (1, 1, 256, 256)
 
 
 def serving(*parts: bytes) -> tuple[tuple[str, int], threading.Thread]:
