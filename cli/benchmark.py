@@ -83,9 +83,9 @@ def real(
     from mri_qpan.benchmark import machine, report
     from mri_qpan.benchmark.real import compare
     from mri_qpan.recon.cases import cases
-    from mri_qpan.recon.files import output_folder, staged
+    from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
-    output_folder(output)
+    check_output_folder(output)
     known = {key: found for path in tuned or [] for key, found in report.read_tuned(path).items()}
     chosen = _choose(methods, threads)
     specs = [spec.strip() for spec in masks.split(",")]
@@ -107,7 +107,7 @@ def real(
         machine=machine.describe(threads),
         settings={"rounds": rounds, "evaluations": evaluations},
     )
-    with staged(output) as stage:
+    with staged(output_folder(output)) as stage:
         (stage / f"{STEM}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (stage / f"{STEM}.md").write_text(report.to_markdown(results), encoding="utf-8")
     if figures is not None:
@@ -140,9 +140,9 @@ def brain(
     from mri_qpan.benchmark import machine
     from mri_qpan.benchmark.charts import charts
     from mri_qpan.recon.cases import read_masks, read_pictures
-    from mri_qpan.recon.files import output_folder, staged
+    from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
-    output_folder(output)
+    check_output_folder(output)
     pictures = read_pictures(images, count)
     chosen = read_masks(masks, ratios, pictures[0].image.shape)
     names = models.list_models() if methods is None else [name.strip() for name in methods.split(",")]
@@ -167,7 +167,7 @@ def brain(
     results["command"] = shlex.join(["mri-qpan", *sys.argv[1:]])
     results["machine"] = machine.describe(threads)
     report = protocol.to_markdown(results)
-    with staged(output) as stage:
+    with staged(output_folder(output)) as stage:
         (stage / "brain.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (stage / "brain.md").write_text(report, encoding="utf-8")
     if figures is not None:
@@ -196,9 +196,9 @@ def serve(
     from mri_qpan import models
     from mri_qpan.benchmark import machine
     from mri_qpan.recon import load
-    from mri_qpan.recon.files import output_folder, staged
+    from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
-    output_folder(output)
+    check_output_folder(output)
     words = [word.strip() for word in clients.split(",")]
     if not all(word.isdecimal() and 0 < int(word) <= 64 for word in words):
         raise InputError(f"--clients {clients}: numbers from 1 to 64, separated by commas")
@@ -208,7 +208,7 @@ def serve(
     report = load.to_markdown(
         found, file, name, workers, shlex.join(["mri-qpan", *sys.argv[1:]]), machine.describe(0)
     )
-    with staged(output) as stage:
+    with staged(output_folder(output)) as stage:
         (stage / "benchmark-serve.md").write_text(report, encoding="utf-8")
     typer.echo(report)
 

@@ -31,10 +31,10 @@ def batch(
     from mri_qpan import models
     from mri_qpan.benchmark import machine
     from mri_qpan.recon.batch import scale
-    from mri_qpan.recon.files import output_folder, staged
+    from mri_qpan.recon.files import check_output_folder, output_folder, staged
     from mri_qpan.recon.recipe import Recipe
 
-    output_folder(output)
+    check_output_folder(output)
     recipe = Recipe(method=models.DEFAULT if method is None else method, device="cpu").resolved()
     rates, seconds = scale.measure(
         file.absolute(),
@@ -47,7 +47,7 @@ def batch(
     command = shlex.join(["mri-qpan", *sys.argv[1:]])
     results = scale.to_json(rates, seconds, file, recipe.method, command, machine.describe(0))
     page = scale.to_markdown(results)
-    with staged(output) as stage:
+    with staged(output_folder(output)) as stage:
         (stage / f"{STEM}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (stage / f"{STEM}.md").write_text(page, encoding="utf-8")
     typer.echo(page)

@@ -23,9 +23,9 @@ def soak(
     """Hold session after session with `mri-qpan serve`; tell wrong images and what it holds on to."""
     from mri_qpan import models
     from mri_qpan.recon import soak as soaking
-    from mri_qpan.recon.files import output_folder, staged
+    from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
-    output_folder(output)
+    check_output_folder(output)
     found = soaking.soak(
         file,
         models.DEFAULT if method is None else method,
@@ -38,7 +38,7 @@ def soak(
             err=True,
         ),
     )
-    with staged(output) as stage:
+    with staged(output_folder(output)) as stage:
         text = json.dumps(soaking.to_json(found), indent=1) + "\n"
         (stage / "benchmark-soak.json").write_text(text, encoding="utf-8")
     typer.echo(

@@ -51,7 +51,7 @@ def speed(
     from mri_qpan.benchmark import machine
     from mri_qpan.benchmark.speed import charts, report
     from mri_qpan.cli.benchmark import progress_bar
-    from mri_qpan.recon.files import output_folder, staged
+    from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
     counts = _counts(threads)
     wanted = [part.strip() for part in parts.split(",")]
@@ -60,7 +60,7 @@ def speed(
     names = [name.strip() for name in models.split(",")] if models else shipped.list_models(channels=2)
     for name in names:
         shipped.load_model(name)
-    output_folder(output)
+    check_output_folder(output)
     with progress_bar(None) as advance:
         advance("the measurement")
         case = _case(file, matrix, mask)
@@ -80,7 +80,7 @@ def speed(
             wanted, case, names, counts, rounds, results["settings"]["sized"], matrix, advance
         )
     drawn = {} if figures is None else charts.charts(results)
-    with staged(output) as stage:
+    with staged(output_folder(output)) as stage:
         (stage / f"{STEM}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (stage / f"{STEM}.md").write_text(report.to_markdown(results), encoding="utf-8")
     if figures is not None:

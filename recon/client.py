@@ -14,6 +14,7 @@ import ismrmrd
 import numpy as np
 
 from mri_qpan.errors import InputError, ReconError
+from mri_qpan.recon.files import from_memory
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
@@ -88,13 +89,21 @@ def send(
         raise ReconError(f"{address[0]}:{address[1]}: {error.strerror or error}") from error
     finally:
         file.close()
-    errors = [text for text in answer.texts if text.startswith("error:")]
+    errors = [text for text in answer.texts if _is_error(text)]
     if answer.failure is not None or errors:
-        raise ReconError(f"{path}: the server failed: {errors[0] if errors else answer.failure}")
+        # The last line of a traceback says what went wrong.
+        reason = errors[0].strip().splitlines()[-1] if errors else answer.failure
+        raise ReconError(f"{path}: the server failed: {reason}")
     if not answer.images:
         raise ReconError(f"{path}: the server closed without an image")
     _write(output, file.xml, answer.images)
     return len(answer.images)
+
+
+def _is_error(text: str) -> bool:
+    """Return whether a text tells of an error: python-ismrmrd-server's begin with their level."""
+    first = text.split(maxsplit=1)[:1]
+    return first != [] and first[0].rstrip(":").lower() in ("error", "critical")
 
 
 def _talk(connection: socket.socket, file: IsmrmrdFile, config: str) -> None:
@@ -143,7 +152,7 @@ def _listen(
 def _write(output: Path, xml: str, images: list[Any]) -> None:
     temporary = output.with_name(f".{output.name}.tmp")
     try:
-        with ismrmrd.Dataset(str(temporary), "dataset", mode="w") as dataset:
+        with from_memory(temporary) as memory, ismrmrd.Dataset(memory, "dataset", mode="w") as dataset:
             dataset.write_xml_header(xml.encode())
             for image in images:
                 dataset.append_image(f"image_{image.image_series_index}", image)

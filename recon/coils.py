@@ -5,7 +5,9 @@ above 2 % of the largest, eigenvalues above 0.95), several times faster: the ima
 evaluated from the 11x11 autocorrelation of the kernels instead of from every kernel's image, and a few power
 iterations start at the low-resolution coil images. Where two eigenvalues are near 1 (the object folds over)
 that start also picks the combination that is there, not an arbitrary one. They run on a coarse grid, which
-holds these smooth maps as well, and end with a few on the image's.
+holds these smooth maps as well, and end with a few on the image's. Several sets are found alike: a few steps
+of subspace iteration (Saad, Numerical Methods for Large Eigenvalue Problems, 2011, chapter 5) start at their
+span in the nearest pixel of the coarse grid.
 """
 
 import math
@@ -27,7 +29,7 @@ NARROWEST_CALIBRATION = 8  # lines; fewer make too few equations for the kernels
 ITERATIONS = 5  # of the power method, four steps each; what is not settled then has two equal eigenvalues
 COARSE = 48
 STEP = 4  # pixels to one of the grid that the power method settles on
-REFINEMENTS = 3  # of its steps on the image's own grid
+REFINEMENTS = 3  # steps on the image's own grid
 CHUNK = 2**25  # bytes of Gram matrices held at a time
 
 _correlations: Memo[Tensor | None] = Memo(2**25, lambda found: 0 if found is None else found.nbytes)
@@ -136,17 +138,21 @@ def _maps(calib: Complex, shape: tuple[int, int], sets: int, noise: float, floor
     if correlation is None:
         return maps
     reference = _strongest_combination(calib)
-    start = _settled(correlation, calib, shape, reference) if sets == 1 else None
+    if sets == 1:
+        start = _settled(correlation, calib, shape, reference)
+    else:
+        start = _nearby(correlation, shape, min(sets, coils))
     rows = max(1, CHUNK // (8 * coils * coils * shape[1]))
     for top in range(0, shape[0], rows):
         here = slice(top, min(top + rows, shape[0]))
         gram = _gram(correlation, shape, here)
-        if start is None:
-            found = _eigenvectors(gram, reference, sets)
+        if sets == 1:
+            vector, values = _power(gram, start[here], REFINEMENTS)
+            vectors = vector[..., None, :]
         else:
-            vectors, values = _power(gram, start[here], REFINEMENTS)
-            found = (_turned(vectors, reference) * (values > CROP))[..., None]
-        maps[:, :, here] = found.permute(3, 2, 0, 1).numpy()
+            vectors, values = _subspace(gram, start[here], REFINEMENTS)
+        found = _turned(vectors, reference) * (values > CROP)[..., None]
+        maps[: found.shape[2], :, here] = found.permute(2, 3, 0, 1).numpy()
     return maps
 
 
@@ -325,7 +331,7 @@ def _low_resolution(calib: Complex, shape: tuple[int, int]) -> Tensor:
 
 def _settled(correlation: Tensor, calib: Complex, shape: tuple[int, int], reference: Tensor) -> Tensor:
     """Leading eigenvectors, (y, x, coil), by the power method on a coarse grid, interpolated."""
-    height, width = (min(n, max(COARSE, -(-n // STEP))) for n in shape)
+    height, width = _coarse(shape)
     low = _low_resolution(calib, (height, width))
     gram = _gram(correlation, (height, width), slice(0, height))
     squared = gram @ gram
@@ -333,6 +339,26 @@ def _settled(correlation: Tensor, calib: Complex, shape: tuple[int, int], refere
     vectors = _turned(vectors, reference)
     down, across = (_interpolation(m, n) for m, n in zip((height, width), shape, strict=True))
     return torch.einsum("yv,vuc,xu->yxc", down, vectors, across)
+
+
+def _nearby(correlation: Tensor, shape: tuple[int, int], count: int) -> Tensor:
+    """Leading eigenvectors at every pixel's nearest one of a coarse grid, (y, x, coil, count).
+
+    They cannot be interpolated: any turn within their span is as good.
+    """
+    coarse = _coarse(shape)
+    vectors = torch.linalg.eigh(_gram(correlation, coarse, slice(0, coarse[0])))[1][..., -count:]
+    rows, columns = (
+        ((torch.arange(fine) - fine // 2) * few / fine + few // 2).round().long() % few
+        for fine, few in zip(shape, coarse, strict=True)
+    )
+    return vectors[rows][:, columns]
+
+
+def _coarse(shape: tuple[int, int]) -> tuple[int, int]:
+    """Matrix of the coarse grid."""
+    height, width = (min(n, max(COARSE, -(-n // STEP))) for n in shape)
+    return height, width
 
 
 def _interpolation(coarse: int, fine: int) -> Tensor:
@@ -352,6 +378,27 @@ def _power(gram: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return _unit(vectors)
 
 
+def _subspace(gram: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvectors (..., set, coil) and eigenvalues (..., set) of Hermitian matrices, largest first.
+
+    `vectors` (..., coil, set) span about the same.
+    """
+    for _ in range(steps):
+        vectors = _orthonormal(gram @ vectors)
+    values, turn = torch.linalg.eigh(vectors.mH @ (gram @ vectors))
+    return (vectors @ turn).mT.flip(-2), values.flip(-1)
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """Vectors (..., coil, set) made orthonormal, one after the other."""
+    made: list[Tensor] = []
+    for vector in vectors.unbind(-1):
+        for other in made:
+            vector = vector - other * (other.conj() * vector).sum(-1, keepdim=True)
+        made.append(_unit(vector)[0])
+    return torch.stack(made, -1)
+
+
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors (..., coil) over their norms, and the norms (..., 1): of real numbers torch is faster."""
     parts = torch.view_as_real(vectors).flatten(-2)
@@ -363,17 +410,6 @@ def _turned(vectors: Tensor, reference: Tensor) -> Tensor:
     """Vectors (..., coil) with the phase in which a combination of the coils has none."""
     seen = (vectors * reference.conj()).sum(-1, keepdim=True)
     return vectors * torch.exp(-1j * seen.angle())
-
-
-def _eigenvectors(gram: Tensor, reference: Tensor, sets: int) -> Tensor:
-    """Leading eigenvectors, (y, x, coil, set), 0 where the eigenvalue says that nothing is there."""
-    found = torch.zeros(*gram.shape[:-1], sets, dtype=torch.complex64)
-    inside = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1) > CROP
-    values, vectors = torch.linalg.eigh(gram[inside])
-    vectors, values = vectors[..., -sets:].flip(-1), values[..., -sets:].flip(-1)
-    phase = torch.einsum("c,ncs->ns", reference.conj(), vectors)
-    found[inside] = vectors * torch.exp(-1j * phase.angle())[:, None, :] * (values > CROP)[:, None, :]
-    return found
 
 
 def _strongest_combination(calib: Complex) -> Tensor:

@@ -20,6 +20,8 @@ from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import Index
 from mri_qpan.recon.metrics import Meter
 from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.raw_file import RawFile
+from mri_qpan.recon.readers.mrd_header import parse_header
 from mri_qpan.recon.session import Lines, Painter, Session
 from mri_qpan.recon.turns import POLL, Turns
 
@@ -80,6 +82,7 @@ class Counts:
     images: int = 0
     failures: int = 0
     waveforms: int = 0
+    returned: int = 0  # images that came as such
     seconds: list[float] = field(default_factory=list)
 
 
@@ -114,32 +117,31 @@ class Conversation:
         self._complete: queue.Queue[tuple[float, Lines] | None] = queue.Queue(WAITING_IMAGES)
         self._ahead: dict[Index, Lines] = {}  # calibrated, and not complete yet
         self._gone = threading.Event()
-        self._saving: Any = None
+        self._saving: RawFile | None = None
 
     def hold(self) -> None:
         """Talk until CLOSE, or until nothing more can be said."""
         worker: threading.Thread | None = None
-        config = header = session = None
+        session: Session | None = None
+        config = header = None
         try:
             for message in MrdReader(self._connection):
                 if isinstance(message, ConfigFile | ConfigText):
                     if config is not None:
                         raise InputError("a second config")
-                    config = str(message)
+                    config = _config_in(message) or str(message)
                 elif isinstance(message, HeaderText):
                     if header is not None:
                         raise InputError("a second header")
                     header = str(message)
                     self._save_to(header)
-                    if Path(config or "").stem not in DRAINING:
-                        session = Session(header, self._peer, self._settings.memory)
                 elif isinstance(message, ismrmrd.Acquisition):
                     if header is None:
                         raise InputError("an acquisition before the header")
                     if not self._counts.acquisitions:
                         worker = self._start(config or self._settings.default, header)
-                        made = session or Session(header, self._peer, self._settings.memory)
-                        session = None if worker is None else made
+                        if worker is not None:
+                            session = Session(header, self._peer, self._settings.memory)
                     self._counts.acquisitions += 1
                     self._keep(message)
                     if session is not None:
@@ -148,10 +150,12 @@ class Conversation:
                     self._counts.waveforms += 1
                     self._keep(message)
                 elif isinstance(message, ismrmrd.Image):
-                    self._say(message)  # what is an image already goes back as it came
+                    self._return(message, config)
                 elif isinstance(message, str):
-                    log.info("%s: says %.200s", self._peer, message)
+                    log.info("%s: says %.200s", self._peer, " ".join(message.split()))
                     config = _config_in(message) or config
+            if header is not None and not (self._counts.acquisitions or self._counts.returned):
+                parse_header(header, self._peer)  # which may be why nothing came
             for lines in [] if session is None else session.rest():
                 self._pass_on(lines)
             if session is not None and session.late:
@@ -173,6 +177,13 @@ class Conversation:
             self._stop_saving()
             self._close()
 
+    def _return(self, image: Any, config: str | None) -> None:
+        """Send what is an image already back as it came; it needs no valid header."""
+        self._counts.returned += 1
+        self._keep(image)
+        if not _drains(config or ""):
+            self._say(image)
+
     def _take(self, acquisition: Any, session: Session) -> None:
         """Hand on what an acquisition completes: images, or the calibration region of one."""
         for lines in session.add(acquisition):
@@ -188,7 +199,7 @@ class Conversation:
 
     def _start(self, config: str, header: str) -> threading.Thread | None:
         """Start what reconstructs; None where nothing is to be made."""
-        if Path(config).stem in DRAINING:
+        if _drains(config):
             if self._saving is None:
                 self._say("nothing is kept: this server was started without --save")
             return None
@@ -257,7 +268,8 @@ class Conversation:
     def _failed(self, error: Exception) -> str:
         """Count and log a failure; return what the peer is told of it."""
         words = " ".join(str(error).split()) or type(error).__name__
-        log.warning("%s: %s", self._peer, words)
+        said = {"event": "failed", "fields": {"peer": self._peer, "reason": words}}
+        log.warning("%s: %s", self._peer, words, extra=said)
         self._counts.failures += 1
         self._settings.meter.failed()
         return f"error: {words}"
@@ -291,8 +303,7 @@ class Conversation:
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{self._peer.replace(':', '_')}"
         try:
             self._settings.save.mkdir(parents=True, exist_ok=True)
-            self._saving = ismrmrd.Dataset(str(self._settings.save / f"{stem}.h5"), "dataset", mode="w")
-            self._saving.write_xml_header(header.encode())
+            self._saving = RawFile(self._settings.save / f"{stem}.h5", header)
         except Exception as error:  # a full disk must not cost the images
             self._not_saved(error)
 
@@ -300,10 +311,7 @@ class Conversation:
         if self._saving is None:
             return
         try:
-            if isinstance(message, ismrmrd.Waveform):
-                self._saving.append_waveform(message)
-            else:
-                self._saving.append_acquisition(message)
+            self._saving.append(message)
         except Exception as error:
             self._not_saved(error)
 
@@ -322,10 +330,18 @@ class Conversation:
             log.error("%s: what was kept may be incomplete: %s", self._peer, error)
 
 
+def _drains(config: str) -> bool:
+    return Path(config.strip()).stem in DRAINING
+
+
 def _config_in(text: str) -> str | None:
-    """Return the config that a scanner's operator chose, which a text of JSON may carry."""
+    """Return the config that a scanner's operator chose, which a text of JSON may carry.
+
+    What was typed (`customconfig`) goes before what was chosen from a list, as in python-ismrmrd-server.
+    """
     try:
         parameters = json.loads(text)["parameters"]
-        return str(parameters["config"]) or None
-    except (ValueError, TypeError, KeyError, RecursionError):
+        chosen = parameters.get("customconfig") or parameters.get("config")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    return str(chosen) if chosen else None

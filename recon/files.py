@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from mri_qpan.errors import InputError
@@ -32,6 +33,17 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def from_memory(path: Path) -> Iterator[BytesIO]:
+    """Lend memory whose content becomes a file when the block ends well.
+
+    For HDF5: where it cannot write out what it holds, on a full disk, the process crashes at its end.
+    """
+    memory = BytesIO()
+    yield memory
+    path.write_bytes(memory.getbuffer())
+
+
 def output_folder(folder: Path) -> Path:
     """Make `folder` where it is missing and check that files can be written in it.
 
@@ -40,10 +52,32 @@ def output_folder(folder: Path) -> Path:
     InputError
         If it cannot be made, is a file or refuses files.
     """
-    try:
+    with _refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
+
+
+def check_output_folder(folder: Path) -> None:
+    """Check what `output_folder` does and make nothing yet: what comes between may fail.
+
+    Raises
+    ------
+    InputError
+        As `output_folder`.
+    """
+    with _refusals(folder):
+        nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        if not nearest.is_dir():
+            raise FileExistsError
+        with tempfile.TemporaryFile(dir=nearest):
+            return
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except FileExistsError as error:
         raise InputError(f"cannot write to {folder}: it is a file, give a folder") from error
     except OSError as error:

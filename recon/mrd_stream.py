@@ -14,6 +14,7 @@ LARGEST_MESSAGE = (
     2**28
 )  # bytes of any one part of a message: 128 channels of 65535 samples would be a quarter
 LARGEST_TEXT = 2**24
+CONFIG_FILE = 1024  # bytes of a config's name, always
 CHUNK = 2**20
 
 __all__ = ["ConfigFile", "ConfigText", "HeaderText", "MrdReader", "MrdWriter"]
@@ -91,10 +92,14 @@ class MrdReader(ProtocolDeserializer):
         # Headers in the wild are not always valid: mrd_header reads them leniently, ismrmrd does not.
         return HeaderText(self._deserialize_text())
 
+    def _deserialize_config_file(self) -> ConfigFile:
+        # What stands behind the first NUL is whatever was in the peer's buffer.
+        return ConfigFile(self._source.read(CONFIG_FILE).partition(b"\0")[0].decode())
+
     def _deserialize_text(self) -> str:
         self._source.most = LARGEST_TEXT
         try:
-            return super()._deserialize_text().rstrip("\0")
+            return super()._deserialize_text().partition("\0")[0]
         finally:
             self._source.most = LARGEST_MESSAGE
 

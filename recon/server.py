@@ -90,14 +90,19 @@ class Server:
 
     def job(self, config: str) -> tuple[Job, str | None]:
         """Return the reconstruction of a config, and what to say where it is not the one asked for."""
-        name = Path(config.strip()).stem if len(config) < 1024 and "\n" not in config else ""
-        chosen = name if name in self._settings.jobs else self._settings.default
+        asked = config.strip()
+        jobs, default = self._settings.jobs, self._settings.default
+        name = next((name for name in (asked, Path(asked).stem) if name in jobs), None)
+        chosen = default if name is None else name
         with self._jobs_lock:
             if chosen not in self._jobs:
-                self._jobs[chosen] = self._settings.jobs[chosen]()
-        known = ", ".join([*self._settings.jobs, *DRAINING])
-        words = f"no config called {name[:80]!r} (there are {known}): {chosen!r} taken instead"
-        return self._jobs[chosen], None if name == chosen else words
+                self._jobs[chosen] = jobs[chosen]()
+        if name is not None:
+            return self._jobs[chosen], None
+        shown, known = " ".join(asked.split())[:80], ", ".join([*jobs, *DRAINING])
+        return self._jobs[
+            chosen
+        ], f"no config called {shown!r} (there are {known}): {default!r} taken instead"
 
     def _attend(self, connection: socket.socket, peer: str) -> None:
         counts = Counts()
@@ -113,16 +118,28 @@ class Server:
         finally:
             self._settings.meter.session(-1)
             self._places.release()
-            slowest = max(counts.seconds, default=0.0)
-            log.info(
-                "%s: closed after %.1f s: %d acquisitions, %d images, %d failures, slowest image %.2f s",
-                peer,
-                time.monotonic() - started,
-                counts.acquisitions,
-                counts.images,
-                counts.failures,
-                slowest,
-            )
+            _log_end(peer, time.monotonic() - started, counts)
+
+
+def _log_end(peer: str, seconds: float, counts: Counts) -> None:
+    """Log what a session came to, in words and in fields."""
+    slowest = max(counts.seconds, default=0.0)
+    fields = {
+        "peer": peer,
+        "seconds": round(seconds, 3),
+        "acquisitions": counts.acquisitions,
+        "images": counts.images,
+        "failures": counts.failures,
+        "waveforms": counts.waveforms,
+        "returned": counts.returned,
+        "slowest": round(slowest, 3),
+    }
+    log.info(
+        f"{peer}: closed after {seconds:.1f} s: {counts.acquisitions} acquisitions, {counts.images} images, "
+        f"{counts.failures} failures, {counts.waveforms} waveforms, {counts.returned} images returned as "
+        f"they came, slowest image {slowest:.2f} s",
+        extra={"event": "closed", "fields": fields},
+    )
 
 
 def warm_up(job: Job) -> None:

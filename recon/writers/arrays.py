@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.bart import write_cfl
 from mri_qpan.errors import ReconError
+from mri_qpan.recon.files import from_memory
 from mri_qpan.recon.kspace import ImageSeries, Index
 
 AXES = ("slice", "set", "phase", "repetition", "contrast")
@@ -88,7 +89,7 @@ def write_fastmri(path: Path, series: ImageSeries) -> None:
     if not stack or any(image.data.shape[0] > 1 for image in series.images):
         raise ReconError("fastMRI's layout holds one stack of slices, and this series is more than that")
     pixels = np.abs(_same_size([image.data[0] for image in series.images])).transpose(0, 2, 1)
-    with h5py.File(path, "w") as file:
+    with from_memory(path) as memory, h5py.File(memory, "w") as file:
         file["reconstruction"] = pixels
         file.attrs["max"], file.attrs["norm"] = pixels.max(), np.linalg.norm(pixels)
         file.attrs["provenance"] = json.dumps(series.provenance)

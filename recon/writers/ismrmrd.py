@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mri_qpan.recon.files import from_memory
 from mri_qpan.recon.kspace import Image, ImageSeries, Index
 from mri_qpan.recon.writers.window import window_of
 
@@ -33,7 +34,7 @@ def write_ismrmrd(path: Path, series: ImageSeries) -> None:
     import ismrmrd
 
     window = window_of(series)
-    with ismrmrd.Dataset(str(path), "dataset", mode="w") as dataset:
+    with from_memory(path) as memory, ismrmrd.Dataset(memory, "dataset", mode="w") as dataset:
         if series.xml is not None:
             dataset.write_xml_header(series.xml.encode())
         for number in range(len(series.images)):

@@ -15,7 +15,7 @@ from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype
 from numpy.typing import NDArray
 
 from mri_qpan.phantom import noise as draw_noise
-from mri_qpan.recon.files import staged
+from mri_qpan.recon.files import from_memory, staged
 from mri_qpan.recon.kspace import Index, KSpace
 
 LARMOR_HZ = 127_728_000
@@ -110,7 +110,11 @@ def write_raw(
         readouts = [_reversed(r) if n % 2 else r for n, r in enumerate(readouts)]
     rows = [] if noise is None else [_noise_row(images[0], noise, n) for n in range(len(noise.samples))]
     rows += [_row(readout, len(rows) + n) for n, readout in enumerate(readouts)]
-    with staged(path.parent) as stage, h5py.File(stage / path.name, "w") as file:
+    with (
+        staged(path.parent) as stage,
+        from_memory(stage / path.name) as memory,
+        h5py.File(memory, "w") as file,
+    ):
         text = h5py.special_dtype(vlen=bytes)
         file.create_dataset("dataset/xml", data=np.array([_xml(images, noise).encode()], object), dtype=text)
         file.create_dataset("dataset/data", data=np.array(rows, acquisition_dtype), maxshape=(None,))

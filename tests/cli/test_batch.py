@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from archives import Orthanc, start_orthanc
 from batches import ZERO_FILLED, assert_whole, outputs
 from dask.system import CPU_COUNT
 from mrd_files import header_xml, lines, random_kspace, write
+from rich.console import Console
 from typer.testing import CliRunner
 
+from mri_qpan.cli.batch import _progress
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
 from mri_qpan.recon.batch.outbox import Outbox
@@ -195,3 +198,13 @@ def test_missing_files_need_no_workers(tmp_path: Path, monkeypatch: pytest.Monke
     assert [line["event"] for line in lines] == ["failed", "summary"]
     assert lines[0]["reason"].endswith("gone.h5: no such file or directory")
     assert lines[1]["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("terminal", "log_format", "shown"), [(1, "text", 1), (0, "text", 0), (1, "json", 0)]
+)
+def test_progress_is_for_people(terminal: int, log_format: str, shown: int) -> None:
+    console = Console(file=StringIO(), force_terminal=bool(terminal), width=100)
+    with _progress(console, log_format) as progress:
+        progress(1, 3)
+    assert ("1/3" in console.file.getvalue()) == bool(shown)  # type: ignore[attr-defined]

@@ -91,3 +91,13 @@ def test_help_names_the_options(run: Run) -> None:
     code, out, _ = run("real", "--help")
     assert code == 0
     assert "--tuned" in out
+
+
+@pytest.mark.parametrize("verb", ["real", "brain", "serve", "soak", "batch", "speed"])
+def test_a_failure_leaves_no_folder(run: Run, tmp_path: Path, verb: str) -> None:
+    gone: tuple[str | Path, ...] = (tmp_path / "gone.h5",)
+    gone = ("--input", *gone) if verb == "speed" else gone
+    more = ("--masks", tmp_path) if verb == "brain" else ()
+    code, _, said = run(verb, *gone, *more, "-o", tmp_path / "new" / "tables")
+    assert (code, "gone.h5" in said) == (3, True)
+    assert list(tmp_path.iterdir()) == []

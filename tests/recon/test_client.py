@@ -1,5 +1,6 @@
 """The MRD client against our server, and against servers that fail."""
 
+import resource
 import socket
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from mrd_files import line, random_kspace, write
 from mrd_sessions import CPU, KSPACE, XML, assert_is, flagged
 
-from mri_qpan.errors import ReconError
+from mri_qpan.errors import InputError, ReconError
 from mri_qpan.methods import get_method
 from mri_qpan.recon.client import send
 from mri_qpan.recon.job import Job
@@ -51,6 +52,35 @@ class TestSend:
             with pytest.raises(ReconError):
                 send(raw, listener.getsockname(), "default", tmp_path / "out.h5")
             thread.join()
+
+    def test_a_server_that_says_nothing(self, raw: Path, tmp_path: Path) -> None:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            pytest.raises(ReconError, match="timed out"),
+        ):
+            send(raw, listener.getsockname(), "default", tmp_path / "out.h5", patience=0.5)
+        assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
+
+    @pytest.mark.parametrize("content", [None, b"no", b"\x89HDF\r\n\x1a\n" + bytes(100)])
+    def test_no_raw_file(self, serve, tmp_path: Path, content: bytes | None) -> None:
+        raw = tmp_path / "scan.h5"
+        if content is not None:
+            raw.write_bytes(content)
+        with pytest.raises(InputError, match=r"scan\.h5"):
+            send(raw, serve(), "default", tmp_path / "out.h5")
+
+    def test_an_output_that_cannot_be_written(self, serve, raw: Path, tmp_path: Path) -> None:
+        (tmp_path / "out.h5").mkdir()
+        with pytest.raises(ReconError, match="cannot be written"):
+            send(raw, serve(), "default", tmp_path / "out.h5")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+        try:
+            with pytest.raises(ReconError, match="cannot be written: File too large"):
+                send(raw, serve(), "default", tmp_path / "other.h5")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert {path.name for path in tmp_path.iterdir()} == {"scan.h5", "out.h5"}
 
     def test_a_real_head(self, serve, shared_data: Path, tmp_path: Path) -> None:
         raw = shared_data / "kspace/head_8ch_256_R3_acs24.h5"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sigpy
 import sigpy.mri
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -192,6 +193,106 @@ class TestEspirit:
         theirs = bart_maps(kspace, sets, tmp_path)
         errors = projection_error(ours if sets > 1 else ours[None], images), projection_error(theirs, images)
         assert errors[0] < 1.02 * errors[1]
+        if sets > 1:
+            assert shared_span(ours, theirs) > 0.98
+
+
+def span_errors(
+    maps: NDArray[np.complex64], gram: NDArray[np.complex64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Where maps (set, coil, y, x) have as many sets as eigenvalues tell, and their spans' distance there.
+
+    The eigenvalues and eigenvectors are NumPy's, of the matrices (y, x, coil, coil).
+    """
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors = values[..., ::-1][..., : len(maps)], vectors[..., ::-1][..., : len(maps)]
+    there = values > coils.CROP
+    wanted = vectors * there[..., None, :]
+    found = maps.transpose(2, 3, 1, 0)
+    same = ((abs(found) ** 2).sum(-2) > 0.5) == there
+    spans = [v @ v.conj().swapaxes(-1, -2) for v in (found, wanted)]
+    return same.all(-1), np.linalg.norm(spans[0] - spans[1], axis=(-2, -1))
+
+
+def gram_of(calib: NDArray[np.complex64], shape: tuple[int, int]) -> NDArray[np.complex64]:
+    correlation = coils._kernel_correlation(calib, 0.0)
+    assert correlation is not None
+    return coils._gram(correlation, shape, slice(0, shape[0])).numpy()
+
+
+class TestSeveralSets:
+    """Subspace iteration from a coarse grid, against NumPy's full eigendecomposition of every pixel."""
+
+    @pytest.mark.parametrize("sets", [2, 3])
+    @pytest.mark.parametrize("shape", [(128, 96), (45, 140)])
+    def test_are_the_eigenvectors(self, shape, sets):
+        whole = coil_images((2 * shape[0], shape[1]))
+        calib = calibration(whole[:, : shape[0]] + whole[:, shape[0] :])
+        maps = coils.espirit(calib, shape, sets=sets)
+        same, distance = span_errors(maps, gram_of(calib, shape))
+        assert same.mean() > 0.999
+        assert distance[same].max() < 0.02
+        assert np.sqrt((distance[same] ** 2).mean()) < 2e-3
+
+    def test_of_a_real_head_that_folds_over(self, shared_data):
+        from mri_qpan.recon.readers import open_kspace
+
+        kspace = next(open_kspace(shared_data / "kspace/brain_8ch_wrap_320x168.h5")).data[:, 0]
+        calib = sigpy.resize(kspace, (8, 24, 24))
+        maps = coils.espirit(calib, kspace.shape[1:], sets=2)
+        assert 0.1 < (abs(maps[1]).sum(0) > 0).mean() < 0.2
+        part = (slice(None, None, 3), slice(None, None, 2))  # NumPy takes its time
+        same, distance = span_errors(maps[:, :, *part], gram_of(calib, kspace.shape[1:])[part])
+        assert same.mean() > 0.999
+        assert distance[same].max() < 0.01
+        assert np.sqrt((distance[same] ** 2).mean()) < 2e-3
+
+    def test_are_orthonormal(self):
+        maps = coils.espirit(calibration(folded_images()), (N, N), sets=2).transpose(2, 3, 0, 1)
+        products = maps.conj() @ maps.swapaxes(-1, -2)
+        there = products[..., [0, 1], [0, 1]].real > 0.5
+        np.testing.assert_allclose(products, np.eye(2) * there[..., None, :], atol=1e-4)
+
+    def test_in_parts_as_in_one(self, monkeypatch):
+        calib = calibration(folded_images())
+        whole = coils.espirit(calib, (N, N), sets=2)
+        monkeypatch.setattr(coils, "CHUNK", 8 * 6 * 6 * N * 5)  # five rows at a time, the last four
+        np.testing.assert_allclose(coils.espirit(calib, (N, N), sets=2), whole, atol=1e-5)
+
+    def test_more_sets_than_coils_are_empty(self):
+        calib = calibration(coil_images(number=1))
+        maps = coils.espirit(calib, (N, N), sets=2)
+        assert maps[0].any()
+        assert not maps[1].any()
+
+    @settings(deadline=None, max_examples=40)
+    @given(seed=st.integers(0, 2**31), count=st.integers(2, 9), sets=st.integers(1, 4))
+    def test_subspace_iteration_of_any_matrices(self, seed, count, sets):
+        """With a gap after the wanted eigenvalues it settles on them, whatever it starts at."""
+        rng = np.random.default_rng(seed)
+        sets = min(sets, count)
+        values = np.sort(np.r_[rng.uniform(0.6, 1, sets), rng.uniform(0, 0.1, count - sets)])
+        vectors = np.linalg.qr(rng.standard_normal((5, count, 2 * count)).view(complex))[0]
+        gram = (vectors * values) @ vectors.conj().swapaxes(-1, -2)
+        start = torch.from_numpy(rng.standard_normal((5, count, 2 * sets)).view(complex))
+        found, values_found = coils._subspace(torch.from_numpy(gram), start, 20)
+        np.testing.assert_allclose(values_found, np.tile(values[::-1][:sets], (5, 1)), atol=1e-6)
+        np.testing.assert_allclose(gram @ found.mT.numpy(), found.mT.numpy() * values[::-1][:sets], atol=1e-5)
+
+    @pytest.mark.skipif(shutil.which("bart") is None, reason="BART is not installed")
+    def test_span_what_barts_do(self, tmp_path):
+        images = folded_images()
+        ours = coils.espirit(calibration(images), (N, N), sets=2)
+        assert shared_span(ours, bart_maps(fft_numpy(images, (1, 2)), 2, tmp_path)) > 0.98
+
+
+def shared_span(ours: NDArray[np.complex64], theirs: NDArray[np.complex64]) -> float:
+    """Share (1: all) of two spans (set, coil, y, x) in each other, in 95 % of the pixels with both."""
+    norms = np.linalg.norm(theirs, axis=1)
+    both = (np.linalg.norm(ours, axis=1).min(0) > 0.5) & (norms.min(0) > 0.5)
+    assert both.mean() > 0.1
+    span = np.einsum("scyx,tcyx->styx", ours.conj(), theirs / np.maximum(norms, 1e-6)[:, None])
+    return float(np.quantile((abs(span) ** 2).sum((0, 1))[both] / len(ours), 0.05))
 
 
 class TestOtherMaps:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.files import output_folder, staged
+from mri_qpan.recon.files import check_output_folder, from_memory, output_folder, staged
 
 
 def test_files_appear_when_all_are_written(tmp_path: Path) -> None:
@@ -39,6 +39,27 @@ def test_output_folder_is_made_or_refused(tmp_path: Path) -> None:
     for bad in (file, file / "below"):
         with pytest.raises(InputError, match="cannot write to"):
             output_folder(bad)
+
+
+def test_an_output_folder_is_checked_and_not_made(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "new" / "deep")
+    assert list(tmp_path.iterdir()) == []
+    check_output_folder(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("gone")
+    for bad in ("file", "file/below", "nowhere"):
+        with pytest.raises(InputError, match="cannot write to"):
+            check_output_folder(tmp_path / bad)
+
+
+def test_a_file_from_memory_is_whole_or_the_disk_says_why(tmp_path: Path) -> None:
+    with from_memory(tmp_path / "a") as memory:
+        memory.write(b"all of it")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_bytes() == b"all of it"
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), from_memory(tmp_path / "full") as memory:
+        memory.write(b"x")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

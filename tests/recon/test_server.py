@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ class TestGoodSessions:
                 assert (image.slice, image.image_index) == (number, number + 1)
             writer.close()
             assert list(reader) == []
+
+    def test_what_a_session_came_to_is_logged_for_machines(
+        self, serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "mri_qpan")
+        talk(serve(), ConfigFile("default"), HeaderText(XML), *SLICE)
+        deadline = time.monotonic() + 30
+        while not (found := [r for r in caplog.records if getattr(r, "event", "") == "closed"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        counts = {"acquisitions": len(SLICE), "images": 1, "failures": 0, "waveforms": 0, "returned": 0}
+        assert counts.items() <= found[0].fields.items()
 
     def test_one_scale_for_the_series(self, serve) -> None:
         made = [a for s in range(2) for a in flagged((s + 1) * KSPACE, slice=s)]

@@ -1,6 +1,8 @@
 """Sessions with the MRD server that do not go well, and that none of them harms another."""
 
 import contextlib
+import resource
+import shutil
 import socket
 import struct
 import threading
@@ -29,6 +31,10 @@ BAD: dict[str, tuple[list[Any], str]] = {
         [ConfigFile("default"), HeaderText(XML), struct.pack("<H", 1008) + b"\xff" * 340],
         "error",
     ),
+    "a huge image": (
+        [ConfigFile("default"), HeaderText(XML), struct.pack("<H", 1022) + b"\xff" * 206],
+        "error",
+    ),
     "an acquisition before the header": ([ConfigFile("default"), SLICE[0]], "before the header"),
     "two headers": ([ConfigFile("default"), HeaderText(XML), HeaderText(XML)], "a second header"),
     "two configs": ([ConfigFile("default"), ConfigFile("default")], "a second config"),
@@ -48,17 +54,22 @@ BAD: dict[str, tuple[list[Any], str]] = {
 
 class TestBadSessions:
     @pytest.mark.parametrize("name", BAD)
-    def test_end_in_a_text_and_close_and_the_next_client_is_served(self, serve, name: str) -> None:
+    def test_end_in_a_text_and_close_and_the_next_client_is_served(
+        self, serve, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "mri_qpan")
         address = serve()
         messages, words = BAD[name]
         answer = (
             talk(address, *messages, close=False)
-            if name in ("garbage", "lengths that lie")
+            if name in ("garbage", "lengths that lie", "a huge image")
             else talk(address, *messages)
         )
         assert "error:" in texts(answer)
         assert words in texts(answer)
         assert len(images(talk(address, ConfigFile("default"), HeaderText(XML), *SLICE))) == 1
+        told = [record.fields for record in caplog.records if getattr(record, "event", "") == "failed"]
+        assert words in told[0]["reason"] or "error" in words
 
     def test_a_bad_image_does_not_end_its_session(self, serve) -> None:
         bad = [line(KSPACE[:, 0], ky=500, slice=0, flags=[ismrmrd.ACQ_LAST_IN_SLICE])]
@@ -69,6 +80,17 @@ class TestBadSessions:
     def test_silence(self, serve) -> None:
         answer = talk(serve(patience=0.3), ConfigFile("default"), HeaderText(XML), close=False)
         assert "error: timed out" in texts(answer)
+
+    def test_silence_in_the_middle_of_a_readout(self, serve) -> None:
+        part = struct.pack("<H", 1008) + bytes(SLICE[0].getHead()) + bytes(7)
+        messages = [ConfigFile("default"), HeaderText(XML), *flagged(KSPACE), part]
+        answer = talk(serve(patience=0.3), *messages, close=False)
+        assert len(images(answer)) == 1
+        assert "error: timed out" in texts(answer)
+
+    def test_waveforms_alone(self, serve) -> None:
+        wave = ismrmrd.Waveform.from_array(np.zeros((2, 10), np.uint32))
+        assert talk(serve(), ConfigFile("default"), HeaderText(XML), wave, wave) == []
 
     def test_leaving_in_the_middle(self, serve) -> None:
         address = serve()
@@ -196,16 +218,38 @@ class TestRobustness:
     def test_nothing_comes(self, serve, messages: list[Any]) -> None:
         assert talk(serve(), *messages) == []
 
-    def test_a_disk_that_fills_up_costs_no_image(
+    def test_a_disk_that_fills_up_costs_no_image(self, serve, tmp_path: Path) -> None:
+        """Nor the process: HDF5 would end it, were it told."""
+        address = serve(save=tmp_path)
+        made = [a for s in range(3) for a in flagged(KSPACE, slice=s)]
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, before[1]))
+        try:
+            answers = [talk(address, ConfigFile("default"), HeaderText(XML), *made) for _ in range(2)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        for answer in answers:
+            assert len(images(answer)) == 3
+            assert texts(answer).count("cannot be kept: [Errno 27]") == 1
+        cut = set(tmp_path.glob("*.h5"))
+        assert len(images(talk(address, ConfigFile("default"), HeaderText(XML), *made))) == 3
+        (whole,) = set(tmp_path.glob("*.h5")) - cut
+        with ismrmrd.Dataset(str(whole), "dataset", mode="r") as dataset:
+            assert dataset.number_of_acquisitions() == 3 * len(SLICE)
+
+    def test_a_disk_that_is_nearly_full_keeps_what_it_can(
         self, serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(dataset: Any, acquisition: Any) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(ismrmrd.Dataset, "append_acquisition", full)
-        answer = talk(serve(save=tmp_path), ConfigFile("default"), HeaderText(XML), *SLICE)
-        assert len(images(answer)) == 1
+        room = iter([2**30] * 31)
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=next(room, 10**6)))
+        made = [a for s in range(2) for a in flagged(KSPACE, slice=s)]
+        answer = talk(serve(save=tmp_path), ConfigFile("default"), HeaderText(XML), *made)
+        assert len(images(answer)) == 2
         assert texts(answer).count("No space left on device") == 1
+        (saved,) = tmp_path.glob("*.h5")
+        with ismrmrd.Dataset(str(saved), "dataset", mode="r") as dataset:
+            assert dataset.number_of_acquisitions() == 30
 
     def test_patience_outlives_a_bad_image(self, serve, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mri_qpan.recon.conversation.GIVE_UP", 0.2)

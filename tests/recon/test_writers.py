@@ -1,6 +1,7 @@
 """What the files hold beside the geometry, which test_geometry.py covers."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, St
 from mri_qpan.recon.pipeline import Figures, Result
 from mri_qpan.recon.study import Study
 from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti, write_png, write_study_png
+from mri_qpan.recon.writers.arrays import write_fastmri
 from mri_qpan.recon.writers.png import title
 from mri_qpan.recon.writers.window import display_range
 
@@ -44,6 +46,14 @@ def series(repetitions: int = 2, slices: int = 3) -> ImageSeries:
         for s in range(slices)
     ]
     return ImageSeries(images, XML, PROVENANCE)
+
+
+@pytest.mark.parametrize("write", [write_ismrmrd, write_fastmri])
+def test_a_full_disk_is_told_of(write: Callable[[Path, ImageSeries], None], tmp_path: Path) -> None:
+    """By an OSError: HDF5 on the disk itself would end the process later."""
+    (tmp_path / "a.h5").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "a.h5", series(repetitions=1))
 
 
 def test_ismrmrd_headers_attributes_and_pixels(tmp_path: Path) -> None:

@@ -104,17 +104,18 @@ def test_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FULL = """
 import os, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from batches import assert_whole, outputs, run
+from batches import ZERO_FILLED, assert_whole, outputs, run
 from mri_qpan.errors import ReconError
 
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
 made, full = {}, 0
-for size in range(40, 400, 16):
+for size in range(40, 600, 32):
     subprocess.run(["mount", "-o", f"remount,size={size}k", str(out)], check=True)
     try:
-        summary = run([folder], out)
+        summary = run([folder], out, replace(ZERO_FILLED, formats=("ismrmrd", "npy")))
     except ReconError as error:
         assert any(words in str(error) for words in ("No space left", "disk is full", "disk I/O")), error
         full += 1
@@ -136,7 +137,7 @@ print(full)
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """A file system of a few pages, which grows by four until all outputs find room."""
+    """A file system of a few pages, which grows by eight until all outputs find room."""
     tools = shutil.which("unshare"), shutil.which("mount")
     command = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "-o", "size=40k", "none"]
     out = tmp_path / "out"

@@ -65,15 +65,30 @@ def nobody() -> Iterator[Path]:
             os.chown(folder, NOBODY, NOBODY)
             os.seteuid(NOBODY)
         try:
-            if not os.access(sys.executable, os.X_OK, effective_ids=True):
-                pytest.skip("root's Python is not for other users, and readers run in processes of their own")
             yield Path(folder)
         finally:
             if root:
                 os.seteuid(0)
 
 
+def test_a_folder_that_cannot_be_listed_is_named_beside_what_can(nobody: Path) -> None:
+    for name in ("in/a.h5", "in/closed/b.h5"):
+        (nobody / name).parent.mkdir(parents=True, exist_ok=True)
+        (nobody / name).touch()
+    (nobody / "in/closed").chmod(0)
+    try:
+        sources, troubles = find_inputs([nobody / "in"], nobody / "out")
+    finally:
+        (nobody / "in/closed").chmod(0o700)
+    assert [source.path.name for source in sources] == ["a.h5"]
+    (trouble,) = troubles
+    assert trouble.path.name == "closed"
+    assert trouble.reason == f"{trouble.path}: cannot be listed: Permission denied"
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(nobody: Path) -> None:
+    if not os.access(sys.executable, os.X_OK, effective_ids=True):
+        pytest.skip("root's Python is not for other users, and readers run in processes of their own")
     scan, closed, locked = raw(nobody / "in/a.h5"), nobody / "in/closed", raw(nobody / "in/b.h5")
     closed.mkdir(0)
     locked.chmod(0)
