@@ -7,6 +7,8 @@ inverse transform has its axes along the quaternion's, as a scan of the ACR phan
 bubble and the resolution insert tell anterior and left; pehses' twixtools turn them too. So do, of the
 converter's files, PTB-MR's mrpro (issue 828) and aTrotier's ismrmrd_to_nifti, which was held against NIfTI of
 the scanner; `readers.ismrmrd` says so and leaves them, for no file tells what wrote it.
+
+Read here and not by pymapvbvd, which a test compares with: it takes a file that breaks off for a shorter scan.
 """
 
 from __future__ import annotations

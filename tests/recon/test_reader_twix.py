@@ -151,6 +151,17 @@ def test_bart_reads_the_same(path: Path) -> None:
     np.testing.assert_array_equal(bart.read_cfl(path.parent / "k").reshape(2, 12, 16), image.data[:, 0])
 
 
+def test_mapvbvd_reads_the_same(path: Path) -> None:
+    mapvbvd = pytest.importorskip("mapvbvd")
+    slices = [random_kspace(2, 12, 16, seed=seed) for seed in range(2)]
+    acquired = [line for number, kspace in enumerate(slices) for line in lines(kspace, sli=number)]
+    write(path, {"gre": [*acquired[:5], sync(), *acquired[5:], end()]})
+    theirs = mapvbvd.mapVBVD(str(path), quiet=True).image
+    theirs.squeeze, theirs.flagRemoveOS = True, False
+    for image, other in zip(open_kspace(path), np.moveaxis(theirs[""], 3, 0), strict=True):
+        np.testing.assert_array_equal(image.data[:, 0], other.transpose(1, 2, 0))
+
+
 def test_a_scanners_file(shared_data: Path) -> None:
     """The ACR phantom, from the examples of twixtools (MIT): air bubble anterior, the insert not mirrored."""
     path = shared_data / "kspace" / "twix_gre_2ch_acr.dat"
