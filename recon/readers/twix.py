@@ -8,7 +8,8 @@ bubble and the resolution insert tell anterior and left; pehses' twixtools turn 
 converter's files, PTB-MR's mrpro (issue 828) and aTrotier's ismrmrd_to_nifti, which was held against NIfTI of
 the scanner; `readers.ismrmrd` says so and leaves them, for no file tells what wrote it.
 
-Read here and not by pymapvbvd, which a test compares with: it takes a file that breaks off for a shorter scan.
+Read here and not by pymapvbvd, with which a test compares: it takes a file that breaks off for a shorter
+scan.
 """
 
 from __future__ import annotations
