@@ -101,8 +101,7 @@ def main() -> None:
     elif task == "test":
         set_up(".[dev]")
         check()
-        # A file's tests stay together: they share what is dear to set up.
-        run(str(BIN / "pytest"), "-n", "auto", "--dist", "loadfile")
+        run(str(BIN / "pytest"))
     else:
         sys.exit("usage: python3 make.py demo|test|check")
 

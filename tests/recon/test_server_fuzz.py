@@ -82,5 +82,5 @@ def test_every_damaged_session_ends_in_order(seed: int, monkeypatch: pytest.Monk
         assert len(errors) == counts.failures
         assert sum(isinstance(message, ismrmrd.Image) for message in answer) >= counts.images
         failures += bool(errors)
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # another test's may still be ending
     assert failures > 20
