@@ -100,9 +100,8 @@ class Server:
         if name is not None:
             return self._jobs[chosen], None
         shown, known = " ".join(asked.split())[:80], ", ".join([*jobs, *DRAINING])
-        return self._jobs[
-            chosen
-        ], f"no config called {shown!r} (there are {known}): {default!r} taken instead"
+        words = f"no config called {shown!r} (there are {known}): {default!r} taken instead"
+        return self._jobs[chosen], words
 
     def _attend(self, connection: socket.socket, peer: str) -> None:
         counts = Counts()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from origins import PROVENANCE
 from scipy.spatial.transform import Rotation
 
 from mri_qpan.errors import ReconError
@@ -17,13 +18,6 @@ from mri_qpan.recon.geometry import affine_lps, place_notes, stack, voxel_size
 from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Vector
 from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti
 
-PROVENANCE: dict[str, object] = {
-    "method": "tv",
-    "version": "0",
-    "input": "a.h5",
-    "mask_ratio": 1.0,
-    "mask_hash": "0",
-}
 SHAPES = [(1, 6, 10), (1, 7, 9), (1, 5, 12), (4, 6, 10), (3, 7, 9)]
 CORNERS = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
 

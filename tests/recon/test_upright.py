@@ -8,6 +8,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from origins import PROVENANCE
 from PIL import Image as Picture
 from scipy.spatial.transform import Rotation
 
@@ -16,13 +17,6 @@ from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Vector
 from mri_qpan.recon.upright import turn_of, upright
 from mri_qpan.recon.writers import write_dicom, write_png
 
-PROVENANCE: dict[str, object] = {
-    "method": "tv",
-    "version": "0",
-    "input": "a.h5",
-    "mask_ratio": 1.0,
-    "mask_hash": "0",
-}
 L, P, H = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 R, A, F = (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0)
 
