@@ -27,10 +27,14 @@ WORDS = {
     "filled": "the object fills {value:.0%} of the field of view, in training {low:.0%} to {high:.0%}",
     "moved": "the last layer still moves the image by {value:.1%}, in training {high:.1%} at most: the"
     " network does not settle on these data",
+    "further": "one more layer would move the image by {value:.1%}, in training by {high:.1%} at most: the"
+    " network does not settle on these data",
+    "contraction": "one more layer would leave {value:.2f} times the last layer's step (eta1 + eta2), in"
+    " training {high:.2f} times at most: the network does not settle on these data",
 }
 """What is said of a statistic outside its range."""
 
-ONE_SIDED = ("gap", "peak", "moved")
+ONE_SIDED = ("gap", "peak", "moved", "further", "contraction")
 """Statistics of which less is better."""
 
 

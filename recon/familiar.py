@@ -17,7 +17,9 @@ MARGIN = 0.02  # of a ratio
 FULL = 0.97  # ratio from which nothing is left to reconstruct
 
 
-def measure(prepared: Prepared, adjoint: torch.Tensor, scale: float, moved: float | None) -> dict[str, float]:
+def measure(
+    prepared: Prepared, adjoint: torch.Tensor, scale: float, found: dict[str, float]
+) -> dict[str, float]:
     """Return the statistics (`mri_qpan.likeness`) of a slice on a grid; of others only what a network says.
 
     Parameters
@@ -28,10 +30,9 @@ def measure(prepared: Prepared, adjoint: torch.Tensor, scale: float, moved: floa
         A^H y, (1, [set,] y, x).
     scale
         Its robust maximum.
-    moved
-        How far a network's last layer moved the image, relative to it; None of other methods.
+    found
+        What a network says of itself: how far its last layer moved, contraction figures if asked for.
     """
-    found = {} if moved is None else {"moved": moved}
     if prepared.coord is not None or prepared.mask.shape[0] > 1:
         return found
     image = adjoint[0].reshape(-1, *adjoint.shape[-2:]).cpu().numpy()

@@ -195,7 +195,7 @@ def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
     """Reconstruct one image; an error says which one of which file it was."""
     names = ("device", "compress", "hard_dc", "partial_fourier", "replicas")
     options: dict[str, Any] = {name: getattr(job, name) for name in names}
-    options["views"] = job.report
+    options |= {"views": job.report, "contraction": job.report or job.strict}
     compared = assumed = None
     try:
         if job.mps is not None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mri_qpan.encoding import Encoding, Normal, Reconstructor
 from mri_qpan.errors import ReconError
-from mri_qpan.networks import Network
+from mri_qpan.networks import Network, ProximalNetwork
+from mri_qpan.networks.contraction import of_contraction
 from mri_qpan.noncartesian import NonCartesian
 from mri_qpan.recon import familiar, noise
 from mri_qpan.recon.compression import Number
@@ -85,6 +86,7 @@ def reconstruct(
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
+    contraction: bool = False,
     replicas: int = 0,
     scale: float | None = None,
     floor: float = 0.0,
@@ -111,6 +113,8 @@ def reconstruct(
         What fills an edge of k-space that was never acquired, see `partial_fourier.fill_edge`.
     views
         Keep what a report shows.
+    contraction
+        Work a network once more, in float32, for its contraction figures (`networks.contraction`).
     replicas
         Reconstruct so many copies with the measurement's noise added once more, for maps of what it does.
     scale
@@ -139,7 +143,8 @@ def reconstruct(
         "partial_fourier": partial_fourier,
         "scale": scale,
     }
-    result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
+    shown = {"views": views, "contraction": contraction}
+    result = solve(prepared, kspace, method, maps_seconds=seconds, **shown, **options)
     if not replicas:
         return result
     return with_noise_maps(result, prepared, kspace, method, replicas, **options)
@@ -193,6 +198,7 @@ def solve(
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
+    contraction: bool = False,
     scale: float | None = None,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
@@ -202,7 +208,7 @@ def solve(
     adjoint = encoding.adjoint(samples)
     unit = robust_scale(adjoint) if scale is None else torch.full((), scale, device=adjoint.device)
     try:
-        image, moved = _apply(method, adjoint / unit, encoding.normal, sets)
+        image, settled = _apply(method, adjoint / unit, encoding.normal, sets)
         image = unit * image
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ReconError(f"out of memory on {device}: use another --device") from error
@@ -237,7 +243,11 @@ def solve(
     strange: list[str] = []
     likeness: dict[str, float] = {}
     if card is not None:
-        likeness = familiar.measure(prepared, adjoint, float(unit.max()), moved)
+        network = getattr(method, "run", method)
+        if contraction and isinstance(network, ProximalNetwork):
+            near = network.contraction(adjoint / unit, encoding.normal)
+            settled |= {name: float(values.max()) for name, values in of_contraction(near).items()}
+        likeness = familiar.measure(prepared, adjoint, float(unit.max()), settled)
         strange = familiar.warnings(card, prepared, float(unit.max()), likeness)
     shown = None
     if views:
@@ -266,8 +276,8 @@ def _edge_signal(prepared: Prepared, covariance: Complex | None) -> float:
 
 def _apply(
     method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool
-) -> tuple[torch.Tensor, float | None]:
-    """Call a method, and ask a network how far its last layer moved the image.
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Call a method, and ask a network how far it has settled.
 
     Sets of maps (a batch of one, set, y, x) stand where it takes images one by one.
 
@@ -277,10 +287,10 @@ def _apply(
     network = getattr(method, "run", method)
     if isinstance(network, Network):
         image, moved = network.reconstruct(adjoint, normal)
-        return image, float(moved.max())
+        return image, {"moved": float(moved.max())}
     if not sets or isinstance(network, torch.nn.Module):
-        return method(adjoint, normal), None
-    return method(adjoint[0], lambda image: normal(image[None])[0])[None], None
+        return method(adjoint, normal), {}
+    return method(adjoint[0], lambda image: normal(image[None])[0])[None], {}
 
 
 def to_torch(prepared: Prepared, device: torch.device | str) -> tuple[Encoding | NonCartesian, torch.Tensor]:

@@ -142,9 +142,22 @@ def _figures(result: Result, views: Views) -> dict[str, str]:
         "mask": figures.mask_hash,
         "|Ax − y| / |y|": f"{figures.residual:.2%}",
         "noise of a sample over the image's maximum, at most": f"{views.noise:.3f}",
+        **_settled(result.likeness),
         "seconds for coil maps": f"{figures.maps_seconds:.2f}",
         "seconds for the image": f"{figures.recon_seconds:.2f}",
     }
+
+
+def _settled(likeness: dict[str, float]) -> dict[str, str]:
+    """Return how far a network has settled, in words; nothing of other methods."""
+    words = {} if "moved" not in likeness else {"last layer moved the image by": f"{likeness['moved']:.2%}"}
+    if "further" in likeness:
+        etas = f"{likeness['eta1']:.2f} + {likeness['eta2']:.2f}"
+        words |= {
+            "one more layer would move it by": f"{likeness['further']:.2%}",
+            "of the last step one more would leave (eta1 + eta2)": etas,
+        }
+    return words
 
 
 def _caption(quantity: Quantity, white: float) -> str:

@@ -97,6 +97,7 @@ def study(
     hard_dc: bool = False,
     partial_fourier: str = "auto",
     views: bool = False,
+    contraction: bool = False,
     replicas: int = 0,
     kept: NDArray[np.bool_] | None = None,
     scale: float | None = None,
@@ -119,7 +120,7 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc, partial_fourier, views, replicas, scale, floor
+    compress, hard_dc, partial_fourier, views, contraction, replicas, scale, floor
         See `pipeline.reconstruct`.
     kept
         The mask itself (z, y, x), of a part of an image that it was made for.
@@ -150,7 +151,8 @@ def study(
         "partial_fourier": partial_fourier,
         "scale": scale,
     }
-    result = solve(prepared, kspace, method, maps_seconds=seconds, views=views, **options)
+    shown = {"views": views, "contraction": contraction}
+    result = solve(prepared, kspace, method, maps_seconds=seconds, **shown, **options)
     if replicas:
         result = with_noise_maps(result, prepared, kspace, method, replicas, **options)
     zero_filled = _combined(prepared, kspace)

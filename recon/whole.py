@@ -121,12 +121,14 @@ class Whole:
         )
         parts = f"worked in {len(self._results)} parts along the readout, to keep within the memory"
         warnings = dict.fromkeys(warning for r in self._results for warning in r.warnings)
+        likeness = {name: max(r.likeness[name] for r in self._results) for name in first.likeness}
         return replace(
             first,
             image=placed_at(slabs, self._image),
             figures=figures,
             notes=(*first.notes, *notes, parts),
             warnings=tuple(warnings),
+            likeness=likeness,
             maps={quantity: placed_at(slabs, pixels) for quantity, pixels in self._maps.items()},
             views=self._joined_views(mask) if self._views else None,
         )

@@ -18,7 +18,8 @@ from mri_qpan.engines import kernels
 if TYPE_CHECKING:
     from mri_qpan.networks.config import Config
     from mri_qpan.networks.convolution import Convolution
-    from mri_qpan.networks.pan import Layer, ProximalNetwork
+    from mri_qpan.networks.layer import Layer
+    from mri_qpan.networks.pan import ProximalNetwork
 
 FILTERS = 32
 ZERO = 128

@@ -11,7 +11,8 @@ import torch
 from mri_qpan import quantize
 from mri_qpan.errors import InputError
 from mri_qpan.networks.convolution import Convolution
-from mri_qpan.networks.pan import Layer, ProximalNetwork
+from mri_qpan.networks.layer import Layer
+from mri_qpan.networks.pan import ProximalNetwork
 
 DECODER = Path(__file__).with_name("decoder.h")
 

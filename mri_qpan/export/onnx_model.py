@@ -18,7 +18,8 @@ from mri_qpan.export.graph import Graph, Value
 from mri_qpan.networks.consistency import DAMPING
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.networks.floor import SMALLEST_SHARE, SOFT
-from mri_qpan.networks.pan import TYPICAL_MISMATCH, Layer, ProximalNetwork
+from mri_qpan.networks.layer import TYPICAL_MISMATCH, Layer
+from mri_qpan.networks.pan import ProximalNetwork
 from mri_qpan.scaling import LARGEST
 
 EACH = [1, 2, 3]

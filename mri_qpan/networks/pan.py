@@ -7,13 +7,13 @@ ISTA-Net(+): Zhang and Ghanem, CVPR 2018.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.nn import functional as F
 
 from mri_qpan.encoding import Normal
 from mri_qpan.engines import convolutions, inplace
@@ -26,97 +26,15 @@ from mri_qpan.networks.consistency import (
     data_consistency,
     mismatch,
 )
+from mri_qpan.networks.contraction import Contraction, contraction
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.networks.floor import floor_of, lifted, share_acquired
+from mri_qpan.networks.layer import TYPICAL_MISMATCH, Layer
 from mri_qpan.penalties import proximal_average
-
-FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
-"""Names in a PAN+ layer: H = H2 relu H1, its left inverse H~ = T2 relu T1."""
+from mri_qpan.scaling import robust_scale
 
 Convolve = Callable[[Tensor, Tensor, bool], Tensor]
 """(x, weight, rectified) -> their convolution, see `engines.convolutions`."""
-
-TYPICAL_MISMATCH = -3.0
-"""Logarithm of abs(A^H y - A^H A z) / abs(A^H y) at which powers of it are 1."""
-
-SMALL = 0.1
-"""Start size of G's weights, relative to Kaiming's."""
-
-
-class Layer(nn.Module):
-    """The learned parameters of one unfolded iteration.
-
-    Positivity and the bounds gamma > 1, a > 2 hold by construction (softplus).
-    """
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        wide, narrow = config.filters, config.channels
-        residual = config.layer == "pan+"
-        shapes = {"H1": (wide, wide), "H2": (wide, wide), "T1": (wide, wide), "T2": (wide, wide)}
-        if residual:
-            shapes = {"D": (narrow, wide), **shapes, "G": (wide, narrow)}
-        else:
-            shapes["H1"], shapes["T2"] = (narrow, wide), (wide, narrow)
-        self.convolutions = nn.ModuleDict(
-            {
-                # A small G starts every PAN+ layer near the identity, so that all of them train at once.
-                name: Convolution(
-                    *shape,
-                    config.bits,
-                    config.scale_per,  # type: ignore[arg-type]
-                    SMALL if name == "G" else 1.0,
-                    config.estimator,  # type: ignore[arg-type]
-                )
-                for name, shape in shapes.items()
-            }
-        )
-        self.raw_step = _parameter(config.step)
-        self.raw_thresholds = nn.Parameter(torch.stack([_parameter(t).detach() for t in config.thresholds]))
-        if config.shares == "learned":
-            self.raw_shares = nn.Parameter(torch.zeros(len(config.penalties)))
-        if config.carry:
-            self.carry = nn.Parameter(torch.zeros(wide))
-        if config.adaptive:
-            self.powers = nn.Parameter(torch.zeros(3))
-        if "mcp" in config.penalties:
-            self.raw_gamma = _parameter(config.gamma - 1)
-        if "scad" in config.penalties:
-            self.raw_a = _parameter(config.a - 2)
-
-    def step(self) -> Tensor:
-        """Return rho > 0, or mu > 0 with data consistency by conjugate gradients."""
-        return F.softplus(self.raw_step)
-
-    def trust(self, mismatch: Tensor, conditioning: Tensor) -> Tensor:
-        """Return mu for each of the batch: about step() times learned powers of both (see `consistency`)."""
-        if not hasattr(self, "powers"):
-            return self.step()
-        far = self.powers[0] * (mismatch - TYPICAL_MISMATCH) + self.powers[2] * conditioning
-        return F.softplus(self.raw_step + far)
-
-    def gain(self, mismatch: Tensor) -> Tensor:
-        """Return for each of the batch how many times larger its thresholds are than a typical image's."""
-        return torch.exp(self.powers[1] * (mismatch - TYPICAL_MISMATCH))
-
-    def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return lambda > 0 (one for each penalty), gamma > 1 and a > 2."""
-        one = self.raw_thresholds.new_ones(())
-        gamma = 1 + F.softplus(self.raw_gamma) if hasattr(self, "raw_gamma") else 2 * one
-        a = 2 + F.softplus(self.raw_a) if hasattr(self, "raw_a") else 3 * one
-        return F.softplus(self.raw_thresholds), gamma, a
-
-    def shares(self) -> Tensor | None:
-        """Return the weights alpha of the proximal operators, of sum 1; None where they are equal."""
-        return torch.softmax(self.raw_shares, 0) if hasattr(self, "raw_shares") else None
-
-    def weights(self) -> list[Tensor]:
-        """Return the weights in use, in the order of the convolutions."""
-        return [convolution() for convolution in self.convolutions.values()]
-
-
-def _parameter(value: float) -> nn.Parameter:
-    return nn.Parameter(torch.log(torch.expm1(torch.tensor(value))))
 
 
 def proximal_step(
@@ -187,6 +105,27 @@ def proximal_step(
     return image, back, (inverted.float() - z.float()).square().mean()
 
 
+class State(NamedTuple):
+    """What a layer hands to the next.
+
+    Attributes
+    ----------
+    x
+        The image, at unit scale.
+    carried
+        Its features, None where the network hands none on.
+    apart
+        `consistency.mismatch` of the image before data consistency, (batch,).
+    gain
+        How many times larger than a typical image's its thresholds were, (batch,).
+    """
+
+    x: Tensor
+    carried: Tensor | Features | None
+    apart: Tensor
+    gain: Tensor
+
+
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (images.ndim - 1))
 
@@ -230,6 +169,31 @@ class ProximalNetwork(Network[NetworkConfig]):
         worked, _, _ = self._work(layer, self._to_channels(image), None, False, False)
         return self._from_channels(worked, image.shape)
 
+    @torch.inference_mode()
+    def contraction(self, adjoint: Tensor, normal: Normal) -> Contraction:
+        """Return how the last layer acts near the network's result, as float32 has it.
+
+        Features that it carries and the gain of its thresholds stay those of the result.
+
+        Parameters
+        ----------
+        adjoint, normal
+            As `forward` takes them.
+        """
+        # Eight bits or bfloat16 would round away the small steps that are compared.
+        plain = copy(self)
+        plain.dtype, plain._compiled, plain._proximal_step = torch.float32, False, proximal_step
+        target = adjoint / robust_scale(adjoint) if self.config.channels == 2 else adjoint
+        last = len(self.layers) - 1
+        state = before = plain._start(target, normal)
+        for index in range(last + 1):
+            before, state = state, plain._advance(index, state, target, normal, False, False)[0]
+
+        def further(x: Tensor) -> Tensor:
+            return plain._advance(last, state._replace(x=x), target, normal, False, False)[0].x
+
+        return contraction(further, before.x, state.x)
+
     def compile_step(self) -> None:
         """Run the proximal step through `torch.compile` from now on (needs a C++ compiler on a CPU)."""
         # A keyed cache of its own for every image size: dynamic shapes cost the convolutions' fast path.
@@ -270,55 +234,63 @@ class ProximalNetwork(Network[NetworkConfig]):
     def _unfold(
         self, target: Tensor, normal: Normal, constrained: frozenset[int]
     ) -> tuple[list[Tensor], Tensor]:
-        x = conjugate_gradient(target, normal, self.config.start)
-        images = [x]
-        apart = target.real.new_full((target.shape[0],), TYPICAL_MISMATCH)
-        total = apart.new_zeros(())
+        state = self._start(target, normal)
+        images = [state.x]
+        total = state.apart.new_zeros(())
         training = self._needs_gradient(target)
-        fused = None if training or target.is_cuda or is_compiling() else self._fused
-        carried: Tensor | Features | None = None
-        lift: Tensor | None = None
-        gain = gain_before = torch.ones_like(apart)
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            r = x
-            if not self.config.consistency:
-                r = x - layer.step() * (normal(x) - target)
-            # Every layer but its thresholds is homogeneous: thresholds times a gain are the image over it.
-            if self.config.adaptive and index:
-                gain_before, gain = gain, layer.gain(apart)
-                r = r / _per_image(gain, r)
-            channels = self._to_channels(r)
-            ratio = (gain_before / gain).repeat_interleave(channels.shape[0] // gain.shape[0])
-            term = None
-            if fused is not None:
-                assert not isinstance(carried, Tensor)
-                image, features = fused(index, channels, carried and carried.scaled(ratio))
-                carried = features if self.config.carry else None
-            else:
-                assert carried is None or isinstance(carried, Tensor)
-                if carried is not None and self.config.adaptive:
-                    carried = carried * _per_image(ratio, carried).to(carried.dtype)
-                image, carried, term = self._work(layer, channels, carried, training, index in constrained)
-            x = self._from_channels(image, r.shape)
-            if self.config.adaptive:
-                x = x * _per_image(gain, x)
-            if self.config.consistency:
-                residual = target - normal(x)
-                apart = mismatch(residual, target)
-                applied = normal(residual)
-                conditioned = conditioning(residual, applied)
-                mu = layer.trust(apart, conditioned)
-                if self.config.floor and index + 1 == len(self.layers):
-                    lift = floor_of(self.floor, residual, conditioned, share_acquired(x, normal))
-                x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
-            if lift is not None:
-                x = lifted(x, lift)
+        for index in range(len(self.layers)):
+            state, lift, term = self._advance(index, state, target, normal, training, index in constrained)
+            x = state.x if lift is None else lifted(state.x, lift)
             # Without gradients only the last two images are asked for; the others would hold memory.
             images = [*images, x] if training else [images[-1], x]
             if term is not None:
                 total = total + term
         return images, total
+
+    def _start(self, target: Tensor, normal: Normal) -> State:
+        apart = target.real.new_full((target.shape[0],), TYPICAL_MISMATCH)
+        x = conjugate_gradient(target, normal, self.config.start)
+        return State(x, None, apart, torch.ones_like(apart))
+
+    def _advance(
+        self, index: int, state: State, target: Tensor, normal: Normal, training: bool, constrain: bool
+    ) -> tuple[State, Tensor | None, Tensor | None]:
+        """Work a layer; return what it hands on, the noise floor after the last, and its constraint term."""
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        x, carried, apart, gain = state
+        fused = None if training or target.is_cuda or is_compiling() else self._fused
+        if not self.config.consistency:
+            x = x - layer.step() * (normal(x) - target)
+        # Every layer but its thresholds is homogeneous: thresholds times a gain are the image over it.
+        if self.config.adaptive and index:
+            gain = layer.gain(apart)
+            x = x / _per_image(gain, x)
+        channels = self._to_channels(x)
+        ratio = (state.gain / gain).repeat_interleave(channels.shape[0] // gain.shape[0])
+        lift = term = None
+        if fused is not None:
+            assert not isinstance(carried, Tensor)
+            image, features = fused(index, channels, carried and carried.scaled(ratio))
+            carried = features if self.config.carry else None
+        else:
+            assert carried is None or isinstance(carried, Tensor)
+            if carried is not None and self.config.adaptive:
+                carried = carried * _per_image(ratio, carried).to(carried.dtype)
+            image, carried, term = self._work(layer, channels, carried, training, constrain)
+        x = self._from_channels(image, x.shape)
+        if self.config.adaptive:
+            x = x * _per_image(gain, x)
+        if self.config.consistency:
+            residual = target - normal(x)
+            apart = mismatch(residual, target)
+            applied = normal(residual)
+            conditioned = conditioning(residual, applied)
+            mu = layer.trust(apart, conditioned)
+            if self.config.floor and index + 1 == len(self.layers):
+                lift = floor_of(self.floor, residual, conditioned, share_acquired(x, normal))
+            x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
+        return State(x, carried, apart, gain), lift, term
 
     def _work(
         self, layer: Layer, channels: Tensor, carried: Tensor | None, training: bool, constrain: bool

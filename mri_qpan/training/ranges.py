@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from mri_qpan.likeness import statistics
-from mri_qpan.networks import Network
+from mri_qpan.likeness import WORDS, statistics
+from mri_qpan.networks import Network, ProximalNetwork
+from mri_qpan.networks.contraction import of_contraction
 from mri_qpan.scaling import robust_scale
 from mri_qpan.training.simulate import Case
 
@@ -35,7 +36,9 @@ def ranges_of(
         case = case.to(device)
         encoding = case.encoding()
         adjoint = encoding.adjoint(case.kspace)
-        moved = network.reconstruct(adjoint, encoding.normal)[1]
+        seen_by_network = {"moved": network.reconstruct(adjoint, encoding.normal)[1]}
+        if isinstance(network, ProximalNetwork):
+            seen_by_network |= of_contraction(network.contraction(adjoint, encoding.normal))
         scale = robust_scale(adjoint)
         for index in range(len(adjoint)):
             found = statistics(
@@ -44,6 +47,11 @@ def ranges_of(
                 adjoint[index].cpu().numpy(),
                 float(scale[index]),
             )
-            for name, value in {**found, "moved": float(moved[index])}.items():
-                seen.setdefault(name, []).append(value)
-    return {name: (round(min(values), DIGITS), round(max(values), DIGITS)) for name, values in seen.items()}
+            found |= {name: float(values[index]) for name, values in seen_by_network.items()}
+            for name in WORDS.keys() & found.keys():
+                seen.setdefault(name, []).append(found[name])
+    return {
+        name: (round(min(seen[name]), DIGITS), round(max(seen[name]), DIGITS))
+        for name in WORDS
+        if name in seen
+    }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mri_qpan.encoding import Encoding
-from mri_qpan.likeness import statistics, unlike
+from mri_qpan.likeness import WORDS, statistics, unlike
 from mri_qpan.networks import ADMMConfig, NetworkConfig, build
 from mri_qpan.training.ranges import ranges_of
 from mri_qpan.training.simulate import Case
@@ -16,6 +16,8 @@ RANGES = {
     "peak": (1.0, 2.0),
     "filled": (0.2, 0.6),
     "moved": (0.0, 0.1),
+    "further": (0.0, 0.1),
+    "contraction": (0.0, 0.8),
 }
 
 
@@ -63,6 +65,7 @@ def test_peak_and_filling_count_pixels():
         ({"gap": 0.3}, ["a radius of 30% of the matrix"]),
         ({"peak": 5.0, "filled": 0.01}, ["5.0 times", "fills 1%"]),
         ({"moved": 0.5}, ["moves the image by 50.0%"]),
+        ({"further": 0.5, "contraction": 1.2}, ["move the image by 50.0%", "leave 1.20 times"]),
         ({"gap": -1.0, "peak": 0.1, "moved": -1.0}, []),  # less of these is no trouble
         ({"unknown": 3.0}, []),
     ],
@@ -112,7 +115,7 @@ def test_ranges_span_the_cases():
     encoding = case.encoding()
     network = build(NetworkConfig(layers=2, filters=4)).eval()
     ranges = ranges_of(network, [case], torch.device("cpu"))
-    assert set(ranges) == {"fall", "gap", "peak", "filled", "moved"}
+    assert set(ranges) == set(WORDS)
     adjoint = encoding.adjoint(case.kspace)
     moved = network.reconstruct(adjoint, encoding.normal)[1].detach()
     assert ranges["moved"] == pytest.approx((float(moved.min()), float(moved.max())), abs=1e-4)

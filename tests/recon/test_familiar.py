@@ -111,7 +111,29 @@ def test_statistics_are_recorded_and_held_against_the_training(tmp_path: Path, s
     assert reconstruct_file(tmp_path / "scan.h5", tmp_path, job)["warnings"] == found["warnings"]
 
 
+def test_contraction_is_measured_where_trust_is_asked_for(tmp_path: Path, small_kspace: Maker) -> None:
+    kspace = small_kspace(coils=2, ny=48)
+    mask = make_mask("lines", kspace.mask.shape[1:], 0.4, calib=6)[None]
+    write_raw(tmp_path / "scan.h5", [replace(kspace, data=kspace.data * mask, mask=mask)])
+    network = ProximalNetwork(NetworkConfig(layers=2, filters=4)).eval()
+    network.card = {"training": CARD["training"] | {"seen": {"contraction": (0.0, 1e-6)}}}
+    job = Job(Method("mine", network), torch.device("cpu"))
+    plain = reconstruct_file(tmp_path / "scan.h5", tmp_path, job)
+    assert not any("one more layer" in words for words in plain["warnings"])
+    record = reconstruct_file(tmp_path / "scan.h5", tmp_path, replace(job, report=True))
+    statistics = record["images"][0]["likeness"]
+    assert set(statistics) - set(plain["images"][0]["likeness"]) == {"further", "contraction", "eta1", "eta2"}
+    assert statistics["contraction"] == pytest.approx(statistics["eta1"] + statistics["eta2"])
+    words = f"one more layer would leave {statistics['contraction']:.2f} times the last layer's step"
+    assert any(words in warning for warning in record["warnings"])
+    (page,) = tmp_path.glob("*.html")
+    assert f"{statistics['further']:.2%}" in page.read_text()
+    network.card["training"] |= {"ratios": [0.0, 1.0], "largest_noise": 10.0}
+    with pytest.raises(ReconError, match="one more layer would leave"):
+        reconstruct_file(tmp_path / "scan.h5", tmp_path, replace(job, strict=True))
+
+
 def test_two_sets_of_maps_count_as_one_image(small_kspace: Maker) -> None:
     prepared = prepare(small_kspace(coils=2))
     image = torch.complex(torch.ones(1, 2, *prepared.mask.shape[1:]), torch.zeros(()))
-    assert measure(prepared, image, 1.0, 0.5)["peak"] == pytest.approx(2**0.5)
+    assert measure(prepared, image, 1.0, {"moved": 0.5})["peak"] == pytest.approx(2**0.5)

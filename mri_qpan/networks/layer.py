@@ -1,0 +1,92 @@
+"""The learned parameters of a layer of PAN, PAN+ and their one-penalty cases."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mri_qpan.networks.config import NetworkConfig
+from mri_qpan.networks.convolution import Convolution
+
+TYPICAL_MISMATCH = -3.0
+"""Logarithm of abs(A^H y - A^H A z) / abs(A^H y) at which powers of it are 1."""
+
+SMALL = 0.1
+"""Start size of G's weights, relative to Kaiming's."""
+
+
+class Layer(nn.Module):
+    """The learned parameters of one unfolded iteration.
+
+    Positivity and the bounds gamma > 1, a > 2 hold by construction (softplus).
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        wide, narrow = config.filters, config.channels
+        residual = config.layer == "pan+"
+        shapes = {"H1": (wide, wide), "H2": (wide, wide), "T1": (wide, wide), "T2": (wide, wide)}
+        if residual:
+            shapes = {"D": (narrow, wide), **shapes, "G": (wide, narrow)}
+        else:
+            shapes["H1"], shapes["T2"] = (narrow, wide), (wide, narrow)
+        self.convolutions = nn.ModuleDict(
+            {
+                # A small G starts every PAN+ layer near the identity, so that all of them train at once.
+                name: Convolution(
+                    *shape,
+                    config.bits,
+                    config.scale_per,  # type: ignore[arg-type]
+                    SMALL if name == "G" else 1.0,
+                    config.estimator,  # type: ignore[arg-type]
+                )
+                for name, shape in shapes.items()
+            }
+        )
+        self.raw_step = _parameter(config.step)
+        self.raw_thresholds = nn.Parameter(torch.stack([_parameter(t).detach() for t in config.thresholds]))
+        if config.shares == "learned":
+            self.raw_shares = nn.Parameter(torch.zeros(len(config.penalties)))
+        if config.carry:
+            self.carry = nn.Parameter(torch.zeros(wide))
+        if config.adaptive:
+            self.powers = nn.Parameter(torch.zeros(3))
+        if "mcp" in config.penalties:
+            self.raw_gamma = _parameter(config.gamma - 1)
+        if "scad" in config.penalties:
+            self.raw_a = _parameter(config.a - 2)
+
+    def step(self) -> Tensor:
+        """Return rho > 0, or mu > 0 with data consistency by conjugate gradients."""
+        return F.softplus(self.raw_step)
+
+    def trust(self, mismatch: Tensor, conditioning: Tensor) -> Tensor:
+        """Return mu for each of the batch: about step() times learned powers of both (see `consistency`)."""
+        if not hasattr(self, "powers"):
+            return self.step()
+        far = self.powers[0] * (mismatch - TYPICAL_MISMATCH) + self.powers[2] * conditioning
+        return F.softplus(self.raw_step + far)
+
+    def gain(self, mismatch: Tensor) -> Tensor:
+        """Return for each of the batch how many times larger its thresholds are than a typical image's."""
+        return torch.exp(self.powers[1] * (mismatch - TYPICAL_MISMATCH))
+
+    def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return lambda > 0 (one for each penalty), gamma > 1 and a > 2."""
+        one = self.raw_thresholds.new_ones(())
+        gamma = 1 + F.softplus(self.raw_gamma) if hasattr(self, "raw_gamma") else 2 * one
+        a = 2 + F.softplus(self.raw_a) if hasattr(self, "raw_a") else 3 * one
+        return F.softplus(self.raw_thresholds), gamma, a
+
+    def shares(self) -> Tensor | None:
+        """Return the weights alpha of the proximal operators, of sum 1; None where they are equal."""
+        return torch.softmax(self.raw_shares, 0) if hasattr(self, "raw_shares") else None
+
+    def weights(self) -> list[Tensor]:
+        """Return the weights in use, in the order of the convolutions."""
+        return [convolution() for convolution in self.convolutions.values()]
+
+
+def _parameter(value: float) -> nn.Parameter:
+    return nn.Parameter(torch.log(torch.expm1(torch.tensor(value))))
