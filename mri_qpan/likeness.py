@@ -11,6 +11,9 @@ from scipy.ndimage import distance_transform_edt
 CENTRE, BAND = 0.05, (0.1, 0.2)
 """Distances from the k-space centre, in widths of the matrix: a disc, and a ring around it."""
 
+LOBE = 1 / 16
+"""Distance from a point, in fields of view along each axis, beyond which its spread counts as an alias."""
+
 FAINT = 0.1
 """Of the image's robust maximum: what is brighter belongs to the object."""
 
@@ -25,6 +28,7 @@ WORDS = {
     "peak": "the brightest pixel is {value:.1f} times the image's robust maximum, in training {high:.1f}"
     " at most",
     "filled": "the object fills {value:.0%} of the field of view, in training {low:.0%} to {high:.0%}",
+    "alias": "one coil, and {value:.0%} of a point appears at another place: {high:.0%} at most in training",
     "moved": "the last layer still moves the image by {value:.1%}, in training {high:.1%} at most: the"
     " network does not settle on these data",
     "further": "one more layer would move the image by {value:.1%}, in training by {high:.1%} at most: the"
@@ -34,7 +38,7 @@ WORDS = {
 }
 """What is said of a statistic outside its range."""
 
-ONE_SIDED = ("gap", "peak", "moved", "further", "contraction")
+ONE_SIDED = ("gap", "peak", "alias", "moved", "further", "contraction")
 """Statistics of which less is better."""
 
 
@@ -65,6 +69,9 @@ def statistics(
             Largest magnitude over the robust maximum.
         filled
             Share of the pixels brighter than a tenth of the robust maximum.
+        alias
+            Of one coil, whose maps unfold nothing: the strongest alias of a point over the point. Evenly
+            spaced samples have one of almost 1.
     """
     power = np.square(np.abs(samples)).sum(0)
     axes = [((np.arange(n) - n // 2) / n) ** 2 for n in mask.shape]
@@ -77,9 +84,20 @@ def statistics(
         "peak": float(magnitude.max()),
         "filled": float((magnitude > FAINT).mean()),
     }
+    if len(samples) == 1:
+        found["alias"] = _alias(mask)
     if near.any() and ring.any() and power[ring].any():
         found["fall"] = 10 * math.log10(float(power[near].mean()) / float(power[ring].mean()))
     return found
+
+
+def _alias(mask: NDArray[np.bool_]) -> float:
+    spread = np.abs(np.fft.ifft2(mask))
+    height, width = (max(1, round(LOBE * n)) for n in mask.shape)
+    point = spread[0, 0]
+    spread[: height + 1, : width + 1] = spread[: height + 1, -width:] = 0
+    spread[-height:, : width + 1] = spread[-height:, -width:] = 0
+    return float(spread.max() / point)
 
 
 def unlike(found: dict[str, float], ranges: dict[str, tuple[float, float]]) -> list[str]:

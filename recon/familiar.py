@@ -14,6 +14,7 @@ from mri_qpan.recon.prepare import Prepared
 
 OUTER = 0.03  # share of the acquired samples, the farthest from the k-space centre, that shows the noise
 MARGIN = 0.02  # of a ratio
+SCALE = 2.0  # how far the sides of a matrix may lie outside those of training
 FULL = 0.97  # ratio from which nothing is left to reconstruct
 
 
@@ -72,6 +73,13 @@ def warnings(card: dict[str, Any], prepared: Prepared, scale: float, found: dict
         words.append(
             f"noise of {noise:.2f} of the image's maximum, the model was trained up to "
             f"{training['largest_noise']:g}"
+        )
+    shape = prepared.mask.shape[-2:]
+    sides = [side for matrix in training.get("matrices", []) for side in matrix]
+    if sides and not min(sides) / SCALE <= min(shape) <= max(shape) <= max(sides) * SCALE:
+        words.append(
+            f"a matrix of {shape[0]} x {shape[1]}, the model was trained on sides of {min(sides)} to"
+            f" {max(sides)}"
         )
     if prepared.coord is not None:
         words.append("the model was trained on samples on a grid, these lie along a trajectory")

@@ -341,6 +341,7 @@ class _Run:
                 "minutes": round(self.seconds / 60, 1),
                 "machine": where,
                 "ratios": list(self.recipe.ratios),
+                "matrices": [list(size) for size in self.recipe.sizes],
                 "largest_noise": 0.0 if self.recipe.published else MAX_NOISE,
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "init": self.init,

@@ -62,6 +62,16 @@ def test_a_model_that_does_not_say_is_not_judged(small_kspace: Maker) -> None:
     assert warnings({"training": "none"}, under(small_kspace(coils=1), 1.0), 1.0, {}) == []
 
 
+@pytest.mark.parametrize(
+    ("ny", "nx", "said"), [(50, 40, False), (20, 96, False), (50, 97, True), (19, 40, True)]
+)
+def test_matrices_far_from_training_are_said(small_kspace: Maker, ny: int, nx: int, said: bool) -> None:
+    card = {"training": CARD["training"] | {"matrices": [[48, 40], [40, 48]], "ratios": [0.0, 1.0]}}
+    prepared = prepare(small_kspace(coils=1, ny=ny, nx=nx))
+    found = warnings(card, replace(prepared, mask=prepared.mask * (np.arange(nx) % 2 > 0)), 1e9, {})
+    assert [f"a matrix of {ny} x {nx}" in words for words in found] == [True] * said
+
+
 @pytest.mark.parametrize("sigma", [0.02, 0.2])
 def test_noise_level(small_kspace: Maker, sigma: float) -> None:
     assert noise_level(under(small_kspace(coils=2, ny=96, nx=96), 0.4, sigma)) == pytest.approx(
@@ -101,6 +111,7 @@ def test_statistics_are_recorded_and_held_against_the_training(tmp_path: Path, s
     found = reconstruct_file(tmp_path / "scan.h5", tmp_path, job)
     statistics = found["images"][0]["likeness"]
     assert set(statistics) == {"fall", "gap", "peak", "filled", "moved"}
+    assert not any("matrix" in words for words in found["warnings"])
     assert not any("moves the image" in words for words in found["warnings"])
     seen = {name: (0.4 * value, 0.5 * value) for name, value in statistics.items()}
     network.card = {"training": CARD["training"] | {"seen": seen}}
