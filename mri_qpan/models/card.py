@@ -93,6 +93,8 @@ def _range(training: dict[str, Any]) -> str:
     low, high = training["ratios"]
     noise = training["largest_noise"]
     words = f"with noise up to {noise:g} of the image's maximum" if noise else "without noise"
+    if "matrices" in training:
+        words += f", matrices of {', '.join(f'{y} x {x}' for y, x in training['matrices'])}"
     seen = training.get("seen")
     if seen is None:
         return f" Trained at {low:.0%} to {high:.0%} of the samples, {words}."
