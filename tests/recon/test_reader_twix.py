@@ -200,7 +200,7 @@ def test_other_files(path: Path) -> None:
     path.write_bytes(b"time,value\n" * 100)
     assert "siemens_to_ismrmrd (-f FILE.dat -o FILE.h5)" in refused(path)
     path.write_bytes((60000).to_bytes(4, "little") + bytes(70000))
-    assert "software line VB" in refused(path)
+    assert "not a Siemens twix file" in refused(path)
 
 
 def test_what_is_not_read_is_named(path: Path) -> None:
