@@ -30,6 +30,9 @@ UNKNOWN = 2.0
 NARROWEST = 8
 """Lines on each side of the k-space centre; from fewer no phase is taken."""
 
+FOLLOWING = NARROWEST // 2
+"""The same for an image whose series is filled: it is not to be blurred among sharp ones."""
+
 ITERATIONS = 10
 
 WORTH = 1.0
@@ -114,16 +117,20 @@ class Edge:
         "pocs"; or it is as the reconstruction made it: "method", or "noise" for that is what POCS would add.
     fraction
         Of k-space that was acquired, by direction (see `PartialFourier.fraction`).
+    followed
+        Whether this is because the first image of the series was filled, or left, so.
     """
 
     filled_by: str
     fraction: dict[str, float]
+    followed: bool = False
 
     def __str__(self) -> str:
         shown = ", ".join(f"{share:.1%} along {d}" for d, share in self.fraction.items())
         left = "the method made it: it holds too little signal above the noise"
         words = {"pocs": "POCS fills it", "method": "the method made it", "noise": left}
-        return f"{shown}; the edge as {words[self.filled_by]}"
+        first = ", as in the first image of the series" if self.followed else ""
+        return f"{shown}; the edge as {words[self.filled_by]}{first}"
 
 
 def check_mode(mode: str) -> str:
@@ -134,7 +141,12 @@ def check_mode(mode: str) -> str:
 
 
 def fill_edge(
-    image: Tensor, mask: NDArray[np.bool_], mode: str, method: str, signal: float = math.inf
+    image: Tensor,
+    mask: NDArray[np.bool_],
+    mode: str,
+    method: str,
+    signal: float = math.inf,
+    before: Edge | None = None,
 ) -> tuple[Tensor, Edge | None]:
     """Fill the edge of k-space that a reconstruction had no samples of, where that helps.
 
@@ -142,7 +154,7 @@ def fill_edge(
     ----------
     image
         (..., y, x) or, of a slab, (..., z, y, x) complex64.
-    mask, mode, method, signal
+    mask, mode, method, signal, before
         See `plan_edge`.
 
     Returns
@@ -154,12 +166,17 @@ def fill_edge(
     InputError
         As `plan_edge` does.
     """
-    partial, edge = plan_edge(mask, mode, method, signal)
+    partial, edge = plan_edge(mask, mode, method, signal, before=before)
     return (pocs(image, partial) if partial else image), edge
 
 
 def plan_edge(
-    mask: NDArray[np.bool_], mode: str, method: str, signal: float = math.inf, directions: str = DIRECTIONS
+    mask: NDArray[np.bool_],
+    mode: str,
+    method: str,
+    signal: float = math.inf,
+    directions: str = DIRECTIONS,
+    before: Edge | None = None,
 ) -> tuple[tuple[PartialFourier, ...], Edge | None]:
     """Decide what becomes of the edge of k-space that was never acquired.
 
@@ -177,6 +194,9 @@ def plan_edge(
         Over the noise in the edge, as power (`edge_signal`).
     directions
         Those to fill.
+    before
+        What became of the edge in the first image of the series that has one: "auto" then does the same, so
+        that no image is sharp beside blurred ones; but it fills none from fewer lines than `FOLLOWING`.
 
     Returns
     -------
@@ -193,13 +213,20 @@ def plan_edge(
     if not partial:
         return (), None
     fraction = {p.direction: p.fraction for p in partial}
-    narrow = min(p.near for p in partial) < NARROWEST
+    near = min(p.near for p in partial)
+    narrow = near < NARROWEST
     if mode == "pocs" and narrow:
         raise InputError(
             f"--partial-fourier pocs: fewer than {NARROWEST} lines on the short side of the k-space centre"
             " say too little of the phase"
         )
     aliased = method == "zero-filled" and not mask[np.broadcast_to(_extent(found), mask.shape)].all()
+    if mode == "auto" and before is not None:
+        if before.filled_by != "pocs":
+            return (), Edge(before.filled_by, fraction, followed=True)
+        if near < FOLLOWING or aliased:
+            return (), Edge("method", fraction)
+        return partial, Edge("pocs", fraction, followed=True)
     left = narrow or aliased or method not in SOLVERS
     if mode == "none" or (mode == "auto" and left):
         return (), Edge("method", fraction)
@@ -294,10 +321,11 @@ def _partners(size: int) -> NDArray[np.intp]:
 def _low_resolution(image: Tensor, partial: Sequence[PartialFourier], axes: Sequence[int]) -> Tensor:
     """Return the image of the symmetric centre of k-space."""
     resolution = min(p.near / p.size for p in partial)
+    least = min(NARROWEST, *(p.near for p in partial))
     kspace = fft(image, axes)
     for axis in axes:
         size = image.shape[axis]
-        half = max(resolution * size, NARROWEST) + 1
+        half = max(resolution * size, least) + 1
         distance = (torch.arange(size, device=image.device) - size // 2).abs() / half
         window = torch.where(distance < 1, 0.5 + 0.5 * torch.cos(torch.pi * distance), 0)
         kspace = kspace * window.reshape([-1] + [1] * (-axis - 1))
