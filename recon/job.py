@@ -174,7 +174,7 @@ def reconstruct_file(
         read_seconds += time.perf_counter() - moment
         done.append(_one(path, kspace, job, not done, edges.get(kspace.index.encoding)))
         edge = done[-1].result.figures.partial_fourier
-        if edge is not None:
+        if edge is not None and edge.decides:
             edges.setdefault(kspace.index.encoding, edge)
         progress(len(done), total)
     record = _record(path, job, done)

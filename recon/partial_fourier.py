@@ -118,18 +118,23 @@ class Edge:
     fraction
         Of k-space that was acquired, by direction (see `PartialFourier.fraction`).
     followed
-        Whether this is because the first image of the series was filled, or left, so.
+        Whether that is as in the image that decides for its series, where it would not be so of itself.
     """
 
     filled_by: str
     fraction: dict[str, float]
     followed: bool = False
 
+    @property
+    def decides(self) -> bool:
+        """Whether the series is to follow: an image whose edge is noise is as sharp without it."""
+        return self.filled_by != "noise"
+
     def __str__(self) -> str:
         shown = ", ".join(f"{share:.1%} along {d}" for d, share in self.fraction.items())
         left = "the method made it: it holds too little signal above the noise"
         words = {"pocs": "POCS fills it", "method": "the method made it", "noise": left}
-        first = ", as in the first image of the series" if self.followed else ""
+        first = ", as in the series' first image with signal there" if self.followed else ""
         return f"{shown}; the edge as {words[self.filled_by]}{first}"
 
 
@@ -195,8 +200,9 @@ def plan_edge(
     directions
         Those to fill.
     before
-        What became of the edge in the first image of the series that has one: "auto" then does the same, so
-        that no image is sharp beside blurred ones; but it fills none from fewer lines than `FOLLOWING`.
+        What became of the edge in the first image of the series that `decides`: "auto" then does the same, so
+        that no image is sharp beside blurred ones; but it fills none that has aliases, or fewer lines than
+        `FOLLOWING`.
 
     Returns
     -------
@@ -221,18 +227,18 @@ def plan_edge(
             " say too little of the phase"
         )
     aliased = method == "zero-filled" and not mask[np.broadcast_to(_extent(found), mask.shape)].all()
-    if mode == "auto" and before is not None:
-        if before.filled_by != "pocs":
-            return (), Edge(before.filled_by, fraction, followed=True)
-        if near < FOLLOWING or aliased:
-            return (), Edge("method", fraction)
-        return partial, Edge("pocs", fraction, followed=True)
     left = narrow or aliased or method not in SOLVERS
+    own = "pocs"
     if mode == "none" or (mode == "auto" and left):
-        return (), Edge("method", fraction)
-    if mode == "auto" and signal < WORTH:
-        return (), Edge("noise", fraction)
-    return partial, Edge("pocs", fraction)
+        own = "method"
+    elif mode == "auto" and signal < WORTH:
+        own = "noise"
+    if mode == "auto" and before is not None and (own == "pocs") != (before.filled_by == "pocs"):
+        if own == "pocs":
+            return (), Edge(before.filled_by, fraction, followed=True)
+        if near >= FOLLOWING and not aliased:
+            return partial, Edge("pocs", fraction, followed=True)
+    return (partial if own == "pocs" else ()), Edge(own, fraction)
 
 
 def edge_signal(data: NDArray[np.complex64], mask: NDArray[np.bool_], sigma: float) -> float:

@@ -265,7 +265,7 @@ class Painter:
                 edge=self._edges.get(kspace.index.encoding),
             )
             edge = result.figures.partial_fourier
-            if edge is not None:
+            if edge is not None and edge.decides:
                 self._edges.setdefault(kspace.index.encoding, edge)
             if not self.count:  # what is done to one image of a series is done to all
                 for note in result.notes:

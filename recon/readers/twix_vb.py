@@ -110,6 +110,6 @@ def _decode(library: Any, path: Path, start: int) -> tuple[NDArray[np.int64], ND
 
 def check_channels(path: Path, block: NDArray[np.uint8]) -> None:
     """Raise `InputError` if the channels of a readout, (channel, byte), are not all of the same readout."""
-    counters = block[:, 4:12]  # of measurement and readout
-    if (counters != counters[0]).any():
+    same = block[:, [*range(4, 12), *range(28, 32)]]  # measurement, counter, numbers of samples and channels
+    if (same != same[0]).any():
         raise damaged(path, "the channels of a readout belong to different ones")

@@ -312,7 +312,7 @@ def test_an_edge_follows_the_first_of_its_series(
     made, edge = fill_edge(image, mask, "auto", "cg-sense", before=first)
     assert edge is not None
     assert (edge.filled_by, edge.followed) == (expected, expected == "pocs")
-    assert str(edge).endswith("the first image of the series") == edge.followed
+    assert str(edge).endswith("first image with signal there") == edge.followed
     truth = ifft_numpy(full, (-2, -1))
     if expected == "pocs":
         assert error(made.numpy(), truth) < 0.9 * error(image.numpy(), truth)
@@ -352,6 +352,17 @@ def test_images_of_a_series_are_filled_alike(
     }
     assert min(apart, key=apart.__getitem__) == expected
     assert min(apart.values()) < 0.001
+
+
+def test_an_image_of_noise_does_not_decide(full: NDArray[np.complex64], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    white = (rng.normal(size=full.shape) + 1j * rng.normal(size=full.shape)).astype(np.complex64)
+    images = np.stack([white, full, white]) * extent(MATRIX, 0.7, False)[:, None]
+    np.save(tmp_path / "slices.npy", images[:, None])
+    job = Job(get_method("zero-filled"), torch.device("cpu"), dims="slice,coil,y,x")
+    found = [i["partial_fourier"] for i in reconstruct_file(tmp_path / "slices.npy", tmp_path, job)["images"]]
+    assert [edge["filled_by"] for edge in found] == ["noise", "pocs", "pocs"]
+    assert [edge["followed"] for edge in found] == [False, False, True]
 
 
 def misfit(pixels: NDArray[np.floating], image: NDArray[np.floating]) -> float:

@@ -225,8 +225,8 @@ def huge_ismrmrd(path: Path) -> None:
         file["dataset/xml"] = XML
 
 
-def huge_twix(path: Path, make: Callable[[Path], None] = twix) -> None:
-    make(path)
+def huge_twix(path: Path) -> None:
+    twix(path)
     content = bytearray(path.read_bytes())
     place = content.rindex((16).to_bytes(2, "little") + (2).to_bytes(2, "little"))
     content[place : place + 4] = b"\xff" * 4
@@ -234,7 +234,11 @@ def huge_twix(path: Path, make: Callable[[Path], None] = twix) -> None:
 
 
 def huge_vb(path: Path) -> None:
-    huge_twix(path, twix_vb)
+    twix_vb(path)
+    content = bytearray(path.read_bytes())
+    place = content.index((16).to_bytes(2, "little") + (2).to_bytes(2, "little"), 10240)
+    content[place : place + 4] = b"\xff" * 4
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

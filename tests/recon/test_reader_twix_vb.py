@@ -142,6 +142,9 @@ def test_readouts_of_no_channels_and_swapped_channels(path: Path) -> None:
     moved = whole[third + size : third + 3 * size]  # a channel missing here, and one too many farther on
     path.write_bytes(whole[: third + size] + moved[size:] + moved[:size] + whole[third + 3 * size :])
     assert "channels of a readout" in refused(path)
+    second = third + size + 28  # where the number of samples stands once more
+    path.write_bytes(whole[:second] + b"\xff\xff" + whole[second + 2 :])
+    assert "channels of a readout" in refused(path)
 
 
 @pytest.mark.parametrize("fault", ["fewer", "raises"])
