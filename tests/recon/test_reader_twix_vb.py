@@ -131,6 +131,13 @@ def test_cut_off_anywhere(path: Path) -> None:
             list(open_kspace(path))
 
 
+def test_an_end_before_the_end(path: Path) -> None:
+    whole = bytearray(write_vb(path, [*LINES, end()]).read_bytes())
+    whole[10240 + 5 * 512 + 20] |= 1  # the lowest bit of the sixth readout's mask
+    path.write_bytes(whole)
+    assert "readout 6 ends it" in refused(path)
+
+
 def test_readouts_of_no_channels_and_swapped_channels(path: Path) -> None:
     whole = write_vb(path, [*LINES, end()]).read_bytes()
     size = 128 + 8 * 16
