@@ -47,8 +47,9 @@ END, SYNC = 0, 5
 """Bits of a readout's mask: the measurement ends; physiology data that stand between readouts."""
 
 LAST = 1024
-"""Bytes at most from the start of the readout that ends a measurement to that end, padding included: 352 or 192
-in files of four scanners; siemens_to_ismrmrd expects 160 after the header.
+"""Bytes at most, padding included, from the start of the readout that ends a measurement to that end.
+
+They were 352 or 192 in files of four scanners; siemens_to_ismrmrd expects 160 after its header.
 """
 
 
