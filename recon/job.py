@@ -24,6 +24,7 @@ from mri_qpan.recon.files import staged
 from mri_qpan.recon.geometry import place_notes
 from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
 from mri_qpan.recon.maps import maps_of
+from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Result, reconstruct
 from mri_qpan.recon.provenance import half_of_memory, peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
@@ -160,6 +161,7 @@ def reconstruct_file(
     stream = open_kspace(path, job.dims, _memory(job))
     total = len(stream)
     done: list[_Done] = []
+    edges: dict[int, Edge] = {}  # by encoding, whose images are one series
     progress(0, total)
     read_seconds = time.perf_counter() - started
     while len(done) < total:
@@ -170,7 +172,10 @@ def reconstruct_file(
         moment = time.perf_counter()
         kspace = next(stream)
         read_seconds += time.perf_counter() - moment
-        done.append(_one(path, kspace, job, first=not done))
+        done.append(_one(path, kspace, job, not done, edges.get(kspace.index.encoding)))
+        edge = done[-1].result.figures.partial_fourier
+        if edge is not None and edge.decides:
+            edges.setdefault(kspace.index.encoding, edge)
         progress(len(done), total)
     record = _record(path, job, done)
     moment = time.perf_counter()
@@ -191,11 +196,14 @@ def reconstruct_file(
     return record
 
 
-def _one(path: Path, kspace: KSpace, job: Job, first: bool) -> _Done:
-    """Reconstruct one image; an error says which one of which file it was."""
+def _one(path: Path, kspace: KSpace, job: Job, first: bool, edge: Edge | None) -> _Done:
+    """Reconstruct one image, after one of its series with such an `edge`.
+
+    An error says which image of which file it was.
+    """
     names = ("device", "compress", "hard_dc", "partial_fourier", "replicas")
     options: dict[str, Any] = {name: getattr(job, name) for name in names}
-    options |= {"views": job.report, "contraction": job.report or job.strict}
+    options |= {"views": job.report, "contraction": job.report or job.strict, "edge": edge}
     compared = assumed = None
     try:
         if job.mps is not None:

@@ -30,6 +30,9 @@ UNKNOWN = 2.0
 NARROWEST = 8
 """Lines on each side of the k-space centre; from fewer no phase is taken."""
 
+FOLLOWING = NARROWEST // 2
+"""The same for an image whose series is filled: it is not to be blurred among sharp ones."""
+
 ITERATIONS = 10
 
 WORTH = 1.0
@@ -114,16 +117,25 @@ class Edge:
         "pocs"; or it is as the reconstruction made it: "method", or "noise" for that is what POCS would add.
     fraction
         Of k-space that was acquired, by direction (see `PartialFourier.fraction`).
+    followed
+        Whether that is as in the image that decides for its series, where it would not be so of itself.
     """
 
     filled_by: str
     fraction: dict[str, float]
+    followed: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether the series is to follow: an image whose edge is noise is as sharp without it."""
+        return self.filled_by != "noise"
 
     def __str__(self) -> str:
         shown = ", ".join(f"{share:.1%} along {d}" for d, share in self.fraction.items())
         left = "the method made it: it holds too little signal above the noise"
         words = {"pocs": "POCS fills it", "method": "the method made it", "noise": left}
-        return f"{shown}; the edge as {words[self.filled_by]}"
+        first = ", as in the series' first image with signal there" if self.followed else ""
+        return f"{shown}; the edge as {words[self.filled_by]}{first}"
 
 
 def check_mode(mode: str) -> str:
@@ -134,7 +146,12 @@ def check_mode(mode: str) -> str:
 
 
 def fill_edge(
-    image: Tensor, mask: NDArray[np.bool_], mode: str, method: str, signal: float = math.inf
+    image: Tensor,
+    mask: NDArray[np.bool_],
+    mode: str,
+    method: str,
+    signal: float = math.inf,
+    before: Edge | None = None,
 ) -> tuple[Tensor, Edge | None]:
     """Fill the edge of k-space that a reconstruction had no samples of, where that helps.
 
@@ -142,7 +159,7 @@ def fill_edge(
     ----------
     image
         (..., y, x) or, of a slab, (..., z, y, x) complex64.
-    mask, mode, method, signal
+    mask, mode, method, signal, before
         See `plan_edge`.
 
     Returns
@@ -154,12 +171,17 @@ def fill_edge(
     InputError
         As `plan_edge` does.
     """
-    partial, edge = plan_edge(mask, mode, method, signal)
+    partial, edge = plan_edge(mask, mode, method, signal, before=before)
     return (pocs(image, partial) if partial else image), edge
 
 
 def plan_edge(
-    mask: NDArray[np.bool_], mode: str, method: str, signal: float = math.inf, directions: str = DIRECTIONS
+    mask: NDArray[np.bool_],
+    mode: str,
+    method: str,
+    signal: float = math.inf,
+    directions: str = DIRECTIONS,
+    before: Edge | None = None,
 ) -> tuple[tuple[PartialFourier, ...], Edge | None]:
     """Decide what becomes of the edge of k-space that was never acquired.
 
@@ -177,6 +199,10 @@ def plan_edge(
         Over the noise in the edge, as power (`edge_signal`).
     directions
         Those to fill.
+    before
+        What became of the edge in the first image of the series that `decides`: "auto" then does the same, so
+        that no image is sharp beside blurred ones; but it fills none that has aliases, or fewer lines than
+        `FOLLOWING`.
 
     Returns
     -------
@@ -193,7 +219,8 @@ def plan_edge(
     if not partial:
         return (), None
     fraction = {p.direction: p.fraction for p in partial}
-    narrow = min(p.near for p in partial) < NARROWEST
+    near = min(p.near for p in partial)
+    narrow = near < NARROWEST
     if mode == "pocs" and narrow:
         raise InputError(
             f"--partial-fourier pocs: fewer than {NARROWEST} lines on the short side of the k-space centre"
@@ -201,11 +228,17 @@ def plan_edge(
         )
     aliased = method == "zero-filled" and not mask[np.broadcast_to(_extent(found), mask.shape)].all()
     left = narrow or aliased or method not in SOLVERS
+    own = "pocs"
     if mode == "none" or (mode == "auto" and left):
-        return (), Edge("method", fraction)
-    if mode == "auto" and signal < WORTH:
-        return (), Edge("noise", fraction)
-    return partial, Edge("pocs", fraction)
+        own = "method"
+    elif mode == "auto" and signal < WORTH:
+        own = "noise"
+    if mode == "auto" and before is not None and (own == "pocs") != (before.filled_by == "pocs"):
+        if own == "pocs":
+            return (), Edge(before.filled_by, fraction, followed=True)
+        if near >= FOLLOWING and not aliased:
+            return partial, Edge("pocs", fraction, followed=True)
+    return (partial if own == "pocs" else ()), Edge(own, fraction)
 
 
 def edge_signal(data: NDArray[np.complex64], mask: NDArray[np.bool_], sigma: float) -> float:
@@ -294,10 +327,11 @@ def _partners(size: int) -> NDArray[np.intp]:
 def _low_resolution(image: Tensor, partial: Sequence[PartialFourier], axes: Sequence[int]) -> Tensor:
     """Return the image of the symmetric centre of k-space."""
     resolution = min(p.near / p.size for p in partial)
+    least = min(NARROWEST, *(p.near for p in partial))
     kspace = fft(image, axes)
     for axis in axes:
         size = image.shape[axis]
-        half = max(resolution * size, NARROWEST) + 1
+        half = max(resolution * size, least) + 1
         distance = (torch.arange(size, device=image.device) - size // 2).abs() / half
         window = torch.where(distance < 1, 0.5 + 0.5 * torch.cos(torch.pi * distance), 0)
         kspace = kspace * window.reshape([-1] + [1] * (-axis - 1))

@@ -90,6 +90,7 @@ def reconstruct(
     replicas: int = 0,
     scale: float | None = None,
     floor: float = 0.0,
+    edge: Edge | None = None,
 ) -> Result:
     """Reconstruct one image.
 
@@ -121,6 +122,8 @@ def reconstruct(
         What the method is to see as 1 instead of the robust maximum of A^H y.
     floor
         See `coils.slab_maps`.
+    edge
+        What became of such an edge before in the series (see `partial_fourier.plan_edge`).
 
     Returns
     -------
@@ -143,7 +146,7 @@ def reconstruct(
         "partial_fourier": partial_fourier,
         "scale": scale,
     }
-    shown = {"views": views, "contraction": contraction}
+    shown: dict[str, Any] = {"views": views, "contraction": contraction, "edge": edge}
     result = solve(prepared, kspace, method, maps_seconds=seconds, **shown, **options)
     if not replicas:
         return result
@@ -164,12 +167,11 @@ def with_noise_maps(
 ) -> Result:
     """Add maps of what the measurement's noise does to the image (see `recon.noise`)."""
     edge = result.figures.partial_fourier
-    if edge is not None:  # a replica's noise is twice the measurement's: it must not decide again
-        partial_fourier = "pocs" if edge.filled_by == "pocs" else "none"
 
     def again(replica: Prepared) -> NDArray[np.complex64]:
         options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier, "scale": scale}
-        return solve(replica, kspace, method, device=device, **options).image.data
+        # A replica's noise is twice the measurement's: it must not decide again.
+        return solve(replica, kspace, method, device=device, edge=edge, **options).image.data
 
     linear = getattr(method, "linear", False) and (edge is None or edge.filled_by != "pocs")
     # Acquired samples put back are no least-squares solution any more, nor is an edge filled by POCS.
@@ -200,6 +202,7 @@ def solve(
     views: bool = False,
     contraction: bool = False,
     scale: float | None = None,
+    edge: Edge | None = None,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
     started = time.perf_counter()
@@ -216,12 +219,13 @@ def solve(
         raise ReconError("the method returned values that are not finite: it diverged on these data")
     assert encoding.mps is not None
     notes = list(prepared.notes)
-    edge = None
+    filled = None
     if prepared.coord is None:
         signal = _edge_signal(prepared, kspace.noise_covariance)
-        image, edge = fill_edge(image, prepared.mask, partial_fourier, getattr(method, "name", ""), signal)
-    if edge is not None:
-        notes.append(f"partial Fourier: {edge}")
+        name = getattr(method, "name", "")
+        image, filled = fill_edge(image, prepared.mask, partial_fourier, name, signal, edge)
+    if filled is not None:
+        notes.append(f"partial Fourier: {filled}")
     # Where no coil sees anything, no sample says what the image is.
     image = image * (encoding.mps != 0).any(dim=2 if sets else 1)
     if hard_dc:
@@ -236,7 +240,7 @@ def solve(
         residual=residual,
         maps_seconds=maps_seconds,
         recon_seconds=time.perf_counter() - started,
-        partial_fourier=edge,
+        partial_fourier=filled,
         coils=len(prepared.data),
     )
     card = getattr(getattr(method, "run", method), "card", None)

@@ -17,6 +17,7 @@ from mri_qpan.recon.early import Early
 from mri_qpan.recon.ends import COUNTERS, Ends, ended_by
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import ImageSeries, Index
+from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.provenance import provenance
@@ -225,6 +226,7 @@ class Painter:
     def __init__(self, job: Job, xml: str, peer: str) -> None:
         self._job, self._xml, self._peer = job, xml, Path(peer)
         self._scale = 0.0
+        self._edges: dict[int, Edge] = {}  # by encoding, whose images are one series
         self._ends = Ends(xml, peer)
         self.count = 0
 
@@ -260,7 +262,11 @@ class Painter:
                 compress=job.compress,
                 hard_dc=job.hard_dc,
                 partial_fourier=job.partial_fourier,
+                edge=self._edges.get(kspace.index.encoding),
             )
+            edge = result.figures.partial_fourier
+            if edge is not None and edge.decides:
+                self._edges.setdefault(kspace.index.encoding, edge)
             if not self.count:  # what is done to one image of a series is done to all
                 for note in result.notes:
                     log.info("%s: %s", self._peer, note)

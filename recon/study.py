@@ -16,6 +16,7 @@ from mri_qpan.methods import Method
 from mri_qpan.recon.compression import Number, mix_maps
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace
+from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
 from mri_qpan.recon.prepare import Prepared, checked, condition, prepare
 from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
@@ -102,6 +103,7 @@ def study(
     kept: NDArray[np.bool_] | None = None,
     scale: float | None = None,
     floor: float = 0.0,
+    edge: Edge | None = None,
 ) -> Study:
     """Undersample a fully sampled measurement, reconstruct it and compare.
 
@@ -120,7 +122,7 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc, partial_fourier, views, contraction, replicas, scale, floor
+    compress, hard_dc, partial_fourier, views, contraction, replicas, scale, floor, edge
         See `pipeline.reconstruct`.
     kept
         The mask itself (z, y, x), of a part of an image that it was made for.
@@ -151,7 +153,7 @@ def study(
         "partial_fourier": partial_fourier,
         "scale": scale,
     }
-    shown = {"views": views, "contraction": contraction}
+    shown: dict[str, Any] = {"views": views, "contraction": contraction, "edge": edge}
     result = solve(prepared, kspace, method, maps_seconds=seconds, **shown, **options)
     if replicas:
         result = with_noise_maps(result, prepared, kspace, method, replicas, **options)

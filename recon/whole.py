@@ -70,6 +70,7 @@ class Whole:
     def __init__(self, slabs: Slabs, options: dict[str, Any]) -> None:
         self._slabs = slabs
         self._mode = str(options.get("partial_fourier", "auto"))
+        self._before: Edge | None = options.get("edge")
         self.options = options | {"scale": None}
         if slabs.span is not None and options.get("replicas") and self._mode != "none":
             raise InputError(
@@ -87,9 +88,8 @@ class Whole:
         """Take a part; `norm` is that of its samples."""
         if not self._results:
             self.options |= {"scale": result.scale, "compress": self._coils(result)}
-            edge = result.figures.partial_fourier
-            if edge is not None:
-                self.options["partial_fourier"] = "pocs" if edge.filled_by == "pocs" else "none"
+            if result.figures.partial_fourier is not None:
+                self.options["edge"] = result.figures.partial_fourier
         self._image[..., part.keep] = result.image.data[..., part.inner]
         for quantity, shown in result.maps.items():
             whole = self._maps.setdefault(quantity, np.zeros(self._shape, np.complex64))
@@ -139,7 +139,7 @@ class Whole:
         if self._slabs.span is None:
             return edge, []
         signal = _readout_signal(self._slabs, find_partial_fourier(mask))
-        partial, along = plan_edge(mask, self._mode, method, signal, directions="x")
+        partial, along = plan_edge(mask, self._mode, method, signal, "x", self._before)
         for z in range(len(self._image) if partial else 0):
             self._image[z] = pocs(torch.from_numpy(self._image[z]), partial).numpy()
         if along is None:

@@ -1,4 +1,4 @@
-"""Siemens twix files (.dat) of the software lines VD, VE and XA, Cartesian, to `KSpace`.
+"""Siemens twix files (.dat), Cartesian, to `KSpace`.
 
 A readout's header becomes ISMRMRD's as `siemens_to_ismrmrd` has it, and the images are then read as those of
 an ISMRMRD file are: noise scans, calibration lines, averages, reflected readouts, slices and their places.
@@ -8,15 +8,15 @@ bubble and the resolution insert tell anterior and left; pehses' twixtools turn 
 converter's files, PTB-MR's mrpro (issue 828) and aTrotier's ismrmrd_to_nifti, which was held against NIfTI of
 the scanner; `readers.ismrmrd` says so and leaves them, for no file tells what wrote it.
 
-Read here and not by pymapvbvd, with which a test compares: it takes a file that breaks off for a shorter
-scan.
+Files of the software lines VD, VE and XA are read here and not by pymapvbvd, with which a test compares: it
+takes a file that breaks off for a shorter scan. Those of VB are read with it (`twix_vb`).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from ismrmrd import constants
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
+from mri_qpan.recon.readers import twix_vb
 from mri_qpan.recon.readers.ismrmrd import images_of
 from mri_qpan.recon.readers.stream import KSpaceStream
 from mri_qpan.recon.readers.twix_header import Extent, Protocol
+from mri_qpan.recon.readers.twix_layout import READOUT, SINCE_VD, VB, Measurement, buffers, damaged, walk
 
 SUFFIX = ".dat"
 CONVERT = "convert it with siemens_to_ismrmrd (-f FILE.dat -o FILE.h5) and read the .h5"
@@ -39,39 +41,8 @@ NOTE = (
 )
 MOST_MEASUREMENTS = 64
 ENTRY = struct.Struct("<IIQQ64s64s")  # ids, offset, length, patient, protocol
-CHANNEL_HEADER = 32
-DMA_LENGTH = 2**25 - 1
-COUNTERS = ("Lin", "Ave", "Sli", "Par", "Eco", "Phs", "Rep", "Set", "Seg", "Ida", "Idb", "Idc", "Idd", "Ide")
-READOUT = np.dtype(
-    [
-        ("flags_and_length", "<u4"),
-        ("measurement", "<i4"),
-        ("scan_counter", "<u4"),
-        ("time_stamp", "<u4"),
-        ("pmu_time_stamp", "<u4"),
-        ("system", "<u2", 2),
-        ("table", "<i4", 3),
-        ("reserved", "<i4"),
-        ("mask", "<u8"),
-        ("samples", "<u2"),
-        ("channels", "<u2"),
-        *((name, "<u2") for name in COUNTERS),
-        ("cut_off", "<u2", 2),
-        ("centre_column", "<u2"),
-        ("coil_select", "<u2"),
-        ("offcentre", "<f4"),
-        ("since_rf", "<u4"),
-        ("centre_line", "<u2"),
-        ("centre_partition", "<u2"),
-        ("position", "<f4", 3),
-        ("quaternion", "<f4", 4),
-        ("parameters", "<u2", 24),
-        ("rest", "<u2", 8),
-    ]
-)
-"""Siemens' header of a readout (MDH) since VD: 192 bytes, one for all channels."""
 
-END, SYNC, REFLECTED, NOISE, PHASE_CORRECTION = 0, 5, 24, 25, 21
+REFLECTED, NOISE, PHASE_CORRECTION = 24, 25, 21
 REFERENCE, REFERENCE_AND_IMAGE = 22, 23
 MULTIBAND = (38, 39)
 FLAGS = {
@@ -101,16 +72,6 @@ INDEX = {
 NOISE_DWELLS = {"AdjCoilSens": 5.0, "AdjQuietCoilSens": 4.0}  # microseconds, as siemens_to_ismrmrd has them
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """A measurement of the file: protocol name and values, headers of its readouts and where they stand."""
-
-    name: str
-    protocol: Protocol
-    readouts: NDArray[np.void]
-    places: NDArray[np.int64]
-
-
 class TwixFile:
     """An open twix file; see `AcquisitionSource`.
 
@@ -129,7 +90,11 @@ class TwixFile:
         if path.stat().st_size < READOUT.itemsize:
             raise InputError(f"{path}: too short for a Siemens twix file")
         self._bytes = np.memmap(path, np.uint8, "r")
-        measurements = list(self._measurements())
+        vb = twix_vb.is_vb(self._bytes)
+        self._layout = VB if vb else SINCE_VD
+        measurements = (
+            [twix_vb.read_measurement(path, self._bytes, CONVERT)] if vb else list(self._measurements())
+        )
         read = measurements[-1]
         self.names = [measurement.name for measurement in measurements]
         self.name = read.name
@@ -146,75 +111,47 @@ class TwixFile:
         self.heads = _heads(readouts, dwell)
         self.xml = self._header(read)
         self.waveforms = 0  # those of a twix file are not read
+        self.note = twix_vb.NOTE if vb else NOTE
 
     def samples(self, rows: NDArray[np.intp], field: str = "data") -> list[NDArray[np.float32]]:
         """Return the samples of acquisitions."""
         found = []
         for row in rows:
             channels, length = int(self._readouts["channels"][row]), int(self._readouts["samples"][row])
-            start = int(self._places[row]) + READOUT.itemsize
-            step = CHANNEL_HEADER + 8 * length
+            layout = self._layout
+            start, step = int(self._places[row]) + layout.header, layout.channel_header + 8 * length
             block = self._bytes[start : start + channels * step].reshape(channels, step)
-            found.append(np.ascontiguousarray(block[:, CHANNEL_HEADER:]).view("<f4").ravel())
+            if layout is VB:
+                twix_vb.check_channels(self.path, block)
+            found.append(np.ascontiguousarray(block[:, layout.channel_header :]).view("<f4").ravel())
         return found
 
     def close(self) -> None:
         """Let go of the file."""
         self._bytes = np.zeros(0, np.uint8)  # type: ignore[assignment]
 
-    def _measurements(self) -> Iterator[_Measurement]:
+    def _measurements(self) -> Iterator[Measurement]:
         first, count = struct.unpack_from("<II", self._bytes.data)
         if first >= 10000 or not 1 <= count <= MOST_MEASUREMENTS:
-            what = "of the software line VB" if first < self._bytes.size else "this .dat file is none"
-            raise InputError(f"{self.path}: not a Siemens twix file of VD or later ({what}): {CONVERT}")
+            raise InputError(f"{self.path}: not a Siemens twix file that can be read here: {CONVERT}")
         for number in range(count):
             start = 8 + number * ENTRY.size
             if start + ENTRY.size > self._bytes.size:
-                raise self._damaged(f"the entry of measurement {number + 1} lies beyond its end")
+                raise damaged(self.path, f"the entry of measurement {number + 1} lies beyond its end")
             _, _, offset, length, _, name = ENTRY.unpack_from(self._bytes.data, start)
             end = min(offset + length, self._bytes.size)
             if offset + 8 > end:
-                raise self._damaged(f"measurement {number + 1} of {count} lies beyond its end")
+                raise damaged(self.path, f"measurement {number + 1} of {count} lies beyond its end")
             size, parts = struct.unpack_from("<II", self._bytes.data, offset)
-            buffers = self._buffers(offset + 8, min(offset + size, end), parts)
-            places = self._walk(offset + size, end)
+            parts_of_it = buffers(self.path, self._bytes, offset + 8, min(offset + size, end), parts)
+            places = walk(self.path, self._bytes, offset + size, end, SINCE_VD)
             readouts = np.zeros(len(places), READOUT)
             for row, place in enumerate(places):
                 readouts[row] = np.frombuffer(self._bytes, READOUT, 1, place)[0]
             title = name.split(b"\0")[0].decode("latin-1")
-            yield _Measurement(title, Protocol(buffers, self.path), readouts, np.array(places, np.int64))
+            yield Measurement(title, Protocol(parts_of_it, self.path), readouts, np.array(places, np.int64))
 
-    def _buffers(self, start: int, end: int, parts: int) -> dict[str, bytes]:
-        """Return the parts of a measurement's header by name."""
-        text, found, place = self._bytes[start:end].tobytes(), {}, 0
-        for _ in range(parts):
-            stop = text.find(b"\0", place, place + 64)
-            if stop < 0 or stop + 5 > len(text):
-                raise self._damaged("a measurement's header breaks off")
-            (length,) = struct.unpack_from("<I", text, stop + 1)
-            found[text[place:stop].decode("latin-1")] = text[stop + 5 : stop + 5 + length]
-            place = stop + 5 + length
-        return found
-
-    def _walk(self, place: int, end: int) -> list[int]:
-        """Return where the headers of a measurement's readouts stand."""
-        found: list[int] = []
-        while place + READOUT.itemsize <= end:
-            (word,) = struct.unpack_from("<I", self._bytes.data, place)
-            (mask,) = struct.unpack_from("<Q", self._bytes.data, place + 40)
-            samples, channels = struct.unpack_from("<HH", self._bytes.data, place + 48)
-            if mask >> END & 1:
-                return found
-            length = word & DMA_LENGTH
-            if not mask >> SYNC & 1:
-                found.append(place)
-                length = READOUT.itemsize + channels * (CHANNEL_HEADER + 8 * samples)
-            if length < READOUT.itemsize or place + length > end:
-                break
-            place += length
-        raise self._damaged(f"cut off after {max(0, len(found) - 1)} readouts of a measurement")
-
-    def _header(self, read: _Measurement) -> str:
+    def _header(self, read: Measurement) -> str:
         mask = read.readouts
         imaging = ~np.any([_is(mask, bit) for bit in FLAGS if bit != REFLECTED], axis=0) & ~(
             _is(mask, REFERENCE) & ~_is(mask, REFERENCE_AND_IMAGE)
@@ -234,15 +171,15 @@ class TwixFile:
             )
         return read.protocol.header(read.name, int(seen["samples"].max()), lines, partitions)
 
-    def _dwell(self, measurement: _Measurement) -> NDArray[np.float64]:
+    def _dwell(self, measurement: Measurement) -> NDArray[np.float64]:
         """Return the time of a sample of every readout in microseconds."""
         samples = np.maximum(measurement.readouts["samples"], 1)
-        noise = np.floor(76800.0 / samples) / 10
+        if self._layout is VB:
+            noise = 1e6 / samples / twix_vb.NOISE_BANDWIDTH
+        else:
+            noise = np.floor(76800.0 / samples) / 10
         noise[:] = NOISE_DWELLS.get(measurement.name, noise)
         return np.where(_is(measurement.readouts, NOISE), noise, measurement.protocol.dwell_us)
-
-    def _damaged(self, what: str) -> InputError:
-        return InputError(f"{self.path}: damaged or truncated twix file: {what}")
 
 
 def read(path: Path) -> KSpaceStream:
@@ -264,7 +201,7 @@ def read(path: Path) -> KSpaceStream:
     """
     file = TwixFile(path)
     indices, images = images_of(file)
-    return KSpaceStream(indices, (replace(k, notes=(*k.notes, NOTE)) for k in images), file.xml)
+    return KSpaceStream(indices, (replace(k, notes=(*k.notes, file.note)) for k in images), file.xml)
 
 
 def _is(readouts: NDArray[np.void], bit: int) -> NDArray[np.bool_]:

@@ -18,12 +18,12 @@ from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.kspace import Image, ImageSeries
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
 from mri_qpan.recon.upright import upright
+from mri_qpan.recon.writers.moments import TICK_MS, counts_ticks
 from mri_qpan.recon.writers.png import Tile, aspect_of, label, sheet, title, varying
 from mri_qpan.recon.writers.window import display_range
 
 WIDTH = 1024
 UNSTATED_MS = 100.0
-TICK_MS = 2.5  # of the time stamps of Siemens' scanners, as their converters write them; others do not say
 SHORTEST_TR_MS = 10.0  # shorter ones are those of lines, not of frames
 SHOWN_MS = (20.0, 1000.0)  # players take less for 100 ms; and nobody waits longer
 GIF_MS = 10  # GIF counts hundredths of a second
@@ -88,8 +88,7 @@ def frame_time(images: Sequence[Image], header: Element) -> tuple[float, str | N
     header
         The ISMRMRD header.
     """
-    vendor = text_of(header, "acquisitionSystemInformation/systemVendor") or ""
-    if "siemens" in vendor.lower():
+    if counts_ticks(header):
         phases = len({image.index.phase for image in images}) > 1
         stamps: dict[int, int] = {}
         for image in images:

@@ -18,6 +18,7 @@ from mri_qpan.recon.geometry import Array, affine_lps, stack, volumes, voxel_siz
 from mri_qpan.recon.kspace import Image, ImageSeries, Quantity
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
 from mri_qpan.recon.upright import turn_of, upright
+from mri_qpan.recon.writers.moments import trigger_times
 from mri_qpan.recon.writers.window import window_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     16-bit pixels on one scale for the whole series, and one window for it. RescaleSlope is 1: the input's
     units are often so small that a window in them would be narrower than DICOM allows. They stand in the
     RealWorldValueMappingSequence. Of maps that are pure numbers (SNR, g-factor) RescaleSlope gives the
-    numbers, so that a viewer's region of interest reads them.
+    numbers, so that a viewer's region of interest reads them. Images of a cine say when after the trigger
+    they were measured, where their time stamps do (`trigger_times`).
 
     Patient, study, equipment and sequence come from the ISMRMRD header, and with it the study's UID where it
     has one: otherwise series of one input share one made from the input's path and header. Every file has a
@@ -106,10 +108,13 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     common.WindowCenter = _decimal((low + high) / 2 / unit)
     common.WindowWidth = _decimal(max(1.0, (high - low) / unit))
     common.RealWorldValueMappingSequence = [_real_world(least, slope, series.quantity)]
+    triggered = trigger_times(series.images, header)
     encoded = {i.index: "ROW" if turn_of(i.geometry).swapped else "COL" for i in series.images}
     for number, (image, plane, affine) in enumerate(_planes([upright(i) for i in series.images]), start=1):
         dataset = _file(common)
         _describe(dataset, header, image, number)
+        if image.index in triggered:
+            dataset.TriggerTime = _decimal(triggered[image.index])
         _place(dataset, image, affine, plane)
         dataset.InPlanePhaseEncodingDirection = encoded[image.index]
         pixels = series.pixels(image)[plane if image.data.shape[0] > 1 else 0]

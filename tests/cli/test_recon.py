@@ -73,7 +73,7 @@ def test_a_missing_edge_is_told_and_filled_as_asked(run: Run, raw: Path) -> None
     assert "note: partial Fourier: 75.0% along y; the edge as POCS fills it" in said
     record = json.loads(Path("scan_cg-sense.json").read_text())
     for image in record["images"]:
-        assert image["partial_fourier"] == {"filled_by": "pocs", "fraction": {"y": 0.75}}
+        assert image["partial_fourier"] == {"filled_by": "pocs", "fraction": {"y": 0.75}, "followed": False}
     assert "<th>partial Fourier</th><td>75.0% along y" in Path("scan_cg-sense.html").read_text()
     code, said, _ = run(raw, "-m", "cg-sense", *options, "--partial-fourier", "none")
     assert "the edge as the method made it" in said

@@ -1,4 +1,4 @@
-"""Small Siemens twix files of the layout since VD, written field by field."""
+"""Small Siemens twix files of the layout since VD, written field by field, and the same scan as VB has it."""
 
 import struct
 from collections.abc import Sequence
@@ -84,6 +84,42 @@ def write(
     parameters: str = PARAMETERS,
 ) -> Path:
     """Write a file of several measurements, all of one protocol."""
+    header = _header(protocol, parameters, 0)
+    blocks = [header + b"".join(lines) for lines in measurements.values()]
+    blocks = [block.ljust(-(-len(block) // 512) * 512, b"\0") for block in blocks]
+    file, offset = struct.pack("<II", 0, len(blocks)), 10240
+    for name, block in zip(measurements, blocks, strict=True):
+        file += struct.pack("<IIQQ64s64s", 3, 4, offset, len(block), b"x", name.encode())
+        offset += len(block)
+    path.write_bytes(file.ljust(10240, b"\0") + b"".join(blocks))
+    return path
+
+
+def write_vb(
+    path: Path,
+    lines: Sequence[bytes],
+    protocol: dict[str, str] | None = None,
+    parameters: str = PARAMETERS,
+) -> Path:
+    """Write a file of the software line VB, which holds one measurement; `lines` as in `write`."""
+    least = 10240  # real headers are as long; shorter ones would pass for VD's list of measurements
+    path.write_bytes(_header(protocol, parameters, least) + b"".join(map(_as_vb, lines)))
+    return path
+
+
+def _as_vb(line: bytes) -> bytes:
+    """Return a readout of VD, or physiology data, as VB has it: a header of 128 bytes for every channel."""
+    (mask,) = struct.unpack_from("<Q", line, 40)
+    if mask >> BITS["sync"] & 1:
+        return line[:20] + line[40:48] + bytes(20) + line[48:]
+    length, coils = struct.unpack_from("<HH", line, 48)
+    head = line[4:20] + line[40:100] + bytes(16) + line[100:128]
+    size = struct.pack("<I", coils * (128 + 8 * length))
+    channels = np.frombuffer(line[192:], np.uint8).reshape(coils, -1)[:, 32:]
+    return b"".join(size + head + struct.pack("<HH", c, 0) + channels[c].tobytes() for c in range(coils))
+
+
+def _header(protocol: dict[str, str] | None, parameters: str, least: int) -> bytes:
     values = PROTOCOL if protocol is None else protocol
     yaps = (
         "### ASCCONV BEGIN ###\n"
@@ -94,13 +130,5 @@ def write(
         name + b"\0" + struct.pack("<I", len(text)) + text
         for name, text in ((b"Meas", parameters.encode()), (b"MeasYaps", yaps.encode()))
     )
-    header = struct.pack("<II", -(-(8 + len(buffers)) // 32) * 32, 2) + buffers
-    header = header.ljust(struct.unpack_from("<I", header)[0], b"\0")
-    blocks = [header + b"".join(lines) for lines in measurements.values()]
-    blocks = [block.ljust(-(-len(block) // 512) * 512, b"\0") for block in blocks]
-    file, offset = struct.pack("<II", 0, len(blocks)), 10240
-    for name, block in zip(measurements, blocks, strict=True):
-        file += struct.pack("<IIQQ64s64s", 3, 4, offset, len(block), b"x", name.encode())
-        offset += len(block)
-    path.write_bytes(file.ljust(10240, b"\0") + b"".join(blocks))
-    return path
+    size = max(least, -(-(8 + len(buffers)) // 32) * 32)
+    return (struct.pack("<II", size, 2) + buffers).ljust(size, b"\0")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_qpan.recon.geometry import affine_lps
-from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, Quantity
+from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, Quantity, Stamp
 from mri_qpan.recon.noise import GFACTOR, UNCERTAINTY
 from mri_qpan.recon.writers import write_dicom
 
@@ -219,3 +219,28 @@ def test_orthanc_takes_and_files_it(orthanc: Orthanc, tmp_path: Path) -> None:
         f"{orthanc.web}/instances/{stored['Instances'][0]}/preview", timeout=20
     ) as answer:
         assert answer.read(4) == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "stamps", "known"),
+    [
+        ("SIEMENS", [8, 20, 31], True),
+        ("SIEMENS", [0, 0, 0], False),
+        ("SIEMENS", [8, 20, 12], False),
+        ("Vendor", [8, 20, 31], False),
+    ],
+)
+def test_a_cine_says_when_after_the_trigger(
+    tmp_path: Path, vendor: str, stamps: list[int], known: bool
+) -> None:
+    made = series(contrasts=1, slices=1, xml=XML.replace(">Vendor<", f">{vendor}<"))
+    frames = [
+        replace(made.images[0], index=Index(phase=p), stamp=Stamp(physiology_time_stamp=(stamp, 0, 0)))
+        for p, stamp in enumerate(stamps)
+    ]
+    write_dicom(tmp_path / "cine", replace(made, images=frames))
+    found = [pydicom.dcmread(path).get("TriggerTime") for path in sorted(tmp_path.glob("*.dcm"))]
+    assert found == ([2.5 * stamp for stamp in stamps] if known else [None] * 3)
+    single = replace(made, images=frames[1:2])
+    write_dicom(tmp_path / "single", single)
+    assert "TriggerTime" not in pydicom.dcmread(tmp_path / "single_0001.dcm")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mrd_files import header_xml, lines
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,9 +17,11 @@ from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.phantom import Ellipse, Phantom, Series
-from mri_qpan.recon.kspace import Geometry, KSpace
+from mri_qpan.recon.job import Job, reconstruct_file
+from mri_qpan.recon.kspace import Geometry, Index, KSpace
 from mri_qpan.recon.partial_fourier import (
     WORTH,
+    Edge,
     check_mode,
     edge_signal,
     fill_edge,
@@ -26,6 +29,7 @@ from mri_qpan.recon.partial_fourier import (
     pocs,
 )
 from mri_qpan.recon.pipeline import reconstruct
+from mri_qpan.recon.session import Lines, Painter
 from mri_qpan.sampling_masks import make_mask
 from mri_qpan.solvers import SOLVERS
 
@@ -291,3 +295,77 @@ def test_bad_requests() -> None:
     assert left is image
     assert edge is not None
     assert edge.filled_by == "method"
+
+
+@pytest.mark.parametrize(("near", "expected"), [(7, "pocs"), (4, "pocs"), (3, "method")])
+def test_an_edge_follows_the_first_of_its_series(
+    full: NDArray[np.complex64], near: int, expected: str
+) -> None:
+    """A few lines fewer than an image alone would need still make it better."""
+    acquired = np.arange(MATRIX) <= MATRIX // 2 + near
+    mask = along(acquired, "y", (1, MATRIX, MATRIX))
+    image = torch.from_numpy(ifft_numpy(full * mask[0], (-2, -1)))
+    alone = fill_edge(image, mask, "auto", "cg-sense")[1]
+    assert alone is not None
+    assert alone.filled_by == "method"
+    first = Edge("pocs", {"y": 0.6})
+    made, edge = fill_edge(image, mask, "auto", "cg-sense", before=first)
+    assert edge is not None
+    assert (edge.filled_by, edge.followed) == (expected, expected == "pocs")
+    assert str(edge).endswith("first image with signal there") == edge.followed
+    truth = ifft_numpy(full, (-2, -1))
+    if expected == "pocs":
+        assert error(made.numpy(), truth) < 0.9 * error(image.numpy(), truth)
+    wider = along(extent(MATRIX, 0.7, False), "y", (1, MATRIX, MATRIX))
+    for reason in ("noise", "method"):
+        kept, edge = fill_edge(image, wider, "auto", "cg-sense", before=Edge(reason, {"y": 0.6}))
+        assert kept is image
+        assert edge is not None
+        assert (edge.filled_by, edge.followed) == (reason, True)
+    assert fill_edge(image, wider, "none", "cg-sense", before=first)[0] is image
+    asked = fill_edge(image, wider, "pocs", "cg-sense", before=Edge("noise", {"y": 0.6}))[1]
+    assert asked == Edge("pocs", asked.fraction if asked else {})
+
+
+@pytest.mark.parametrize(("sides", "expected"), [((8, 7), "pocs"), ((7, 8), "method")])
+def test_images_of_a_series_are_filled_alike(
+    full: NDArray[np.complex64], tmp_path: Path, sides: tuple[int, int], expected: str
+) -> None:
+    """From a file, and as they come from a scanner."""
+    echoes = [full * (np.arange(MATRIX) <= MATRIX // 2 + near)[:, None] for near in sides]
+    np.save(tmp_path / "echoes.npy", np.stack(echoes)[:, None])
+    job = Job(get_method("zero-filled"), torch.device("cpu"), dims="contrast,coil,y,x")
+    record = reconstruct_file(tmp_path / "echoes.npy", tmp_path, job)
+    found = [image["partial_fourier"] for image in record["images"]]
+    assert [edge["filled_by"] for edge in found] == [expected] * 2
+    assert [edge["followed"] for edge in found] == [False, True]
+    painter = Painter(job, header_xml((MATRIX, MATRIX, 1)), "scanner")
+    for contrast, (echo, near) in enumerate(zip(echoes, sides, strict=True)):
+        rows = range(MATRIX // 2 + near + 1)
+        arrived = Lines(Index(contrast=contrast), lines(echo[None], rows, contrast=contrast))
+        (message,) = painter.paint(arrived, [].append)
+    zero_filled = torch.from_numpy(ifft_numpy(echoes[1], (-2, -1)))
+    made = pocs(zero_filled, find_partial_fourier((echoes[1] != 0)[None]))
+    apart = {
+        kind: misfit(message.data[0, 0].astype(float), np.abs(image.numpy()))
+        for kind, image in (("pocs", made), ("method", zero_filled))
+    }
+    assert min(apart, key=apart.__getitem__) == expected
+    assert min(apart.values()) < 0.001
+
+
+def test_an_image_of_noise_does_not_decide(full: NDArray[np.complex64], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    white = (rng.normal(size=full.shape) + 1j * rng.normal(size=full.shape)).astype(np.complex64)
+    images = np.stack([white, full, white]) * extent(MATRIX, 0.7, False)[:, None]
+    np.save(tmp_path / "slices.npy", images[:, None])
+    job = Job(get_method("zero-filled"), torch.device("cpu"), dims="slice,coil,y,x")
+    found = [i["partial_fourier"] for i in reconstruct_file(tmp_path / "slices.npy", tmp_path, job)["images"]]
+    assert [edge["filled_by"] for edge in found] == ["noise", "pocs", "pocs"]
+    assert [edge["followed"] for edge in found] == [False, False, True]
+
+
+def misfit(pixels: NDArray[np.floating], image: NDArray[np.floating]) -> float:
+    """Return how far pixels are from an image of any scale."""
+    scaled = image * (pixels * image).sum() / (image * image).sum()
+    return float(np.linalg.norm(pixels - scaled) / np.linalg.norm(pixels))

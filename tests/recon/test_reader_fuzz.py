@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mrd_files import KSPACE, NX, NY, XML, few, header_xml, line, lines, random_kspace
 from mrd_files import write as write_mrd
-from twix_files import end, readout, sync
+from twix_files import end, readout, sync, write_vb
 from twix_files import write as write_twix
 
 from mri_qpan import bart
@@ -78,10 +78,21 @@ def mat73(path: Path) -> None:
 
 
 def twix(path: Path) -> None:
-    noise = readout(random_kspace(2, 30), ["noise"])
+    write_twix(path, {"noise": [twix_noise(), end()], "gre": twix_lines()})
+
+
+def twix_vb(path: Path) -> None:
+    pytest.importorskip("mapvbvd")
+    write_vb(path, [twix_noise(), *twix_lines()])
+
+
+def twix_noise() -> bytes:
+    return readout(random_kspace(2, 30), ["noise"])
+
+
+def twix_lines() -> list[bytes]:
     samples = random_kspace(2, 12, 16)
-    acquired = [readout(samples[:, y], lin=y) for y in range(12)]
-    write_twix(path, {"noise": [noise, end()], "gre": [*acquired, sync(), end()]})
+    return [*(readout(samples[:, y], lin=y, counter=y) for y in range(12)), sync(), end()]
 
 
 FORMATS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -95,6 +106,7 @@ FORMATS: dict[str, tuple[Callable[[Path], None], str]] = {
     "mat5": (mat5, ".mat"),
     "mat73": (mat73, ".mat"),
     "twix": (twix, ".dat"),
+    "twix-vb": (twix_vb, ".dat"),
 }
 
 
@@ -221,6 +233,14 @@ def huge_twix(path: Path) -> None:
     path.write_bytes(content)
 
 
+def huge_vb(path: Path) -> None:
+    twix_vb(path)
+    content = bytearray(path.read_bytes())
+    place = content.index((16).to_bytes(2, "little") + (2).to_bytes(2, "little"), 10240)
+    content[place : place + 4] = b"\xff" * 4
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("make", "suffix"),
     [
@@ -231,6 +251,7 @@ def huge_twix(path: Path) -> None:
         (huge_fastmri, ".h5"),
         (huge_ismrmrd, ".h5"),
         (huge_twix, ".dat"),
+        (huge_vb, ".dat"),
     ],
 )
 def test_sizes_that_the_file_cannot_hold_are_not_allocated(

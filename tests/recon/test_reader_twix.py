@@ -200,7 +200,7 @@ def test_other_files(path: Path) -> None:
     path.write_bytes(b"time,value\n" * 100)
     assert "siemens_to_ismrmrd (-f FILE.dat -o FILE.h5)" in refused(path)
     path.write_bytes((60000).to_bytes(4, "little") + bytes(70000))
-    assert "software line VB" in refused(path)
+    assert "not a Siemens twix file" in refused(path)
 
 
 def test_what_is_not_read_is_named(path: Path) -> None:
@@ -215,6 +215,20 @@ def test_what_is_not_read_is_named(path: Path) -> None:
         write(path, {"gre": [*lines(), readout(KSPACE[:, 0], ["sms"]), end()]})
     )
     assert "no imaging readouts" in refused(write(path, {"adj": [readout(KSPACE[:, 0], ["noise"]), end()]}))
+
+
+def test_bytes_too_many_or_too_few_do_not_end_a_measurement(path: Path) -> None:
+    """Half of all samples, taken for a readout's header, would say that it is the last."""
+    whole = write(path, {"gre": [*lines(), end()]}).read_bytes()
+    step = 192 + 2 * (32 + 8 * 16)
+    first = whole.index(lines()[0][:192])
+    rng = np.random.default_rng(0)
+    for place in first + 192 + np.arange(7) * step:
+        for shift in range(4, 44, 4):
+            path.write_bytes(whole[:place] + rng.bytes(shift) + whole[place:])
+            assert "damaged" in refused(path)
+            path.write_bytes(whole[:place] + whole[place + shift :])
+            assert "damaged" in refused(path)
 
 
 def test_cut_off_anywhere(path: Path) -> None:
