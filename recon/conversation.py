@@ -145,7 +145,7 @@ class Conversation:
                         raise InputError("an acquisition before the header")
                     if message.flags & COMPRESSED:
                         raise InputError(
-                            "compressed acquisitions cannot be read: send plain ones (Gadgetron's client: no -P, -T)"
+                            "compressed acquisitions cannot be read: send them plain (no -P of Gadgetron's)"
                         )
                     if not self._counts.acquisitions:
                         worker = self._start(config or self._settings.default, header)
