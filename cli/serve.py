@@ -61,7 +61,11 @@ def serve(
         Path | None, typer.Option(metavar="FOLDER", help="The site's own configs, NAME.toml each.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keep what is received, an ISMRMRD file a session.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep what is received, an ISMRMRD file a session that grows by whole slices.",
+        ),
     ] = None,
     clients: Annotated[int, typer.Option(min=1, help="Sessions at once; more wait.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Images to reconstruct at once.")] = 1,

@@ -315,7 +315,10 @@ def _gram(correlation: Tensor, shape: tuple[int, int], rows: slice) -> Tensor:
     for n, part in zip(shape, (rows, slice(None)), strict=True):
         place = (torch.arange(n, dtype=torch.float64)[part] - n // 2) / n
         waves.append(torch.exp(2j * math.pi * place[:, None] * lags).to(torch.complex64))
-    return torch.einsum("yl,cdlm,xm->yxcd", waves[0], correlation, waves[1]).contiguous()
+    coils, lag = correlation.shape[0], correlation.shape[2]
+    # In this order each product ends as the next one takes it: `einsum` turns the last, the largest, over.
+    down = waves[0] @ correlation.permute(2, 3, 0, 1).reshape(lag, -1)
+    return (waves[1] @ down.reshape(-1, lag, coils * coils)).reshape(-1, shape[1], coils, coils)
 
 
 def _low_resolution(calib: Complex, shape: tuple[int, int]) -> Tensor:
@@ -403,7 +406,8 @@ def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors (..., coil) over their norms, and the norms (..., 1): of real numbers torch is faster."""
     parts = torch.view_as_real(vectors).flatten(-2)
     norms = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
-    return vectors / norms.clamp(min=1e-12), norms
+    parts = parts / norms.clamp(min=1e-12)
+    return torch.view_as_complex(parts.unflatten(-1, (-1, 2))), norms
 
 
 def _turned(vectors: Tensor, reference: Tensor) -> Tensor:

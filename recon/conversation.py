@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import socket
@@ -20,7 +19,8 @@ from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import Index
 from mri_qpan.recon.metrics import Meter
 from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.raw_file import RawFile
+from mri_qpan.recon.parameters import config_in, without_effect
+from mri_qpan.recon.raw_file import Kept
 from mri_qpan.recon.readers.mrd_header import parse_header
 from mri_qpan.recon.session import Lines, Painter, Session
 from mri_qpan.recon.turns import POLL, Turns
@@ -32,6 +32,11 @@ WAITING_IMAGES = 2
 """Complete images a session may hold before it stops reading: the peer then waits, not the memory."""
 
 GIVE_UP = 30.0  # seconds that a peer may take to read what it is sent after an error
+
+COMPRESSED = sum(1 << (flag - 1) for flag in range(ismrmrd.ACQ_COMPRESSION1, ismrmrd.ACQ_COMPRESSION4 + 1))
+"""Flags of samples that are not as MRD has them."""
+
+LONGEST_WORDS = 200  # characters of a peer's own words in a message
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +122,7 @@ class Conversation:
         self._complete: queue.Queue[tuple[float, Lines] | None] = queue.Queue(WAITING_IMAGES)
         self._ahead: dict[Index, Lines] = {}  # calibrated, and not complete yet
         self._gone = threading.Event()
-        self._saving: RawFile | None = None
+        self._kept = Kept(settings.save, peer, self._say)
 
     def hold(self) -> None:
         """Talk until CLOSE, or until nothing more can be said."""
@@ -129,31 +134,37 @@ class Conversation:
                 if isinstance(message, ConfigFile | ConfigText):
                     if config is not None:
                         raise InputError("a second config")
-                    config = _config_in(message) or str(message)
+                    config = self._chosen(message) or str(message)
                 elif isinstance(message, HeaderText):
                     if header is not None:
                         raise InputError("a second header")
                     header = str(message)
-                    self._save_to(header)
+                    self._kept.begin(header)
                 elif isinstance(message, ismrmrd.Acquisition):
                     if header is None:
                         raise InputError("an acquisition before the header")
+                    if message.flags & COMPRESSED:
+                        raise InputError(
+                            "compressed acquisitions cannot be read: send them plain (no -P of Gadgetron's)"
+                        )
                     if not self._counts.acquisitions:
                         worker = self._start(config or self._settings.default, header)
                         if worker is not None:
                             session = Session(header, self._peer, self._settings.memory)
                     self._counts.acquisitions += 1
-                    self._keep(message)
-                    if session is not None:
-                        self._take(message, session)
+                    try:
+                        if session is not None:  # first: an image does not wait for the disk
+                            self._take(message, session)
+                    finally:
+                        self._kept.add(message)
                 elif isinstance(message, ismrmrd.Waveform):
                     self._counts.waveforms += 1
-                    self._keep(message)
+                    self._kept.add(message)
                 elif isinstance(message, ismrmrd.Image):
                     self._return(message, config)
                 elif isinstance(message, str):
-                    log.info("%s: says %.200s", self._peer, " ".join(message.split()))
-                    config = _config_in(message) or config
+                    log.info("%s: says %s", self._peer, _shown(message))
+                    config = self._chosen(message) or config
             if header is not None and not (self._counts.acquisitions or self._counts.returned):
                 parse_header(header, self._peer)  # which may be why nothing came
             for lines in [] if session is None else session.rest():
@@ -174,13 +185,25 @@ class Conversation:
             if worker is not None:
                 self._complete.put(None)
                 worker.join()
-            self._stop_saving()
+            self._kept.end()
             self._close()
+
+    def _chosen(self, text: str) -> str | None:
+        """Return the config that a scanner's operator chose, which a text of JSON may carry.
+
+        What else was set there is told to have no effect, lest the image be taken for what was asked for.
+        """
+        unused = without_effect(text)
+        if unused:
+            words = f"parameters that have no effect here: {_shown(', '.join(unused))}"
+            log.warning("%s: %s", self._peer, words)
+            self._say(f"warning: {words}")
+        return config_in(text)
 
     def _return(self, image: Any, config: str | None) -> None:
         """Send what is an image already back as it came; it needs no valid header."""
         self._counts.returned += 1
-        self._keep(image)
+        self._kept.add(image)
         if not _drains(config or ""):
             self._say(image)
 
@@ -200,13 +223,14 @@ class Conversation:
     def _start(self, config: str, header: str) -> threading.Thread | None:
         """Start what reconstructs; None where nothing is to be made."""
         if _drains(config):
-            if self._saving is None:
+            if not self._kept.is_open:
                 self._say("nothing is kept: this server was started without --save")
             return None
         job, words = self._job(config)
         if words is not None:
             self._say(words)
-        worker = threading.Thread(target=self._paint, args=(Painter(job, header, self._peer),))
+        painter = Painter(job, header, self._peer)
+        worker = threading.Thread(target=self._paint, args=(painter,), name=f"images for {self._peer}")
         worker.start()
         return worker
 
@@ -296,52 +320,10 @@ class Conversation:
         except OSError:
             return
 
-    def _save_to(self, header: str) -> None:
-        """Open an ISMRMRD file for what arrives, if anything is to be kept."""
-        if self._settings.save is None:
-            return
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{self._peer.replace(':', '_')}"
-        try:
-            self._settings.save.mkdir(parents=True, exist_ok=True)
-            self._saving = RawFile(self._settings.save / f"{stem}.h5", header)
-        except Exception as error:  # a full disk must not cost the images
-            self._not_saved(error)
-
-    def _keep(self, message: Any) -> None:
-        if self._saving is None:
-            return
-        try:
-            self._saving.append(message)
-        except Exception as error:
-            self._not_saved(error)
-
-    def _not_saved(self, error: Exception) -> None:
-        self._stop_saving()
-        log.error("%s: what it sends cannot be kept: %s", self._peer, error)
-        self._say(f"warning: what you send cannot be kept: {' '.join(str(error).split())}")
-
-    def _stop_saving(self) -> None:
-        saving, self._saving = self._saving, None
-        if saving is None:
-            return
-        try:
-            saving.close()
-        except Exception as error:
-            log.error("%s: what was kept may be incomplete: %s", self._peer, error)
-
 
 def _drains(config: str) -> bool:
     return Path(config.strip()).stem in DRAINING
 
 
-def _config_in(text: str) -> str | None:
-    """Return the config that a scanner's operator chose, which a text of JSON may carry.
-
-    What was typed (`customconfig`) goes before what was chosen from a list, as in python-ismrmrd-server.
-    """
-    try:
-        parameters = json.loads(text)["parameters"]
-        chosen = parameters.get("customconfig") or parameters.get("config")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    return str(chosen) if chosen else None
+def _shown(words: str) -> str:
+    return " ".join(words.split())[:LONGEST_WORDS]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.client import messages_of
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter, head_of
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
 
@@ -203,7 +203,7 @@ def run(
 
 
 def _as_slice(line: Any, number: int, last: bool) -> Any:
-    copy = ismrmrd.Acquisition(bytes(line.getHead()))
+    copy = ismrmrd.Acquisition(head_of(line))
     copy.data[:], copy.traj[:] = line.data * (number + 1), line.traj
     copy.idx.slice = number
     for flag in (ismrmrd.ACQ_LAST_IN_SLICE, ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT):

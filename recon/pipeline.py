@@ -330,7 +330,12 @@ def _batch(array: NDArray[np.generic], device: torch.device | str) -> torch.Tens
 
 
 def _residual(encoding: Encoding | NonCartesian, image: torch.Tensor, samples: torch.Tensor) -> float:
-    size = float(samples.norm())
+    size = _norm(samples)
     if size == 0:
         raise ReconError("all samples are zero: there is no signal to reconstruct")
-    return float((encoding.forward(image) - samples).norm()) / size
+    return _norm(encoding.forward(image) - samples) / size
+
+
+def _norm(values: torch.Tensor) -> float:
+    """Return the norm of complex values: of real numbers torch is faster."""
+    return float(torch.linalg.vector_norm(torch.view_as_real(values)))

@@ -3,20 +3,99 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
+import time
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import ismrmrd
+import numpy as np
+from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype, waveform_dtype, waveform_header_dtype
+from numpy.typing import NDArray
+
+from mri_qpan.recon.mrd_stream import head_of
 
 RESERVE = 2**26
 """Bytes of the disk that are left free: what was kept until then can be closed, and read."""
 
+BLOCK = 2**24
+"""Bytes of samples that wait at most to be written together."""
+
+MOST = 256
+"""Readouts and waveforms that wait at most; also the rows of HDF5's chunks."""
+
+ENDS = (ismrmrd.ACQ_LAST_IN_SLICE, ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+
+log = logging.getLogger(__name__)
+
+
+class Kept:
+    """What a peer sends, in a file of its own in a folder; what goes wrong with it costs no image.
+
+    Parameters
+    ----------
+    folder
+        Made if missing; None keeps nothing.
+    peer
+        Whom messages name.
+    tell
+        Called with what the peer is to know.
+    """
+
+    def __init__(self, folder: Path | None, peer: str, tell: Callable[[str], None]) -> None:
+        self._folder, self._peer, self._tell = folder, peer, tell
+        self._file: RawFile | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is kept."""
+        return self._file is not None
+
+    def begin(self, xml: str) -> None:
+        """Open the file, with its ISMRMRD header."""
+        if self._folder is None:
+            return
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{self._peer.replace(':', '_')}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = RawFile(self._folder / f"{stem}.h5", xml)
+        except Exception as error:  # a full disk must not cost the images
+            self._give_up(error)
+
+    def add(self, message: Any) -> None:
+        """Keep an acquisition, a waveform or an image."""
+        if self._file is None:
+            return
+        try:
+            self._file.append(message)
+        except Exception as error:
+            self._give_up(error)
+
+    def end(self) -> None:
+        """Write out all of it."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.close()
+        except Exception as error:
+            log.error("%s: what was kept may be incomplete: %s", self._peer, error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.end()
+        log.error("%s: what it sends cannot be kept: %s", self._peer, error)
+        self._tell(f"warning: what you send cannot be kept: {' '.join(str(error).split())}")
+
 
 class RawFile:
     """An ISMRMRD file that grows by what arrives.
+
+    Readouts and waveforms are written together: at the end of a slice, or when they are many. What is written
+    can be read from then on, whatever becomes of this process: its crash costs what came since.
 
     Parameters
     ----------
@@ -33,29 +112,64 @@ class RawFile:
 
     def __init__(self, path: Path, xml: str) -> None:
         self._folder = path.parent
+        self._waiting: list[Any] = []
+        self._bytes = 0
         self._check_room()
         self._disk = _Disk(path)
         self._dataset = ismrmrd.Dataset(self._disk, "dataset", mode="w")
+        self._file = (
+            self._dataset._file
+        )  # Dataset writes rows one by one, milliseconds each, and flushes none
         self._dataset.write_xml_header(xml.encode())
 
     def append(self, message: Any) -> None:
         """Add an acquisition, a waveform or an image; raises `OSError` where there is no room for it."""
-        self._check_room()
-        if isinstance(message, ismrmrd.Waveform):
-            self._dataset.append_waveform(message)
-        elif isinstance(message, ismrmrd.Image):
+        if isinstance(message, ismrmrd.Image):
+            self._check_room()
             self._dataset.append_image(f"image_{message.image_series_index}", message)
-        else:
-            self._dataset.append_acquisition(message)
-        self._check_written()
+            self._file.flush()
+            self._check_written()
+            return
+        self._waiting.append(message)
+        self._bytes += message.data.nbytes
+        last = isinstance(message, ismrmrd.Acquisition) and any(map(message.is_flag_set, ENDS))
+        if last or self._bytes >= BLOCK or len(self._waiting) >= MOST:
+            self._write()
 
     def close(self) -> None:
         """Write out all of it; raises `OSError` if that was not possible."""
         try:
-            self._dataset.close()
+            self._write()
         finally:
-            self._disk.close()
+            try:
+                self._dataset.close()
+            finally:
+                self._disk.close()
         self._check_written()
+
+    def _write(self) -> None:
+        """Write what waits; where that fails, it is lost."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        if not waiting:
+            return
+        self._check_room()
+        acquisitions = [m for m in waiting if isinstance(m, ismrmrd.Acquisition)]
+        waveforms = [m for m in waiting if isinstance(m, ismrmrd.Waveform)]
+        if acquisitions:
+            self._extend("data", _acquisition_rows(acquisitions))
+        if waveforms:
+            self._extend("waveforms", _waveform_rows(waveforms))
+        self._file.flush()
+        self._check_written()
+
+    def _extend(self, name: str, rows: NDArray[np.void]) -> None:
+        group = self._file["dataset"]
+        if name not in group:
+            group.create_dataset(name, (0,), rows.dtype, maxshape=(None,), chunks=(MOST,))
+        table = group[name]
+        count = len(table)
+        table.resize(count + len(rows), axis=0)
+        table[count:] = rows
 
     def _check_room(self) -> None:
         if shutil.disk_usage(self._folder).free < RESERVE:
@@ -64,6 +178,23 @@ class RawFile:
     def _check_written(self) -> None:
         if self._disk.failure is not None:
             raise self._disk.failure
+
+
+def _acquisition_rows(acquisitions: list[Any]) -> NDArray[np.void]:
+    rows = np.empty(len(acquisitions), acquisition_dtype)
+    for place, acquisition in enumerate(acquisitions):
+        rows["head"][place] = np.frombuffer(head_of(acquisition), acquisition_header_dtype)[0]
+        rows["traj"][place] = acquisition.traj.ravel()
+        rows["data"][place] = acquisition.data.ravel().view(np.float32)
+    return rows
+
+
+def _waveform_rows(waveforms: list[Any]) -> NDArray[np.void]:
+    rows = np.empty(len(waveforms), waveform_dtype)
+    for place, waveform in enumerate(waveforms):
+        rows["head"][place] = np.frombuffer(head_of(waveform), waveform_header_dtype)[0]
+        rows["data"][place] = waveform.data.ravel().view(np.uint32)
+    return rows
 
 
 class _Disk(FileIO):
@@ -86,3 +217,12 @@ class _Disk(FileIO):
         except OSError as error:
             self.failure = error
         return count
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut or extend the file, or pretend to."""
+        try:
+            if self.failure is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.failure = error
+        return self.tell() if size is None else size

@@ -17,6 +17,7 @@ from mri_qpan.recon.early import Early
 from mri_qpan.recon.ends import COUNTERS, Ends, ended_by
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import ImageSeries, Index
+from mri_qpan.recon.mrd_stream import head_of
 from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.recon.prepare import prepare
@@ -199,7 +200,7 @@ class _Memory:
         self.path, self.name, self.names, self.xml = path, "stream", ["stream"], xml
         self.waveforms = 0  # the server counts them
         self._acquisitions = acquisitions
-        self.heads: NDArray[np.void] = np.frombuffer(b"".join(bytes(a.getHead()) for a in acquisitions), HEAD)
+        self.heads: NDArray[np.void] = np.frombuffer(b"".join(map(head_of, acquisitions)), HEAD)
 
     def samples(self, rows: NDArray[np.intp], field: str = "data") -> list[NDArray[np.float32]]:
         """Return the numbers of a field of acquisitions."""

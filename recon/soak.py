@@ -21,6 +21,9 @@ from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdWriter
 WARM = 0.2
 """Share of the samples that are left out at the start: allocators and caches fill up first."""
 
+ENDING = 1.0
+"""Seconds for the thread of a session whose client has left already."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -120,7 +123,8 @@ def soak(
                 found.good += 1
                 found.wrong += wrong_images(client, reference, slices)
             if (number + 1) % every == 0:
-                found.held.append(_held(process, number + 1))
+                usual = found.held[-1].threads if found.held else 0
+                found.held.append(_held(process, number + 1, usual))
                 progress(found.held[-1])
     found.seconds = time.perf_counter() - started
     return found
@@ -181,7 +185,15 @@ def _pour(address: Address, data: bytes) -> None:
             pass
 
 
-def _held(process: int, sessions: int) -> Held:
+def _held(process: int, sessions: int, usual: int) -> Held:
+    """Return what the server holds; the threads of the last sessions are given a moment to end."""
+    deadline = time.monotonic() + ENDING
+    while (held := _held_now(process, sessions)).threads > usual > 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return held
+
+
+def _held_now(process: int, sessions: int) -> Held:
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
         values = dict(line.split(":", 1) for line in lines)

@@ -220,6 +220,8 @@ def watch(
                     looked = time.monotonic()
                 while waiting and not stop.is_set() and workers.has_room():
                     workers.submit(waiting.popleft())
+                if stop.is_set():
+                    waiting.extend(workers.recall())
                 outcome = workers.finished(POLL)
                 if outcome is not None:
                     known.discard(outcome.task.key)

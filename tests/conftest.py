@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from mri_qpan.fourier import fft_numpy
@@ -12,10 +13,23 @@ from mri_qpan.recon.kspace import Geometry, Index, KSpace, Stamp
 # Fifty times the examples: pytest --hypothesis-profile=fuzz tests/recon/test_reader_fuzz.py
 settings.register_profile("fuzz", max_examples=5000)
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n 2 --dist loadfile: a core each, also for what tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+LONGEST = "test_wheel.py"
+"""What several workers begin with, lest one is left with it alone at the end."""
+
 # Models that a developer has fetched are no part of the package.
 os.environ["MRI_QPAN_MODELS"] = os.devnull
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest file first for several workers."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ class Crew:
     ) -> None:
         self._work = work
         self._outcomes: queue.Queue[tuple[Task, Any]] = queue.Queue()
-        self._futures: dict[str, Any] = {}
+        self._futures: dict[str, tuple[Task, Any]] = {}
         self._cluster: SpecCluster | None = None
         try:
             import dask
@@ -121,8 +121,23 @@ class Crew:
     def submit(self, task: Task) -> None:
         """Have a task done."""
         future = self._client.submit(self._work, task, key=f"mri-qpan-{uuid.uuid4().hex}", pure=False)
-        self._futures[task.key] = future
+        self._futures[task.key] = task, future
         future.add_done_callback(lambda done: self._outcomes.put((task, done)))
+
+    def recall(self) -> list[Task]:
+        """Take back the tasks that no worker has yet: a scheduler may have none for hours."""
+        if not self._futures or self._client.status != "running":
+            return []
+        try:
+            taken = {key for keys in self._client.processing().values() for key in keys}
+        except OSError:  # the scheduler is being lost, which `finished` tells
+            return []
+        back = [
+            key for key, (_, future) in self._futures.items() if not future.done() and future.key not in taken
+        ]
+        found = [self._futures.pop(key) for key in back]
+        self._client.cancel([future for _, future in found])
+        return [task for task, _ in found]
 
     def finished(self, seconds: float) -> Outcome | None:
         """Wait so long for a task to finish; None if none did."""
@@ -131,6 +146,8 @@ class Crew:
         except queue.Empty:
             if self._client.status not in ("running", "newly-created"):
                 raise _lost() from None
+            return None
+        if task.key not in self._futures:  # taken back
             return None
         del self._futures[task.key]
         if future.status == "finished":

@@ -37,6 +37,11 @@ class Inline:
         """Take a task."""
         self._tasks.append(task)
 
+    def recall(self) -> list[Task]:
+        """Return the tasks that wait, which are then not worked."""
+        tasks, self._tasks = list(self._tasks), deque()
+        return tasks
+
     def finished(self, seconds: float) -> Outcome | None:
         """Work the next task and return what came of it; None without one."""
         return self._work(self._tasks.popleft()) if self._tasks else None

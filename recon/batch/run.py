@@ -63,7 +63,7 @@ def run_batch(
     crew
         Starts the workers; called if there is anything to do.
     stop
-        When set, what is in hand is finished and nothing more is begun.
+        When set, what workers have in hand is finished and nothing more is begun.
     progress
         Called with the number of files done and their total, at the start and after each.
     meter
@@ -98,6 +98,8 @@ def run_batch(
         while True:
             while waiting and writable and not stop.is_set() and workers.has_room():
                 workers.submit(waiting.popleft())
+            if stop.is_set() or not writable:
+                waiting.extend(workers.recall())
             if not workers.in_hand:
                 break
             outcome = workers.finished(POLL)

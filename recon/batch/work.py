@@ -33,6 +33,9 @@ CHANGED = "it changed meanwhile: run the same command again when it is complete"
 _gpu = threading.Lock()
 """One job at a time on a worker's GPU, however many threads the worker has."""
 
+_loading = threading.Lock()
+"""Held while a worker loads a method: its other threads then find it there."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -99,7 +102,8 @@ def perform(task: Task, make: Callable[[Path, Path, Job], dict[str, Any]] | None
             return Outcome(task)
         if stamp(task.source) != task.stamp:
             return Outcome(task, CHANGED)
-        job = replace(_job(task.recipe, task.digest), command=task.command)
+        with _loading:
+            job = replace(_job(task.recipe, task.digest), command=task.command)
         with _gpu if job.device.type == "cuda" else nullcontext():
             _make(task, job, make or reconstruct_file)
     except Exception as error:

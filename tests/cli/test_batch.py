@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from archives import Orthanc, start_orthanc
-from batches import ZERO_FILLED, assert_whole, outputs
+from batches import ZERO_FILLED, assert_whole, outputs, raw, scheduler
 from dask.system import CPU_COUNT
 from mrd_files import header_xml, lines, random_kspace, write
 from rich.console import Console
@@ -20,8 +21,9 @@ from typer.testing import CliRunner
 from mri_qpan.cli.batch import _progress
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
+from mri_qpan.recon.batch.crew import Crew
 from mri_qpan.recon.batch.outbox import Outbox
-from mri_qpan.recon.batch.work import ROOM
+from mri_qpan.recon.batch.work import ROOM, Task
 
 COMMAND = [sys.executable, "-m", "mri_qpan.cli"]
 QUICK, DEADLY, HELD = (32, 36), 34, 40
@@ -32,6 +34,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
+with (HERE / "loads").open("a") as file:
+    file.write(f"{os.getpid()}\\n")
 
 def recon(adjoint, normal):
     width = adjoint.shape[-1]
@@ -112,10 +116,64 @@ def test_kills(tmp_path: Path) -> None:
     assert "w34.h5: its worker was lost, and the next one too" in (tmp_path / "log").read_text()
     assert "2 of 4 done before" in again.stderr
     assert "│    2 │           2 │      0 │         0 │" in again.stdout
-    threads = {line.split()[2] for line in (tmp_path / "calls").read_text().splitlines()}
-    assert threads == {str(CPU_COUNT)}  # one worker has all of them
+    _, processes, threads = zip(*map(str.split, (tmp_path / "calls").read_text().splitlines()), strict=True)
+    assert set(threads) == {str(CPU_COUNT)}  # one worker has all of them
+    loads = (tmp_path / "loads").read_text().split()
+    assert {loads.count(process) for process in processes} == {1}
     record = json.loads((out / names[HELD] / f"{names[HELD]}.json").read_text())
     assert record["command"].startswith("mri-qpan batch in -o out -m method.py:recon")
+
+
+ENDED = """
+import os, signal, time
+from pathlib import Path
+
+TOLD = Path(__file__).with_name("told")
+
+def recon(adjoint, normal):
+    if not TOLD.exists():
+        TOLD.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    return adjoint
+"""
+
+
+def test_sigterm_with_someone_elses_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its workers have is finished, the rest is taken back; the same command does that."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(12):
+        raw(tmp_path / f"in/s{number}.h5", number)
+    Path("method.py").write_text(ENDED)
+    command = ["batch", "in", "-o", "out", "-m", "method.py:recon", "-f", "npy", "--log-format", "json"]
+    with scheduler(2) as made:
+        command += ["--scheduler", made.scheduler_address]
+        ended = CliRunner().invoke(app, command)
+        assert ended.exit_code == 143, ended.output
+        first = outputs(tmp_path / "out")
+        assert 0 < len(first) < 12
+        assert_whole(tmp_path / "out")
+        said = json.loads(ended.stderr.splitlines()[-1])
+        assert (said["done"], said["failed"], said["not_begun"]) == (len(first), 0, 12 - len(first))
+        assert CliRunner().invoke(app, command).exit_code == 0
+    made_at_last = outputs(tmp_path / "out")
+    assert len(made_at_last) == 12
+    assert first.items() <= made_at_last.items()
+
+
+def test_sigterm_ends_the_wait_for_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw(tmp_path / "in/s.h5")
+    real = Crew.submit
+
+    def submit(crew: Crew, task: Task) -> None:
+        real(crew, task)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Crew, "submit", submit)
+    with scheduler(0) as made:
+        command = ["batch", "in", "-o", "out", "-m", "zero-filled", "--scheduler", made.scheduler_address]
+        assert CliRunner().invoke(app, command).exit_code == 143
 
 
 @pytest.fixture

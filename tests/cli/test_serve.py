@@ -3,25 +3,29 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import ismrmrd
 import pytest
-from mrd_files import header_xml, lines, random_kspace, write
+from mrd_files import lines, random_kspace, write
+from mrd_sessions import XML, flagged, images
 from typer.testing import CliRunner
 
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError, ReconError
+from mri_qpan.recon.mrd_stream import HeaderText, MrdReader, MrdWriter
 
 COMMAND = [sys.executable, "-m", "mri_qpan.cli", "serve", "--port", "0", "--device", "cpu"]
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    return write(tmp_path / "scan.h5", header_xml((32, 24, 1)), lines(random_kspace(1, 24, 32)))
+    return write(tmp_path / "scan.h5", XML, lines(random_kspace(1, 24, 32)))
 
 
 @pytest.fixture
@@ -62,7 +66,19 @@ def test_a_file_goes_out_and_images_come_back(server, raw: Path, tmp_path: Path)
         assert "taken instead" not in result.output
         with ismrmrd.Dataset(str(out), "dataset", mode="r") as dataset:
             assert dataset.number_of_images("image_1") == 1
-    process.send_signal(signal.SIGTERM)
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        writer = MrdWriter(connection)
+        sent = [HeaderText(XML), *flagged(random_kspace(1, 24, 32))]
+        for message in sent[:9]:
+            writer.serialize(message)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)  # which lets a session in hand end
+        time.sleep(0.5)
+        for message in sent[9:]:
+            writer.serialize(message)
+        writer.close()
+        assert len(images(list(MrdReader(connection)))) == 1
     assert process.wait(30) == 0
     assert process.stdout is not None
     assert "every session has ended" in process.stdout.read()
@@ -87,9 +103,10 @@ def test_wrong_configs(tmp_path: Path, text: str, words: str) -> None:
     assert words in str(result.exception)
 
 
-def test_an_address_in_use(server) -> None:
-    port = server[1].rpartition(":")[2]
-    result = CliRunner().invoke(app, ["serve", "--port", port, "-m", "zero-filled"])
+def test_an_address_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "--port", port, "-m", "zero-filled"])
     assert isinstance(result.exception, InputError)
     assert "cannot listen" in str(result.exception)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from mrd_files import header_xml, lines, random_kspace, write
 
@@ -38,6 +40,24 @@ def run(
     sources, troubles = find_inputs(inputs, out, recipe.dims)
     with Outbox(out, recipe, "mri-qpan batch") as outbox:
         return run_batch(sources, troubles, outbox, lambda: Inline(work), stop=stop or Event())  # type: ignore[arg-type, return-value]
+
+
+@contextmanager
+def scheduler(workers: int, threads: int = 1) -> Iterator[Any]:
+    """Someone else's Dask scheduler on TCP, with workers in this process."""
+    from distributed import LocalCluster
+
+    made = LocalCluster(
+        n_workers=workers,
+        threads_per_worker=threads,
+        processes=False,
+        protocol="tcp://",
+        dashboard_address=None,
+    )
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def outputs(out: Path) -> dict[str, dict[str, int]]:

@@ -1,11 +1,13 @@
 """What python-ismrmrd-server's client puts on the wire, in its order and small sends; what its server says.
 
-Their code is no part of these tests.
+Their code is no part of these tests. Gadgetron's client itself takes part where it is installed.
 """
 
 import json
+import shutil
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +19,11 @@ import ismrmrd
 import numpy as np
 import pytest
 from mrd_files import write
-from mrd_sessions import KSPACE, SLICE, XML, assert_is, broken, images, texts, zero_filled
+from mrd_sessions import KSPACE, SLICE, XML, assert_is, broken, flagged, images, talk, texts, zero_filled
 
 from mri_qpan.errors import ReconError
 from mri_qpan.recon.client import send
-from mri_qpan.recon.mrd_stream import MrdReader
+from mri_qpan.recon.mrd_stream import HeaderText, MrdReader
 
 CONFIG_FILE, CONFIG_TEXT, HEADER, CLOSE, TEXT, ACQUISITION, IMAGE, WAVEFORM = 1, 2, 3, 4, 5, 1008, 1022, 1026
 
@@ -94,6 +96,21 @@ class TestItsClient:
         assert_is(image, KSPACE)
         assert texts(answer).count("taken instead") == 1
         assert "error" not in texts(answer)
+        assert "no effect" not in texts(answer)
+
+    @pytest.mark.parametrize("as_config", [True, False])
+    def test_parameters_that_have_no_effect_are_told(
+        self, serve, as_config: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked = OPENRECON | {"sendOriginal": "True", "config": "zero", "threshold\n": 0.3}
+        words = json.dumps({"parameters": asked})
+        answer = told(serve(jobs=BROKEN), words) if as_config else told(serve(jobs=BROKEN), b"zero", words)
+        assert len(images(answer)) == 1
+        warning = "parameters that have no effect here: sendOriginal, threshold"
+        assert texts(answer) == f"warning: {warning}"
+        assert [r.getMessage().partition(": ")[2] for r in caplog.records if r.levelname == "WARNING"] == [
+            warning
+        ]
 
     @pytest.mark.parametrize(
         "parameters",
@@ -174,6 +191,45 @@ class TestItsClient:
         with ismrmrd.Dataset(str(saved), "dataset", mode="r") as dataset:
             np.testing.assert_array_equal(dataset.read_image("image_0", 0).data, sent.data)
             assert dataset.number_of_acquisitions() == 1
+
+
+GADGETRON = shutil.which("gadgetron_ismrmrd_client")
+
+
+@pytest.mark.skipif(GADGETRON is None, reason="Gadgetron's client is not installed (no Debian package)")
+class TestGadgetronsClient:
+    def run(self, address: tuple[str, int], folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        raw = write(folder / "scan.h5", XML, [*SLICE, *flagged(2 * KSPACE, slice=1)])
+        host, port = address
+        command = [str(GADGETRON), "-a", host, "-p", str(port), "-f", str(raw), "-o", str(folder / "out.h5")]
+        return subprocess.run(
+            [*command, "-G", "images", *options], cwd=folder, capture_output=True, text=True, timeout=60
+        )
+
+    @pytest.mark.parametrize("options", [(), ("-c", "zero.xml"), ("-C", "local.xml")])
+    def test_its_images(self, serve, tmp_path: Path, options: tuple[str, ...]) -> None:
+        (tmp_path / "local.xml").write_text("<gadgetronStreamConfiguration/>")
+        jobs = {"default": zero_filled, "zero": zero_filled}
+        done = self.run(serve(jobs=jobs), tmp_path, *options)
+        assert done.returncode == 0, done.stderr
+        assert ("taken instead" in done.stdout) == ("-C" in options)
+        with h5py.File(tmp_path / "out.h5") as file:
+            (series,) = file["images"].values()
+            assert list(series["header"]["slice"]) == [0, 1]
+        with ismrmrd.Dataset(str(tmp_path / "out.h5"), "images", mode="r") as dataset:
+            (name,) = dataset.list()
+            for number in range(2):
+                assert_is(dataset.read_image(name, number), KSPACE)
+
+    def test_what_it_compresses_is_refused(self, serve, tmp_path: Path) -> None:
+        assert (
+            "error: compressed acquisitions cannot be read" in self.run(serve(), tmp_path, "-P", "16").stdout
+        )
+
+    def test_its_queries_are_refused_and_the_next_is_served(self, serve, tmp_path: Path) -> None:
+        address = serve()
+        assert "error: not MRD" in self.run(address, tmp_path, "-Q", "gadgetron::info").stdout
+        assert len(images(talk(address, HeaderText(XML), *SLICE))) == 1
 
 
 def serving(*parts: bytes) -> tuple[tuple[str, int], threading.Thread]:

@@ -11,28 +11,25 @@ from threading import Event
 import distributed
 import pytest
 from archives import free_port
-from batches import ZERO_FILLED, assert_whole, outputs, raw
+from batches import ZERO_FILLED, assert_whole, outputs, raw, scheduler
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.batch import crew as crew_module
+from mri_qpan.recon.batch import work
 from mri_qpan.recon.batch.crew import Crew
 from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import Summary, run_batch
+from mri_qpan.recon.job import Job
+from mri_qpan.recon.recipe import Recipe
 
 HELPERS = Path(__file__).parents[2] / "helpers"
 
 
 @pytest.fixture
 def cluster() -> Iterator[distributed.LocalCluster]:
-    """A scheduler on TCP, with workers in this process."""
-    made = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None
-    )
-    try:
+    with scheduler(2) as made:
         yield made
-    finally:
-        made.close()
 
 
 def run(folder: Path, out: Path, address: str) -> Summary:
@@ -65,6 +62,25 @@ def test_a_scheduler_by_address(cluster: distributed.LocalCluster, tmp_path: Pat
         crew.submit(task)
         with pytest.raises(ReconError, match="scheduler is lost"):
             wait_for_all(crew)
+
+
+def test_a_worker_loads_a_method_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads it has, and all begin at once."""
+    loads, real = [], Recipe.job
+
+    def job(recipe: Recipe) -> Job:
+        loads.append(recipe)
+        time.sleep(0.2)
+        return real(recipe)
+
+    for number in range(6):
+        raw(tmp_path / f"in/s{number}.h5", number)
+    work._job.cache_clear()
+    monkeypatch.setattr(Recipe, "job", job)
+    with scheduler(1, threads=4) as made:
+        summary = run(tmp_path / "in", tmp_path / "out", made.scheduler_address)
+    assert len(summary.done) == 6
+    assert len(loads) == 1 + 1  # the batch's own, and the worker's
 
 
 def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
