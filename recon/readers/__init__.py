@@ -74,4 +74,4 @@ def raw_suffixes(dims: str | None = None) -> tuple[str, ...]:
         As in `open_kspace`; arrays count only with them.
     """
     plugins = sorted(point.name for point in entry_points(group=GROUP))
-    return (*HDF5, bart.SUFFIXES[0], *plugins, *(arrays.SUFFIXES if dims is not None else ()))
+    return (*HDF5, bart.SUFFIXES[0], twix.SUFFIX, *plugins, *(arrays.SUFFIXES if dims is not None else ()))

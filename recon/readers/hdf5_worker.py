@@ -13,8 +13,9 @@ and ends with it: starting Python and loading h5py again would take far longer.
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 MOST_COMPRESSED = 1100  # bytes that deflate makes of one at most, and a little
 FORKS = hasattr(os, "fork")
+LONGEST = 150  # seconds for an answer: who waits has given up before, unless it was killed itself
 ALWAYS = 2**24  # bytes that are read whatever the file says of its size
 
 
@@ -49,7 +51,7 @@ def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:
     """Answer requests until the file is to be closed, there are none, or one fails."""
     file = data = cast(Any, None)  # until the first request, which opens a file
     try:
-        for line in requests:
+        for line in _timed(requests):
             request = json.loads(line)
             if "open" in request:
                 file = h5py.File(request["open"], "r")
@@ -85,6 +87,16 @@ def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:
     except Exception as error:  # HDF5 and h5py fail in many ways on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         send(answers, {"error": f"damaged or truncated HDF5 file ({reason:.160})"})
+
+
+def _timed(requests: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield requests, and end this process, wherever HDF5 then is, if one takes too long."""
+    for line in requests:
+        if FORKS:
+            signal.alarm(LONGEST)
+        yield line
+        if FORKS:
+            signal.alarm(0)
 
 
 def find(file: h5py.File) -> list[str]:

@@ -1,8 +1,11 @@
 """What the reader says of files that it cannot use, whatever is wrong with them."""
 
 import gc
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -24,7 +27,7 @@ from mrd_files import (
 )
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.readers import hdf5, open_kspace
+from mri_qpan.recon.readers import hdf5, hdf5_worker, open_kspace
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
 
@@ -174,6 +177,19 @@ class TestProcess:
         os.kill(attending(process), signal.SIGSTOP)
         with pytest.raises(InputError, match="crashed or hung"):
             IsmrmrdFile(process).samples(np.arange(2))
+
+    def test_a_process_that_hangs_ends_by_itself(self, path, monkeypatch):
+        """Whoever waited for it may have been killed."""
+        script = (
+            "import sys, time, h5py\n"
+            f"sys.path.insert(0, {str(Path(hdf5_worker.__file__).parent)!r})\n"
+            "import hdf5_worker as worker\n"
+            "worker.LONGEST = 1\n"
+            "h5py.File = lambda *given: time.sleep(60)\n"
+            "worker.serve_files(sys.stdin.buffer, sys.stdout.buffer)\n"
+        )
+        request = json.dumps({"open": str(write(path, XML, lines(KSPACE)))}).encode() + b"\n"
+        subprocess.run([sys.executable, "-P", "-c", script], input=request, check=True, timeout=30)
 
     def test_file_is_free_after_the_last_image(self, path):
         list(open_kspace(write(path, XML, lines(KSPACE))))

@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
         "a.hdr",
         "notes.md",
         "c.npy",
+        "meas.dat",
         "sub/b.h5",
         "sub/.h.h5",
         ".hidden/b.h5",
@@ -39,14 +40,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folders(folder: Path) -> None:
-    assert names([folder], folder / "out") == [("a.cfl", "a"), ("b.h5", "b"), ("b.h5", "sub_b")]
+    assert names([folder], folder / "out") == [
+        ("a.cfl", "a"),
+        ("b.h5", "b"),
+        ("meas.dat", "meas"),
+        ("b.h5", "sub_b"),
+    ]
     assert ("c.npy", "c") in names([folder], folder / "out", "y,x")
 
 
 def test_files_are_taken_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     given = [Path("a.hdr"), Path("a.cfl"), Path("b.h5"), folder / "b.h5", folder]
-    assert names(given, folder / "out") == [("a.cfl", "a"), ("b.h5", "b"), ("b.h5", "sub_b")]
+    assert names(given, folder / "out") == [
+        ("a.cfl", "a"),
+        ("b.h5", "b"),
+        ("meas.dat", "meas"),
+        ("b.h5", "sub_b"),
+    ]
 
 
 def test_lists(folder: Path, tmp_path: Path) -> None:
