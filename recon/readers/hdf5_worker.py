@@ -10,6 +10,7 @@ process ends: HDF5 may be in disorder. Where the system can fork, a copy of the 
 and ends with it: starting Python and loading h5py again would take far longer.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -17,15 +18,20 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+with contextlib.suppress(ImportError):  # not on Windows, where nothing forks
+    import resource
+
 MOST_COMPRESSED = 1100  # bytes that deflate makes of one at most, and a little
 FORKS = hasattr(os, "fork")
 LONGEST = 150  # seconds for an answer: who waits has given up before, unless it was killed itself
+SPARE, MOST_COPIES = 2**29, 8  # bytes that a file's process may take, and times the file's size beyond
 ALWAYS = 2**24  # bytes that are read whatever the file says of its size
 
 
@@ -41,10 +47,24 @@ def serve_files(requests: BinaryIO, answers: BinaryIO) -> None:
     while line := requests.readline():
         child = os.fork()
         if child == 0:
+            bound_memory(line)
             serve(chain([line], requests), answers)
             os._exit(0)
         if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
             return
+
+
+def bound_memory(line: bytes) -> None:
+    """Keep this process to what a file of its size can need: HDF5 believes a damaged file's lengths."""
+    try:
+        size = max(os.path.getsize(path) for path in json.loads(line).values())
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # the file has gone, which opening it will say, or this is no Linux
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = used + SPARE + MOST_COPIES * size
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:

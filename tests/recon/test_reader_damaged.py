@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -190,6 +192,15 @@ class TestProcess:
         )
         request = json.dumps({"open": str(write(path, XML, lines(KSPACE)))}).encode() + b"\n"
         subprocess.run([sys.executable, "-P", "-c", script], input=request, check=True, timeout=30)
+
+    @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits are read as Linux tells them")
+    def test_a_process_takes_no_more_than_its_file_can_need(self, path):
+        """HDF5 asks for as many bytes as a damaged chunk's size says: 4 GiB of a file of 7 kB were seen."""
+        process = Hdf5Process(write(path, XML, lines(KSPACE)))
+        folder = Path("/proc") / str(attending(process))
+        (limit,) = re.findall(r"Max address space +(\d+)", (folder / "limits").read_text())
+        used = int((folder / "statm").read_text().split()[0]) * resource.getpagesize()
+        assert 2**28 < int(limit) - used <= 2**29 + 8 * path.stat().st_size
 
     def test_file_is_free_after_the_last_image(self, path):
         list(open_kspace(write(path, XML, lines(KSPACE))))
