@@ -35,12 +35,14 @@ class Rate:
     ----------
     kind
         "local", "cluster", "disk and journal" or "scheduler".
-    workers, files
+    workers
         How many.
+    files
+        How many were timed: all but the first ones, as many as workers, before which models are loaded.
     start_seconds
-        Until the workers were there.
+        Until those first files were in place.
     seconds
-        From then until the last file was in place.
+        From then until the last file was.
     ideal
         Files a second if nothing but the reconstructions took time; None where there is none to compare with.
     """
@@ -95,10 +97,12 @@ def measure(
     Raises
     ------
     InputError
-        If Dask is missing or the file cannot be used.
+        If Dask is missing, the file cannot be used, or there are no more files than workers.
     ReconError
         If a file fails.
     """
+    if files <= max(local, default=0):
+        raise InputError(f"--files {files}: more files than workers ({max(local)}), or none is left to time")
     found = []
     with tempfile.TemporaryDirectory(prefix="mri-qpan-scale-") as name:
         room = Path(name)
@@ -193,21 +197,21 @@ def _batch(
     for number in range(files):
         _link(path, folder / f"{number:05d}{path.suffix}")
     sources, troubles = find_inputs([folder], out, recipe.dims)
-    there = [0.0]
+    warm: list[tuple[int, float]] = []
 
-    def start() -> Any:
-        made = crew()
-        there[0] = time.perf_counter()
-        return made
+    def note(done: int, total: int) -> None:
+        if not warm and done >= workers:
+            warm.append((done, time.perf_counter()))
 
     started = time.perf_counter()
     with Outbox(out, recipe, "mri-qpan benchmark batch") as outbox:
-        summary = run_batch(sources, troubles, outbox, start, stop=Event(), progress=lambda done, total: None)
+        summary = run_batch(sources, troubles, outbox, crew, stop=Event(), progress=note)
         ended = time.perf_counter()
     if len(summary.done) != files:
         reason = summary.failures[0][1] if summary.failures else "no file was done"
         raise ReconError(f"{path}: the batch failed: {reason}")
-    return Rate(kind, workers, files, there[0] - started, ended - there[0], ideal)
+    first, since = warm[0]
+    return Rate(kind, workers, files - first, since - started, ended - since, ideal)
 
 
 def _link(path: Path, place: Path) -> None:
@@ -262,7 +266,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         "of this machine, which share its cores. `cluster`: workers that sleep as long as a reconstruction "
         "takes and then write its outputs, with the real scheduler, journal and disk of this one machine; "
         "ideal is what the sleeping alone would allow. `disk and journal`: one worker that does not sleep, "
-        "without Dask. `scheduler`: tasks that do nothing.\n\n"
+        "without Dask. `scheduler`: tasks that do nothing. As many files as there are workers, the first, "
+        "are left out, before which models are loaded; the last column says when they were in place.\n\n"
         "| kind | workers | files | files a second | ideal | share of it | s to start |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -22,17 +22,23 @@ def test_a_page_and_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 0
     found = json.loads((tmp_path / "benchmark-batch.json").read_text())
     assert [(run["kind"], run["workers"], run["files"]) for run in found["runs"]] == [
-        ("local", 1, 4),
-        ("cluster", 2, 12),
-        ("disk and journal", 1, 6),
+        ("local", 1, 3),
+        ("cluster", 2, 10),
+        ("disk and journal", 1, 5),
         ("scheduler", 2, 20),
     ]
     assert all(run["files_a_second"] > 0 for run in found["runs"])
     cluster = found["runs"][1]
     assert cluster["ideal"] == pytest.approx(2 / found["seconds_alone"])
-    assert cluster["files_a_second"] <= 1.05 * cluster["ideal"]
+    assert cluster["files_a_second"] <= 1.2 * cluster["ideal"]  # the other's file was under way
     page = (tmp_path / "benchmark-batch.md").read_text()
-    assert "| cluster | 2 | 12 |" in page
+    assert "| cluster | 2 | 10 |" in page
+
+
+def test_files_that_leave_none_to_time(tmp_path: Path) -> None:
+    arguments = ["benchmark", "batch", "scan.h5", "-o", str(tmp_path), "--files", "2", "--local", "2"]
+    result = CliRunner().invoke(app, arguments)
+    assert "--files 2: more files than workers (2)" in str(result.exception)
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
