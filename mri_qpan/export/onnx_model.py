@@ -1,6 +1,6 @@
 """A whole reconstruction as one ONNX model: `networks.pan` once more, in real arithmetic, weights within.
 
-It follows `ProximalNetwork._unfold` line by line; `mri_qpan.export.check` holds the two equal.
+It follows `ProximalNetwork._unfold` and `_advance` line by line; `mri_qpan.export.check` holds the two equal.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from mri_qpan.errors import InputError
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.training import loop, recipe, simulate
 from mri_qpan.training.bank import Bank, build
+from mri_qpan.training.loss import loss_of
 from mri_qpan.training.validation import evaluate, validation_cases
 
 RECIPE = """
@@ -219,11 +220,11 @@ def test_what_a_teacher_makes_takes_the_targets_place(bank, tmp_path):
     case = loop._simulation(plan, bank, 0, 1, None)[0]
     network, teacher = ProximalNetwork(plan.network), ProximalNetwork(plan.network)
     with torch.no_grad():
-        apart = loop._loss(network, case, frozenset(), plan, teacher)
+        apart = loss_of(network, case, frozenset(), plan, teacher)
         teacher.load_state_dict(network.state_dict())
-        assert loop._loss(network, case, frozenset(), plan, teacher) < 1e-6 * apart
+        assert loss_of(network, case, frozenset(), plan, teacher) < 1e-6 * apart
         half = dataclasses.replace(plan, distillation=0.5)
-        assert loop._loss(network, case, frozenset(), half, teacher) > 0
+        assert loss_of(network, case, frozenset(), half, teacher) > 0
 
 
 @pytest.mark.parametrize("change", ["steps = 6", "system", "layers = 2", "name"])

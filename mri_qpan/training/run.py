@@ -1,0 +1,217 @@
+"""A training under way: its network, and what a checkpoint holds of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mri_qpan._version import __version__
+from mri_qpan.benchmark.machine import processor
+from mri_qpan.engines import inplace
+from mri_qpan.errors import InputError
+from mri_qpan.models import store
+from mri_qpan.networks import Network, build
+from mri_qpan.training.log import Log
+from mri_qpan.training.loss import loss_of
+from mri_qpan.training.muon import Muon
+from mri_qpan.training.processes import average_gradients, rank
+from mri_qpan.training.recipe import Recipe
+from mri_qpan.training.simulate import MAX_NOISE, Case
+from mri_qpan.training.validation import Score, evaluate
+
+AVERAGING = 0.999
+"""Decay of the running average of the weights, which is what is validated and kept."""
+
+CLIP = 1.0
+
+SCALARS = 10.0
+"""Learning rate of thresholds, gates and powers, relative to the convolutions'."""
+
+
+class Run:
+    """Network, average, optimizer and counters: what a checkpoint holds."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, init: Path | None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.folder = folder
+        self.device = device
+        self.model_file = folder / f"{recipe.name}.safetensors"
+        self.checkpoint = folder / "checkpoint.safetensors"
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -math.inf
+        self.init: str | None = None
+        self.steps_before, self.minutes_before = 0, 0.0
+        self.network = build(recipe.network, inplace.fast_dtype(device))
+        if not self.checkpoint.exists() and init is not None:
+            self._start_from(init)
+        self.teacher = self._teacher(init) if recipe.distillation else None
+        self.network.to(device).train()
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizers = _optimizers(self.network, recipe)
+        self.log = Log(folder) if rank() == 0 else None
+        if self.checkpoint.exists():
+            self._restore()
+        if device.type != "cpu" or any(map(shutil.which, ("c++", "g++", "clang++"))):
+            self.network.compile_step()
+        self.average.share_step(self.network)
+
+    def advance(self, case: Case, learning_rate: float) -> float:
+        """Take one optimizer step and return the loss."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["share"]
+        count = min(self.recipe.constrained, self.recipe.network.layers)
+        # Drawn from the step alone, so that a resumed training goes on as if it had not stopped.
+        chooser = np.random.default_rng([self.recipe.seed, self.step])
+        layers = chooser.choice(self.recipe.network.layers, count, replace=False)
+        loss = loss_of(self.network, case, frozenset(int(i) for i in layers), self.recipe, self.teacher)
+        self.network.zero_grad()
+        loss.backward()
+        if dist.is_initialized():
+            average_gradients(self.network)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+        if bool(torch.isfinite(norm)):  # else this batch would poison every weight
+            for optimizer in self.optimizers:
+                optimizer.step()
+        self.network.follow()
+        self.step += 1
+        decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        return float(loss.detach())
+
+    def validate(self, cases: list[Case], losses: list[float]) -> None:
+        """Validate the averaged network, log, and keep its model file if it is the best yet."""
+        # The scales that the weights were trained with: a fresh fit may find another minimum, 0.4 dB worse.
+        for mean, value in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            mean.copy_(value)
+        score = evaluate(self.average, cases, self.device, self.folder / "validation.png")
+        assert self.log is not None
+        self.log.write(
+            self.step,
+            minutes=self.seconds / 60,
+            loss=float(np.mean(losses)) if losses else math.nan,
+            **score.figures(),
+        )
+        if score.psnr > self.best:
+            self.best = score.psnr
+            store.save(self.model_file, self.average, self.recipe.name, self._card(score))
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, network in (("network", self.network), ("average", self.average)):
+            tensors |= {f"{prefix}.{k}": v.contiguous() for k, v in network.state_dict().items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
+        header = {
+            "recipe": self.recipe.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "init": self.init,
+            "steps_before": self.steps_before,
+            "minutes_before": self.minutes_before,
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        save_file(tensors, temporary, {"run": json.dumps(header)})
+        temporary.replace(self.checkpoint)
+
+    def _restore(self) -> None:
+        with safe_open(self.checkpoint, "pt", device=str(self.device)) as file:
+            header = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["recipe"] != self.recipe.name:
+            raise InputError(
+                f"{self.checkpoint} belongs to recipe {header['recipe']}, not {self.recipe.name}; "
+                "choose another output folder"
+            )
+        for prefix, network in (("network.", self.network), ("average.", self.average)):
+            network.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        for number, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"optimizer.{number}."):
+                    _, _, index, key = name.split(".")
+                    state.setdefault(int(index), {})[key] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.seconds = header["step"], header["seconds"]
+        self.best, self.init = header["best"], header["init"]
+        self.steps_before, self.minutes_before = header["steps_before"], header["minutes_before"]
+
+    def _start_from(self, path: Path) -> None:
+        source = store.load(path)
+        own = self.network.state_dict()
+        weights = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
+        # A quantizer's scale is fitted, carried features start shut, a noise floor starts as physics has it,
+        # shares start equal.
+        new = (".scale", ".carry", "floor", ".raw_shares")
+        lacking = [k for k in own if k not in weights and not k.endswith(new)]
+        if lacking:
+            raise InputError(f"{path}: does not fit recipe {self.recipe.name} ({lacking[0]} differs)")
+        self.network.load_state_dict(own | weights)
+        self.network.refit()
+        self.init = f"{source.name} {source.sha256[:12]}"
+        earlier = source.card["training"]
+        self.steps_before = earlier.get("steps", 0) + earlier.get("steps_before", 0)
+        self.minutes_before = earlier.get("minutes", 0.0) + earlier.get("minutes_before", 0.0)
+
+    def _teacher(self, path: Path | None) -> Network[Any]:
+        if path is None:
+            raise InputError(
+                f"recipe {self.recipe.name} learns from the model that it starts from: give it with --init"
+            )
+        return store.load(path, self.device, engine="float32")
+
+    def _card(self, score: Score) -> dict[str, Any]:
+        cpu = f"{processor()}, {os.cpu_count()} cores"
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu
+        return {
+            "data": list(self.recipe.groups),
+            "training": {
+                "recipe": self.recipe.name,
+                "steps": self.step,
+                "planned_steps": self.recipe.steps,
+                "minutes": round(self.seconds / 60, 1),
+                "machine": where,
+                "ratios": list(self.recipe.ratios),
+                "matrices": [list(size) for size in self.recipe.sizes],
+                "largest_noise": 0.0 if self.recipe.published else MAX_NOISE,
+                "processes": dist.get_world_size() if dist.is_initialized() else 1,
+                "init": self.init,
+                "steps_before": self.steps_before,
+                "minutes_before": round(self.minutes_before, 1),
+                "version": __version__,
+            },
+            "figures": {"validation": score.figures()},
+            "licence": "BSD-3-Clause; trained on the data sets listed, each under its own terms",
+        }
+
+
+def _optimizers(network: Network[Any], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions, AdamW for the scalars and gates."""
+    convolutions = [p for p in network.parameters() if p.ndim == 4]
+    others = [p for p in network.parameters() if p.ndim < 4]
+    return [
+        Muon([{"params": convolutions, "share": 1.0}], lr=recipe.learning_rate),
+        torch.optim.AdamW([{"params": others, "share": SCALARS}], lr=recipe.learning_rate, weight_decay=0.0),
+    ]
