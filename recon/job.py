@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -102,12 +103,19 @@ class Job:
 
 
 @dataclass(frozen=True)
-class _Done:
+class Done:
     """One image, with its study if there is one."""
 
     result: Result
     study: Study | None
     shown: list[Shown] | None
+
+
+Edges = dict[int, Edge]
+"""What became of the missing edge of k-space, by encoding, whose images are one series."""
+
+Spread = Callable[[int, int, Edges], list[list[Done]]]
+"""Has the images from one up to another made elsewhere by `reconstruct_images`: pieces, in their order."""
 
 
 def output_stem(path: Path, method: Method) -> str:
@@ -122,6 +130,7 @@ def reconstruct_file(
     *,
     stop: Event | None = None,
     progress: Progress = lambda done, total: None,
+    spread: Spread | None = None,
 ) -> Record:
     """Reconstruct all images of a k-space file and write them into `folder`.
 
@@ -141,6 +150,8 @@ def reconstruct_file(
         When set, the image in hand is finished; then `StoppedError` is raised unless it was the last.
     progress
         Called with the images done and their total, at the start and after each.
+    spread
+        What makes all images but the first, elsewhere; they come out the same.
 
     Returns
     -------
@@ -160,11 +171,14 @@ def reconstruct_file(
     started = time.perf_counter()
     stream = open_kspace(path, job.dims, _memory(job))
     total = len(stream)
-    done: list[_Done] = []
-    edges: dict[int, Edge] = {}  # by encoding, whose images are one series
+    done: list[Done] = []
+    edges: Edges = {}
     progress(0, total)
     read_seconds = time.perf_counter() - started
     while len(done) < total:
+        if done and spread is not None:
+            done += _spread(path, job, spread, total, edges)
+            break
         if stop is not None and stop.is_set():
             raise StoppedError(
                 f"{path}: stopped after image {len(done)} of {total}; nothing was written for it"
@@ -172,10 +186,7 @@ def reconstruct_file(
         moment = time.perf_counter()
         kspace = next(stream)
         read_seconds += time.perf_counter() - moment
-        done.append(_one(path, kspace, job, not done, edges.get(kspace.index.encoding)))
-        edge = done[-1].result.figures.partial_fourier
-        if edge is not None and edge.decides:
-            edges.setdefault(kspace.index.encoding, edge)
+        done.append(_one(path, kspace, job, not done, edges))
         progress(len(done), total)
     record = _record(path, job, done)
     moment = time.perf_counter()
@@ -196,11 +207,59 @@ def reconstruct_file(
     return record
 
 
-def _one(path: Path, kspace: KSpace, job: Job, first: bool, edge: Edge | None) -> _Done:
-    """Reconstruct one image, after one of its series with such an `edge`.
+def reconstruct_images(path: Path, job: Job, start: int, stop: int, edges: Edges) -> list[Done]:
+    """Reconstruct the images of a file from `start`, not the first, up to `stop`.
+
+    Parameters
+    ----------
+    path, job
+        As of `reconstruct_file`.
+    start, stop
+        Which images, in the stream's order.
+    edges
+        As the images before left them.
+
+    Raises
+    ------
+    InputError, ReconError
+        As `reconstruct_file` does.
+    """
+    stream = open_kspace(path, job.dims, _memory(job))
+    known = dict(edges)
+    return [_one(path, kspace, job, False, known) for kspace in islice(stream, start, stop)]
+
+
+def _spread(path: Path, job: Job, spread: Spread, total: int, edges: Edges) -> list[Done]:
+    """Return all images but the first, made elsewhere as they would have been here."""
+    done: list[Done] = []
+    known = set(edges)
+    for piece in spread(1, total, edges):
+        if known != set(edges):  # an image before these decided for their series, which they did not know
+            start = 1 + len(done)
+            piece = reconstruct_images(path, job, start, start + len(piece), edges)
+        for one in piece:
+            _note_edge(one, edges)
+        done += piece
+    return done
+
+
+def _note_edge(done: Done, edges: Edges) -> None:
+    edge = done.result.figures.partial_fourier
+    if edge is not None and edge.decides:
+        edges.setdefault(done.result.image.index.encoding, edge)
+
+
+def _one(path: Path, kspace: KSpace, job: Job, first: bool, edges: Edges) -> Done:
+    """Reconstruct one image, the first of the file or a later one, and note what it decides.
 
     An error says which image of which file it was.
     """
+    done = _reconstruct(path, kspace, job, first, edges.get(kspace.index.encoding))
+    _note_edge(done, edges)
+    return done
+
+
+def _reconstruct(path: Path, kspace: KSpace, job: Job, first: bool, edge: Edge | None) -> Done:
     names = ("device", "compress", "hard_dc", "partial_fourier", "replicas")
     options: dict[str, Any] = {name: getattr(job, name) for name in names}
     options |= {"views": job.report, "contraction": job.report or job.strict, "edge": edge}
@@ -223,11 +282,11 @@ def _one(path: Path, kspace: KSpace, job: Job, first: bool, edge: Edge | None) -
         if job.strict and result.warnings:
             raise ReconError(f"refused as --strict asks: {result.warnings[0]}")
         if result.views is None:
-            return _Done(result, compared, None)
+            return Done(result, compared, None)
         # Drawn at once: the pictures of a long series are smaller than what they show.
         shown = show(result, result.views, maps=first)
         result = replace(result, views=None)
-        return _Done(result, None if compared is None else replace(compared, result=result), shown)
+        return Done(result, None if compared is None else replace(compared, result=result), shown)
     except MriQpanError as error:
         raise type(error)(f"{path}: slice {kspace.index.slice}: {error}") from error
 
@@ -240,7 +299,7 @@ def _json_path(folder: Path, path: Path, job: Job) -> Path:
     return folder / f"{output_stem(path, job.method)}.json"
 
 
-def _record(path: Path, job: Job, done: list[_Done]) -> Record:
+def _record(path: Path, job: Job, done: list[Done]) -> Record:
     results = [d.result for d in done]
     spec = None if job.undersampling is None else job.undersampling.spec
     record: Record = provenance(path, job.method, [r.figures for r in results], spec)
@@ -257,7 +316,7 @@ def _record(path: Path, job: Job, done: list[_Done]) -> Record:
     return record
 
 
-def _image_record(done: _Done) -> Record:
+def _image_record(done: Done) -> Record:
     record = asdict(done.result.image.index) | asdict(done.result.figures)
     record["matrix_zyx"] = list(done.result.image.data.shape)
     if done.result.likeness:
@@ -284,7 +343,7 @@ def _finite(value: np.floating[Any]) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _seconds(done: list[_Done], read: float, write: float) -> dict[str, float]:
+def _seconds(done: list[Done], read: float, write: float) -> dict[str, float]:
     return {
         "read": read,
         "maps": sum(d.result.figures.maps_seconds for d in done),
@@ -293,9 +352,9 @@ def _seconds(done: list[_Done], read: float, write: float) -> dict[str, float]:
     }
 
 
-def _write(stem: Path, done: list[_Done], xml: str | None, record: Record, job: Job) -> Record:
+def _write(stem: Path, done: list[Done], xml: str | None, record: Record, job: Job) -> Record:
     """Write images and sheets of every encoding; return the names written and the notes with any new one."""
-    encodings: dict[int, list[_Done]] = defaultdict(list)
+    encodings: dict[int, list[Done]] = defaultdict(list)
     for d in done:
         encodings[d.result.image.index.encoding].append(d)
     # What was assumed goes with every file: a pixel "taken as 1 mm" is measured far from the record.

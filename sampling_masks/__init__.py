@@ -7,7 +7,7 @@ from mri_qpan.sampling_masks.errors import MaskError
 from mri_qpan.sampling_masks.files import SUFFIXES, load_mask, save_mask
 from mri_qpan.sampling_masks.lines import equispaced, lines, partial
 from mri_qpan.sampling_masks.poisson import poisson
-from mri_qpan.sampling_masks.radial import radial
+from mri_qpan.sampling_masks.radial import radial, spokes
 from mri_qpan.sampling_masks.random2d import random2d
 from mri_qpan.sampling_masks.spec import KINDS, kind_names, make_mask, parse_spec
 from mri_qpan.sampling_masks.summary import mask_hash, ratio_from_acceleration, ratio_of
@@ -30,4 +30,5 @@ __all__ = [
     "ratio_from_acceleration",
     "ratio_of",
     "save_mask",
+    "spokes",
 ]

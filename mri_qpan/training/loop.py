@@ -83,7 +83,7 @@ def train(
     InputError
         If the bank lacks the recipe's data sets or the checkpoint belongs to another recipe.
     """
-    missing = set(recipe.groups) - set(bank.groups)
+    missing = set(recipe.groups + recipe.validation) - set(bank.groups)
     if missing:
         raise InputError(
             f"the training data lack the sets {', '.join(sorted(missing))} of recipe {recipe.name}"
@@ -91,7 +91,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, folder, device, init)
     data = _simulation(recipe, bank, recipe.seed + 1000 * rank(), recipe.steps, calibrate)
-    cases = validation_cases(bank, recipe.published, calibrate) if rank() == 0 else []
+    cases = validation_cases(bank, recipe.published, calibrate, recipe.validation) if rank() == 0 else []
     stop = StopSignal()
     loader = DataLoader(
         data,
@@ -149,6 +149,8 @@ def _simulation(recipe: Recipe, bank: Bank, seed: int, steps: int, calibrate: Ca
         seed,
         steps,
         recipe.published,
+        recipe.spokes,
+        dict(zip(recipe.groups, recipe.shares, strict=True)) if recipe.shares else None,
         calibrate,
     )
 

@@ -54,6 +54,13 @@ class Recipe:
     distillation
         Share, in the error of the last image, of its difference from what the model that the training starts
         from makes of the same samples, in the place of the target.
+    spokes
+        Published experiment: numbers of spokes of the masks to draw from, all from angle 0, as published
+        networks are trained on the very masks that they are tested on. Empty: any ratio, turned at random.
+    shares
+        Of `groups`, how often each is drawn. Empty: by the square root of their numbers of images.
+    validation
+        Groups to validate on, none of them trained on. Empty: all in the bank that end in "/val".
     """
 
     name: str
@@ -72,6 +79,9 @@ class Recipe:
     constrained: int
     seed: int
     distillation: float = 0.0
+    spokes: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+    validation: tuple[str, ...] = ()
 
 
 def shipped() -> list[str]:
@@ -126,6 +136,12 @@ def _parse(values: dict[str, Any]) -> Recipe:
     published = values.pop("published", False)
     if published != (config.channels == 1):
         raise ValueError("a network of one channel, and none but it, trains on the published experiment")
+    shares = tuple(float(share) for share in values.pop("shares", ()))
+    if shares and (len(shares) != len(values["groups"]) or min(shares) <= 0):
+        raise ValueError("shares: one above zero for each of groups")
+    validation = tuple(values.pop("validation", ()))
+    if set(validation) & set(values["groups"]):
+        raise ValueError("validation: a group that is trained on")
     return Recipe(
         network=config,
         published=published,
@@ -133,5 +149,8 @@ def _parse(values: dict[str, Any]) -> Recipe:
         groups=tuple(values.pop("groups")),
         sizes=tuple((int(y), int(x)) for y, x in values.pop("sizes")),
         ratios=(float(values["ratios"][0]), float(values.pop("ratios")[1])),
+        spokes=tuple(int(n) for n in values.pop("spokes", ())),
+        shares=shares,
+        validation=validation,
         **values,
     )

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mri_qpan import fourier
 from mri_qpan.encoding import Encoding, RealEncoding
-from mri_qpan.sampling_masks import make_mask
+from mri_qpan.sampling_masks import make_mask, spokes
 from mri_qpan.training.bank import Bank
 
 KINDS = {"lines": 0.4, "random2d": 0.15, "poisson": 0.1, "radial": 0.15, "equispaced": 0.15, "partial": 0.05}
@@ -97,6 +97,10 @@ class Simulation(Dataset[Case]):
     published
         Measure real images with pseudo-radial masks, as in the published experiment, instead of complex ones
         with coils, noise and masks of every kind.
+    numbers
+        See `Recipe.spokes`.
+    shares
+        How often to draw each group, by name; None: by the square root of its number of images.
     calibrate
         Estimates coil maps as a reconstruction will, so that a network learns to live with their errors.
         None: the true maps with made-up errors alone.
@@ -111,9 +115,12 @@ class Simulation(Dataset[Case]):
         seed: int,
         steps: int,
         published: bool = False,
+        numbers: tuple[int, ...] = (),
+        shares: dict[str, float] | None = None,
         calibrate: Calibrate | None = None,
     ) -> None:
         self._bank = bank
+        self._numbers = numbers
         self._calibrate = calibrate
         self._published = published
         self._sizes = sizes
@@ -124,7 +131,8 @@ class Simulation(Dataset[Case]):
         names = sorted(set(bank.groups))
         counts = {name: bank.groups.count(name) for name in names}
         # The square root lets a small data set be seen more often than its share, without wearing it out.
-        weights = np.array([counts[group] ** -0.5 for group in bank.groups])
+        share = shares or {name: count**0.5 for name, count in counts.items()}
+        weights = np.array([share[group] / counts[group] for group in bank.groups])
         self._probabilities = weights / weights.sum()
 
     def __len__(self) -> int:
@@ -139,13 +147,14 @@ class Simulation(Dataset[Case]):
             self._bank.images[i] for i in rng.choice(len(self._bank.images), count, p=self._probabilities)
         ]
         if self._published:
-            return collate(
-                [
-                    measure_real(augment(np.abs(i), shape, rng), rng.uniform(*self._ratios), rng)
-                    for i in images
-                ]
-            )
+            views = [window(augment(np.abs(i), shape, rng), rng) for i in images]
+            return collate([measure_real(view, self._radial(shape, rng)) for view in views])
         return collate([simulate(i, shape, coils, self._ratios, rng, self._calibrate) for i in images])
+
+    def _radial(self, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
+        if self._numbers:
+            return spokes(shape, int(rng.choice(self._numbers)))
+        return make_mask("radial", shape, rng.uniform(*self._ratios), seed=int(rng.integers(2**31)))
 
 
 def collate(cases: list[Case]) -> Case:
@@ -230,13 +239,22 @@ def measure(
     )
 
 
-def measure_real(image: NDArray[np.float32], ratio: float, rng: np.random.Generator) -> Case:
+def measure_real(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> Case:
     """Measure a real image (y, x) in [0, 1] as the published experiment does: one coil, no noise."""
-    mask = torch.from_numpy(
-        make_mask("radial", (image.shape[0], image.shape[1]), ratio, seed=int(rng.integers(2**31)))
-    )[None]
+    sampled = torch.from_numpy(mask)[None]
     target = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None]
-    return Case(RealEncoding(mask).forward(target), mask, None, target)
+    return Case(RealEncoding(sampled).forward(target), sampled, None, target)
+
+
+def window(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return `image` (y, x), maximum 1, brighter by chance and cut at 1, as 8-bit images are written.
+
+    One hot spot of fat or blood else leaves a whole head dark, and the penalties' thresholds are absolute.
+    """
+    tissue = image[image > 0.05]
+    if rng.random() < 0.5 or not tissue.size:
+        return image
+    return (image / np.quantile(tissue, rng.uniform(0.97, 1.0))).clip(0, 1).astype(np.float32)
 
 
 def augment(image: NDArray[Any], shape: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mri_qpan.networks import Network
+from mri_qpan.sampling_masks import spokes
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.simulate import (
     Calibrate,
@@ -30,7 +31,7 @@ PLAN = (("lines", 0.25), ("lines", 0.33), ("random2d", 0.2), ("equispaced", 0.33
 COILS = (1, 4, 8)
 PER_GROUP = 6
 SHAPE = (192, 192)
-PUBLISHED_RATIOS = (0.2, 0.3, 0.4, 0.5)
+PUBLISHED_SPOKES = (55, 85, 117, 152)
 PUBLISHED_SHAPE = (256, 256)
 
 
@@ -52,10 +53,15 @@ class Score:
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
 
-def validation_cases(bank: Bank, published: bool = False, calibrate: Calibrate | None = None) -> list[Case]:
+def validation_cases(
+    bank: Bank,
+    published: bool = False,
+    calibrate: Calibrate | None = None,
+    names: tuple[str, ...] = (),
+) -> list[Case]:
     """Make the cases: the same for every training on one bank.
 
-    Images come from the bank's groups that end in "/val", `PER_GROUP` each; masks and coils take turns, and
+    Images come from the bank's groups, `PER_GROUP` each; masks and coils take turns, and
     so do bright vessels and tissues out of phase.
 
     Parameters
@@ -66,9 +72,11 @@ def validation_cases(bank: Bank, published: bool = False, calibrate: Calibrate |
         Cases of the published experiment.
     calibrate
         Estimates coil maps, as in `simulate.Simulation`.
+    names
+        Groups to take images from. None named: all that end in "/val".
     """
     cases: list[Case] = []
-    groups = sorted({group for group in bank.groups if group.endswith("/val")})
+    groups = sorted(set(names) or {group for group in bank.groups if group.endswith("/val")})
     for group in groups:
         images = bank.of({group}).images
         for image in images[:: max(1, len(images) // PER_GROUP)][:PER_GROUP]:
@@ -77,8 +85,8 @@ def validation_cases(bank: Bank, published: bool = False, calibrate: Calibrate |
             kind, ratio = PLAN[index % len(PLAN)]
             coils = COILS[index % len(COILS)]
             if published:
-                ratio = PUBLISHED_RATIOS[index % len(PUBLISHED_RATIOS)]
-                cases.append(measure_real(augment(np.abs(image), PUBLISHED_SHAPE, rng), ratio, rng))
+                mask = spokes(PUBLISHED_SHAPE, PUBLISHED_SPOKES[index % len(PUBLISHED_SPOKES)])
+                cases.append(measure_real(augment(np.abs(image), PUBLISHED_SHAPE, rng), mask))
                 continue
             view = augment(image, SHAPE, rng)
             if index % 2:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.methods import find_device
-from mri_qpan.recon.batch.work import Outcome, Task, perform
+from mri_qpan.recon.batch.work import LOST, Outcome, Task, perform
 
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster
@@ -113,10 +113,16 @@ class Crew:
         """Number of tasks submitted and not finished."""
         return len(self._futures)
 
+    @property
+    def number(self) -> int:
+        """How many tasks can be worked at once: none while a scheduler waits for its workers."""
+        if self._cluster is None:
+            return sum(self._client.nthreads().values())
+        return len(self._cluster.worker_spec)
+
     def has_room(self) -> bool:
         """Return whether a worker waits for a task."""
-        threads = sum(self._client.nthreads().values())
-        return self.in_hand < (threads + SPARE if self._cluster is None else len(self._cluster.worker_spec))
+        return self.in_hand < self.number + (SPARE if self._cluster is None else 0)
 
     def submit(self, task: Task) -> None:
         """Have a task done."""
@@ -156,7 +162,7 @@ class Crew:
             raise _lost()
         error = future.exception()
         if type(error).__name__ == "KilledWorker":
-            return Outcome(task, "its worker was lost, and the next one too: killed for memory, or crashed")
+            return Outcome(task, LOST)
         return Outcome(task, f"the worker could not take it: {type(error).__name__}: {error}")
 
 

@@ -25,6 +25,11 @@ class Inline:
         return
 
     @property
+    def number(self) -> int:
+        """Return one."""
+        return 1
+
+    @property
     def in_hand(self) -> int:
         """Return how many tasks wait."""
         return len(self._tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
@@ -97,7 +97,10 @@ def run_batch(
         writable, finished = True, 0
         while True:
             while waiting and writable and not stop.is_set() and workers.has_room():
-                workers.submit(waiting.popleft())
+                task = waiting.popleft()
+                # The last files' images are spread, or one worker would end the batch while others idle.
+                last = len(waiting) < workers.number
+                workers.submit(replace(task, workers=workers.number) if last else task)
             if stop.is_set() or not writable:
                 waiting.extend(workers.recall())
             if not workers.in_hand:

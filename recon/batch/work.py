@@ -14,20 +14,26 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mri_qpan.errors import MriQpanError, ReconError
 from mri_qpan.recon.batch.inputs import Stamp, content_sha256, stamp, text_of
 from mri_qpan.recon.batch.journal import DONE, Entry
-from mri_qpan.recon.job import Job, WriteError, reconstruct_file
+from mri_qpan.recon.job import Done, Edges, Job, Spread, WriteError, reconstruct_file, reconstruct_images
 from mri_qpan.recon.recipe import Recipe
 
 ROOM = ".mri-qpan"
 RECEIPT, FILES = "receipt.json", "files"
+LOST = "its worker was lost, and the next one too: killed for memory, or crashed"
+
+SMALLEST = 4
+"""Images that are worth opening the file once more for."""
+
 CHANGED = "it changed meanwhile: run the same command again when it is complete"
 
 _gpu = threading.Lock()
@@ -55,6 +61,8 @@ class Task:
         How to reconstruct, and the recipe's digest: a method that differs on this machine is not taken.
     command
         What the user typed.
+    workers
+        Among how many the input's images may be spread: more than one has none of its own input left.
     """
 
     source: Path
@@ -66,6 +74,7 @@ class Task:
     recipe: Recipe
     digest: str
     command: str
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,12 +113,74 @@ def perform(task: Task, make: Callable[[Path, Path, Job], dict[str, Any]] | None
             return Outcome(task, CHANGED)
         with _loading:
             job = replace(_job(task.recipe, task.digest), command=task.command)
-        with _gpu if job.device.type == "cuda" else nullcontext():
-            _make(task, job, make or reconstruct_file)
+        with _alone(job):
+            _make(task, job, make or partial(reconstruct_file, spread=_spread(task, job)))
     except Exception as error:
         words = str(error) if isinstance(error, MriQpanError) else f"{type(error).__name__}: {error}"
         return Outcome(task, words or type(error).__name__, isinstance(error, WriteError))
     return Outcome(task) if complete(task).is_dir() else Outcome(task, CHANGED)
+
+
+def perform_images(task: Task, start: int, stop: int, edges: Edges) -> list[Done]:
+    """Reconstruct some images of an input for the worker that has it.
+
+    Raises
+    ------
+    InputError, ReconError
+        As `job.reconstruct_images` does, and if the method differs on this worker.
+    """
+    with _loading:
+        job = _job(task.recipe, task.digest)
+    with _alone(job):
+        return reconstruct_images(task.source, job, start, stop, edges)
+
+
+def _alone(job: Job) -> AbstractContextManager[object]:
+    return _gpu if job.device.type == "cuda" else nullcontext()
+
+
+def _spread(task: Task, job: Job) -> Spread | None:
+    """Return what spreads the images of an input among the workers of this one's scheduler."""
+    if task.workers == 1:
+        return None
+
+    def spread(start: int, stop: int, edges: Edges) -> list[list[Done]]:
+        from distributed import worker_client
+
+        if job.device.type == "cuda":
+            _gpu.release()  # some of the images may come to this worker
+        try:
+            with worker_client() as client:
+                futures = [
+                    client.submit(perform_images, task, first, last, edges, pure=False)
+                    for first, last in pieces(start, stop, task.workers)
+                ]
+                try:
+                    return [_result(future) for future in futures]
+                finally:
+                    client.cancel(futures)
+        finally:
+            if job.device.type == "cuda":
+                _gpu.acquire()
+
+    return spread
+
+
+def _result(future: Any) -> list[Done]:
+    try:
+        found: list[Done] = future.result()
+    except Exception as error:
+        if type(error).__name__ == "KilledWorker":
+            raise ReconError(LOST) from error
+        raise
+    return found
+
+
+def pieces(start: int, stop: int, workers: int) -> list[tuple[int, int]]:
+    """Divide images evenly: two pieces a worker, for one may be faster, unless they would be small."""
+    number = max(1, min(2 * workers, (stop - start) // SMALLEST))
+    edges = [start + (stop - start) * i // number for i in range(number + 1)]
+    return list(pairwise(edges))
 
 
 def complete(task: Task) -> Path:

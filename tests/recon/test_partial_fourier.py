@@ -17,7 +17,8 @@ from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.phantom import Ellipse, Phantom, Series
-from mri_qpan.recon.job import Job, reconstruct_file
+from mri_qpan.recon import job as job_module
+from mri_qpan.recon.job import Done, Edges, Job, reconstruct_file, reconstruct_images
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
 from mri_qpan.recon.partial_fourier import (
     WORTH,
@@ -30,6 +31,7 @@ from mri_qpan.recon.partial_fourier import (
 )
 from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.recon.session import Lines, Painter
+from mri_qpan.recon.writers import find_formats
 from mri_qpan.sampling_masks import make_mask
 from mri_qpan.solvers import SOLVERS
 
@@ -363,6 +365,39 @@ def test_an_image_of_noise_does_not_decide(full: NDArray[np.complex64], tmp_path
     found = [i["partial_fourier"] for i in reconstruct_file(tmp_path / "slices.npy", tmp_path, job)["images"]]
     assert [edge["filled_by"] for edge in found] == ["noise", "pocs", "pocs"]
     assert [edge["followed"] for edge in found] == [False, False, True]
+
+
+def test_what_a_series_decides_holds_for_images_made_elsewhere(
+    full: NDArray[np.complex64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apart, each range would decide for itself: those after the one that does are made again."""
+    rng = np.random.default_rng(0)
+    white = (rng.normal(size=full.shape) + 1j * rng.normal(size=full.shape)).astype(np.complex64)
+    order = [white, white, full, white, white, full, white]
+    np.save(tmp_path / "slices.npy", (np.stack(order) * extent(MATRIX, 0.7, False)[:, None])[:, None])
+    npy = find_formats(["npy"])
+    job = Job(get_method("zero-filled"), torch.device("cpu"), dims="slice,coil,y,x", formats=npy)
+    again, real = [], reconstruct_images
+
+    def spread(start: int, stop: int, edges: Edges) -> list[list[Done]]:
+        ends = [(start, 3), (3, 5), (5, stop)]
+        return [real(tmp_path / "slices.npy", job, first, last, edges) for first, last in ends]
+
+    def noted(path: Path, job: Job, start: int, stop: int, edges: Edges) -> list[Done]:
+        again.append((start, stop))
+        return real(path, job, start, stop, edges)
+
+    monkeypatch.setattr(job_module, "reconstruct_images", noted)
+    records, images = [], []
+    for name, how in (("alone", None), ("apart", spread)):
+        (tmp_path / name).mkdir()
+        records.append(reconstruct_file(tmp_path / "slices.npy", tmp_path / name, job, spread=how))
+        images.append(np.load(tmp_path / name / "slices_zero-filled.npy"))
+    one, two = ([image["partial_fourier"] for image in record["images"]] for record in records)
+    assert [edge["filled_by"] for edge in one] == ["noise", "noise", *["pocs"] * 5]
+    assert one == two
+    assert again == [(3, 5), (5, 7)]
+    assert np.array_equal(*images)
 
 
 def misfit(pixels: NDArray[np.floating], image: NDArray[np.floating]) -> float:
