@@ -18,6 +18,7 @@ from mri_qpan import models
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
+from mri_qpan.sampling_masks import spokes
 from mri_qpan.training import loop, recipe, simulate
 from mri_qpan.training.bank import Bank, build
 from mri_qpan.training.loss import loss_of
@@ -352,6 +353,64 @@ def test_one_step_gives_one_batch_whatever_the_order(bank):
     assert torch.equal(first.kspace, again.kspace)
     assert len(first.mask) == 2
     assert not torch.equal(data[8].target[0, :20, :20], first.target[0, :20, :20])
+
+
+def test_the_published_masks_and_shares_of_the_groups(bank):
+    shares = {"disc": 3.0, sorted(set(bank.groups) - {"disc"})[0]: 1.0}
+    chosen = bank.of(set(shares))
+    data = simulate.Simulation(chosen, [(64, 64)], 64 * 64, (0.3, 0.6), 5, 200, True, (5, 9), shares)
+    masks = [spokes((64, 64), number) for number in (5, 9)]
+    found = [
+        [bool((case.mask[0].numpy() == mask).all()) for mask in masks]
+        for case in map(data.__getitem__, range(200))
+    ]
+    assert all(sum(row) == 1 for row in found)
+    assert 60 < sum(row[0] for row in found) < 140
+    assert data._probabilities.sum() == pytest.approx(1)
+    drawn = [name == "disc" for name in chosen.groups]
+    assert data._probabilities[drawn].sum() == pytest.approx(0.75)
+
+
+def test_a_window_is_as_8_bit_images_are_written():
+    rng = np.random.default_rng(3)
+    image = rng.random((40, 30)).astype(np.float32)
+    image /= image.max()
+    seen = [simulate.window(image, rng) for _ in range(40)]
+    assert all(view.min() >= 0 and view.max() == 1 for view in seen)
+    same = [np.array_equal(view, image) for view in seen]
+    assert 10 < sum(same) < 32
+    for view in seen:
+        assert (view >= image).all()
+        inside = view < 1
+        ratio = view[inside] / np.maximum(image[inside], 1e-6)
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+    black = np.zeros((4, 4), np.float32)
+    assert all(np.array_equal(simulate.window(black, rng), black) for _ in range(4))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("shares = [1, 2, 3, 4]", "one above zero for each of groups"),
+        ("shares = [0]", "one above zero for each of groups"),
+        ('validation = ["disc"]', "a group that is trained on"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself(tmp_path, line, words):
+    path = tmp_path / "tiny.toml"
+    path.write_text(line + "\n" + RECIPE.format(steps=6, init="", bits=""))
+    with pytest.raises(InputError, match=words):
+        recipe.load(str(path))
+
+
+def test_validation_images_can_be_chosen(bank):
+    all_of = validation_cases(bank)
+    group = next(name for name in bank.groups if name.endswith("/val"))
+    chosen = validation_cases(bank, names=(group,))
+    assert 0 < len(chosen) <= len(all_of)
+    spoken = validation_cases(bank, True, names=(group,))
+    assert all(case.mps is None for case in spoken)
+    assert np.array_equal(spoken[0].mask[0].numpy(), spokes((256, 256), 55))
 
 
 def test_validation_is_the_same_every_time(bank):

@@ -137,6 +137,26 @@ def test_radial_resembles_the_published_masks(shared_data, percent):
     np.testing.assert_array_equal(ours, reflected(ours))
 
 
+@pytest.mark.parametrize(("percent", "number"), [(20, 55), (30, 85), (40, 117), (50, 152)])
+def test_spokes_are_the_published_masks(shared_data, percent, number):
+    published = sampling_masks.load_mask(shared_data / "masks" / f"mask_{percent}.mat")
+    np.testing.assert_array_equal(sampling_masks.spokes((256, 256), number), published)
+
+
+@given(rows=st.integers(1, 80), columns=st.integers(1, 80), number=st.integers(1, 60), turn=st.floats(0, 1))
+def test_spokes_run_through_the_centre(rows, columns, number, turn):
+    mask = sampling_masks.spokes((rows, columns), number, turn)
+    assert mask[rows // 2, columns // 2]
+    np.testing.assert_array_equal(mask, reflected(mask))
+    assert mask.sum() <= 1 + 2 * number * (max(rows, columns) // 2)
+
+
+@pytest.mark.parametrize(("shape", "number"), [((8, 8), 0), ((8, 8), -1), ((0, 8), 3), ((2, 8, 8), 3)])
+def test_spokes_refuse_nonsense(shape, number):
+    with pytest.raises(MaskError, match="at least one"):
+        sampling_masks.spokes(shape, number)
+
+
 @settings(deadline=None, max_examples=60)
 @given(rows=st.integers(100, 300), calib=st.integers(0, 32), ratio=st.floats(0.15, 0.9), seed=seeds)
 def test_equispaced_keeps_its_spacing(rows, calib, ratio, seed):
