@@ -42,7 +42,8 @@ EXPLANATION = """\
 Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE by ratio from left to right;
 seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, beside
 the recipe's where they are fewer (undertrained). Published rows are the paper's own figures (Nareddy et al.,
-Table 4), from one model a ratio."""
+Table 4), from one model a ratio. The models called brain-… are trained, as the published ones were, on the
+very masks of the table; the others know neither these masks nor real images."""
 
 TRAINING = ("recipe", "steps", "planned_steps", "minutes", "steps_before", "minutes_before", "machine")
 """What the table's values repeat of a model's card."""

@@ -95,6 +95,9 @@ def _range(training: dict[str, Any]) -> str:
     words = f"with noise up to {noise:g} of the image's maximum" if noise else "without noise"
     if "matrices" in training:
         words += f", matrices of {', '.join(f'{y} x {x}' for y, x in training['matrices'])}"
+    if training.get("spokes"):
+        numbers = ", ".join(map(str, training["spokes"]))
+        words += f", on pseudo-radial masks of {numbers} spokes alone"
     seen = training.get("seen")
     if seen is None:
         return f" Trained at {low:.0%} to {high:.0%} of the samples, {words}."

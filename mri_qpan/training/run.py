@@ -194,6 +194,7 @@ class Run:
                 "minutes": round(self.seconds / 60, 1),
                 "machine": where,
                 "ratios": list(self.recipe.ratios),
+                "spokes": list(self.recipe.spokes),
                 "matrices": [list(size) for size in self.recipe.sizes],
                 "largest_noise": 0.0 if self.recipe.published else MAX_NOISE,
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from mri_qpan import models
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import ModelError
-from mri_qpan.models import store
+from mri_qpan.models import card, store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork, named_config
 
 CARD = {"data": ["made up"], "training": {"steps": 1}, "figures": {}, "licence": "none"}
@@ -38,6 +38,17 @@ def test_a_stored_network_gives_the_same_image_to_the_bit(tmp_path, bits, scale_
     assert not model.training
     store.save(tmp_path / "again.safetensors", model, "small", CARD)
     assert models.load_model(str(tmp_path / "again.safetensors")).sha256 == model.sha256
+
+
+def test_a_card_tells_the_only_masks_of_a_training(tmp_path):
+    path = tmp_path / "m.safetensors"
+    network = write(path)
+    seen = {"ratios": [0.18, 0.52], "largest_noise": 0.0}
+    for spokes, words in (([55, 85], "on pseudo-radial masks of 55, 85 spokes alone"), ([], "18% to 52%")):
+        store.save(path, network, "small", CARD | {"training": {"steps": 1, **seen, "spokes": spokes}})
+        text = card.describe(path)
+        assert words in text
+        assert ("spokes" in text) == bool(spokes)
 
 
 def test_weights_take_their_bits_and_no_more(tmp_path):
@@ -137,8 +148,8 @@ def test_shipped_models_load_and_say_what_they_are(name):
     model = models.load_model(name)
     assert model.name == name
     assert set(model.card) >= set(store.CARD_FIELDS)
-    card = models.model_path(name).with_suffix(".md").read_text()
-    assert model.sha256[:12] in card
+    words = models.model_path(name).with_suffix(".md").read_text()
+    assert model.sha256[:12] in words
 
 
 def test_shipped_models_stay_small():
