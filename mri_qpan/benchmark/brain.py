@@ -40,12 +40,21 @@ PUBLISHED: dict[str, dict[int, float]] = {
 
 EXPLANATION = """\
 Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE by ratio from left to right;
-seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, beside
-the recipe's where they are fewer (undertrained). Published rows are the paper's own figures (Nareddy et al.,
+seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, and,
+where they are fewer than its recipe plans (undertrained), those of the last one. Published rows are the paper's own figures (Nareddy et al.,
 Table 4), from one model a ratio. The models called brain-… are trained, as the published ones were, on the
 very masks of the table; the others know neither these masks nor real images."""
 
-TRAINING = ("recipe", "steps", "planned_steps", "minutes", "steps_before", "minutes_before", "machine")
+TRAINING = (
+    "recipe",
+    "steps",
+    "planned_steps",
+    "minutes",
+    "init",
+    "steps_before",
+    "minutes_before",
+    "machine",
+)
 """What the table's values repeat of a model's card."""
 
 
@@ -256,8 +265,11 @@ def example(
 def _steps(training: Mapping[str, Any] | None) -> str:
     if not training:
         return ""
-    steps, planned = training["steps"] + (training["steps_before"] or 0), training["planned_steps"]
-    return f"{steps:,} (undertrained: {planned:,} planned)" if steps < planned else f"{steps:,}"
+    before, planned = training["steps_before"] or 0, training["planned_steps"]
+    steps = training["steps"] + before
+    went_on = (training["init"] or "").split(" ")[0] == training["recipe"]
+    own = steps if went_on else training["steps"]
+    return f"{steps:,} (undertrained: {own:,} of {planned:,} planned)" if own < planned else f"{steps:,}"
 
 
 def _find(results: Mapping[str, Any], name: str, percent: int) -> dict[str, Any]:

@@ -117,9 +117,12 @@ def test_charts_show_the_figures():
 
 
 def test_an_early_end_of_training_is_said():
-    early = {"steps": 10, "planned_steps": 40, "steps_before": 5}
-    assert brain._steps(early) == "15 (undertrained: 40 planned)"
+    early = {"recipe": "a", "steps": 10, "planned_steps": 40, "steps_before": 5, "init": "a 1234"}
+    assert brain._steps(early) == "15 (undertrained: 15 of 40 planned)"
     assert brain._steps({**early, "steps": 35}) == "40"
+    assert brain._steps({**early, "steps": 35, "init": "b 1234"}) == "40 (undertrained: 35 of 40 planned)"
+    alone = {**early, "steps_before": 0, "init": None}
+    assert brain._steps(alone) == "10 (undertrained: 10 of 40 planned)"
 
 
 @pytest.mark.parametrize(
