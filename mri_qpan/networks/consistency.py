@@ -161,7 +161,8 @@ def _as(x: Tensor, like: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.detach(), b.detach()
-    if len(a) == 1 and a.device.type == "cpu" and not is_compiling():
+    # Asked in this order: a traced graph must not look at its batch.
+    if not is_compiling() and a.device.type == "cpu" and len(a) == 1:
         # BLAS reads both once; a product written to memory first takes five times as long.
         found = torch.dot(a.reshape(-1), b.reshape(-1))
     else:

@@ -114,7 +114,7 @@ def perform(task: Task, make: Callable[[Path, Path, Job], dict[str, Any]] | None
         with _loading:
             job = replace(_job(task.recipe, task.digest), command=task.command)
         with _alone(job):
-            _make(task, job, make or partial(reconstruct_file, spread=_spread(task, job)))
+            _make(task, job, make or _maker(task, job))
     except Exception as error:
         words = str(error) if isinstance(error, MriQpanError) else f"{type(error).__name__}: {error}"
         return Outcome(task, words or type(error).__name__, isinstance(error, WriteError))
@@ -139,10 +139,12 @@ def _alone(job: Job) -> AbstractContextManager[object]:
     return _gpu if job.device.type == "cuda" else nullcontext()
 
 
-def _spread(task: Task, job: Job) -> Spread | None:
+def _maker(task: Task, job: Job) -> Callable[[Path, Path, Job], dict[str, Any]]:
+    return reconstruct_file if task.workers == 1 else partial(reconstruct_file, spread=_spread(task, job))
+
+
+def _spread(task: Task, job: Job) -> Spread:
     """Return what spreads the images of an input among the workers of this one's scheduler."""
-    if task.workers == 1:
-        return None
 
     def spread(start: int, stop: int, edges: Edges) -> list[list[Done]]:
         from distributed import worker_client
