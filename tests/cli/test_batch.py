@@ -42,7 +42,7 @@ def recon(adjoint, normal):
     with (HERE / "calls").open("a+") as file:
         file.write(f"{width} {os.getpid()} {torch.get_num_threads()}\\n")
         file.seek(0)
-        calls = file.read().count("34 ")
+        calls = sum(line.startswith("34 ") for line in file)
     if width == 34 and calls <= 3:
         os.kill(os.getpid(), signal.SIGKILL)
     while width >= 40 and (HERE / "hold").exists():
