@@ -240,6 +240,10 @@ def _spread(path: Path, job: Job, spread: Spread, total: int, edges: Edges) -> l
         for one in piece:
             _note_edge(one, edges)
         done += piece
+    if len(done) != total - 1:
+        raise ReconError(
+            f"{path}: {1 + len(done)} of its {total} images were found again: it changed meanwhile"
+        )
     return done
 
 

@@ -62,7 +62,7 @@ def radial(shape: Sequence[int], ratio: float, calib: int | None = None, seed: i
     count = target_count(ratio, block.size, int(block.sum()), "samples")
     turn = float(random_integers(seed, 1)[0]) / 2**53
     fewer, enough = _around(plane, count, turn, block)
-    mask = min(fewer, enough, key=lambda spokes: abs(int(spokes.sum()) - count))
+    mask = min(fewer, enough, key=lambda found: abs(int(found.sum()) - count))
     if abs(ratio_of(mask) - ratio) > TOLERANCE:
         mask = _trim(enough, block, ratio * block.size)
     if abs(ratio_of(mask) - ratio) > TOLERANCE:

@@ -65,6 +65,8 @@ def _layers(config: Config) -> str:
     if config.consistency:
         data = f"ends with {config.consistency} conjugate-gradient steps towards the data"
     words = f"Every layer {data}" + (" and hands its features to the next." if config.carry else ".")
+    if config.exact:
+        words += " The measured samples are put back as they are at the end."
     if config.floor:
         words += " Magnitudes have the noise floor that the fully sampled image would have."
     return words
@@ -90,22 +92,21 @@ def _training(training: dict[str, Any]) -> str:
 def _range(training: dict[str, Any]) -> str:
     if "ratios" not in training:
         return ""
-    low, high = training["ratios"]
     noise = training["largest_noise"]
     words = f"with noise up to {noise:g} of the image's maximum" if noise else "without noise"
     if "matrices" in training:
         words += f", matrices of {', '.join(f'{y} x {x}' for y, x in training['matrices'])}"
     if training.get("spokes"):
         numbers = ", ".join(map(str, training["spokes"]))
-        words += f", on pseudo-radial masks of {numbers} spokes alone"
-    seen = training.get("seen")
-    if seen is None:
-        return f" Trained at {low:.0%} to {high:.0%} of the samples, {words}."
-    ranges = ", ".join(f"{name} {least:g} to {most:g}" for name, (least, most) in seen.items())
-    return (
-        f" Trained at {low:.0%} to {high:.0%} of the samples, {words}. Statistics of its measurements "
-        f"(`mri_qpan.likeness`): {ranges}."
-    )
+        where = f"on pseudo-radial masks of {numbers} spokes alone"
+    else:
+        low, high = training["ratios"]
+        where = f"at {low:.0%} to {high:.0%} of the samples"
+    text = f" Trained {where}, {words}."
+    if "seen" not in training:
+        return text
+    ranges = ", ".join(f"{name} {least:g} to {most:g}" for name, (least, most) in training["seen"].items())
+    return f"{text} Statistics of its measurements (`mri_qpan.likeness`): {ranges}."
 
 
 def _figures(figures: dict[str, Any]) -> str:

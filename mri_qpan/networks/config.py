@@ -18,7 +18,7 @@ SYSTEMS = {
 
 ADMM_LAYERS = ("admm-net", "admm-csnet")
 
-LATER = {"floor", "shares", "estimator"}
+LATER = {"floor", "shares", "estimator", "exact"}
 """Fields that older model files lack; their networks have the defaults."""
 
 
@@ -68,6 +68,9 @@ class NetworkConfig:
     estimator
         Gradient of the quantizer: "identity" passes it on unchanged (the seed), "clipped" only where the
         weight lies within the levels.
+    exact
+        End with x + A^H (y - A x). Where A^H A is a projection and the data are free of noise, as in the
+        published experiment alone, that puts the measured samples back as they are and cannot add error.
     """
 
     layer: str = "pan+"
@@ -88,6 +91,7 @@ class NetworkConfig:
     floor: bool = False
     shares: str = "equal"
     estimator: str = "identity"
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Reject what no network can be built from.
@@ -120,6 +124,7 @@ class NetworkConfig:
             "carry": isinstance(self.carry, bool) and not (self.carry and self.layer == "pan"),
             "shares": self.shares in ("equal", "learned"),
             "estimator": self.estimator in ("identity", "clipped"),
+            "exact": isinstance(self.exact, bool) and not (self.exact and self.channels == 2),
         }
         _check(self, checks)
 

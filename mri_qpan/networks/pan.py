@@ -290,6 +290,8 @@ class ProximalNetwork(Network[NetworkConfig]):
             if self.config.floor and index + 1 == len(self.layers):
                 lift = floor_of(self.floor, residual, conditioned, share_acquired(x, normal))
             x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
+        if self.config.exact and index + 1 == len(self.layers):
+            x = x - (normal(x) - target)
         return State(x, carried, apart, gain), lift, term
 
     def _work(

@@ -19,8 +19,8 @@ from mri_qpan.training.processes import StopSignal, agree, quiet_worker, rank
 from mri_qpan.training.ranges import ranges_of
 from mri_qpan.training.recipe import Recipe
 from mri_qpan.training.run import Run
-from mri_qpan.training.simulate import Calibrate, Simulation
-from mri_qpan.training.validation import validation_cases
+from mri_qpan.training.simulate import Calibrate, Case, Simulation
+from mri_qpan.training.validation import PUBLISHED_SPOKES, validation_cases
 
 MEASURED, UNSEEN = 150, 10**6
 """Batches that the ranges of a model's card are taken from, and what sets their seed apart."""
@@ -91,7 +91,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, folder, device, init)
     data = _simulation(recipe, bank, recipe.seed + 1000 * rank(), recipe.steps, calibrate)
-    cases = validation_cases(bank, recipe.published, calibrate, recipe.validation) if rank() == 0 else []
+    cases = _cases(recipe, bank, calibrate) if rank() == 0 else []
     stop = StopSignal()
     loader = DataLoader(
         data,
@@ -153,6 +153,11 @@ def _simulation(recipe: Recipe, bank: Bank, seed: int, steps: int, calibrate: Ca
         dict(zip(recipe.groups, recipe.shares, strict=True)) if recipe.shares else None,
         calibrate,
     )
+
+
+def _cases(recipe: Recipe, bank: Bank, calibrate: Calibrate | None) -> list[Case]:
+    numbers = recipe.spokes or PUBLISHED_SPOKES
+    return validation_cases(bank, recipe.published, calibrate, recipe.validation, numbers)
 
 
 def _learning_rate(recipe: Recipe, step: int, progress: float) -> float:

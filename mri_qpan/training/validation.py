@@ -58,6 +58,7 @@ def validation_cases(
     published: bool = False,
     calibrate: Calibrate | None = None,
     names: tuple[str, ...] = (),
+    numbers: tuple[int, ...] = PUBLISHED_SPOKES,
 ) -> list[Case]:
     """Make the cases: the same for every training on one bank.
 
@@ -74,6 +75,8 @@ def validation_cases(
         Estimates coil maps, as in `simulate.Simulation`.
     names
         Groups to take images from. None named: all that end in "/val".
+    numbers
+        Published experiment: numbers of spokes, which take turns.
     """
     cases: list[Case] = []
     groups = sorted(set(names) or {group for group in bank.groups if group.endswith("/val")})
@@ -85,7 +88,7 @@ def validation_cases(
             kind, ratio = PLAN[index % len(PLAN)]
             coils = COILS[index % len(COILS)]
             if published:
-                mask = spokes(PUBLISHED_SHAPE, PUBLISHED_SPOKES[index % len(PUBLISHED_SPOKES)])
+                mask = spokes(PUBLISHED_SHAPE, numbers[index % len(numbers)])
                 cases.append(measure_real(augment(np.abs(image), PUBLISHED_SHAPE, rng), mask))
                 continue
             view = augment(image, SHAPE, rng)

@@ -99,8 +99,8 @@ def run_batch(
             while waiting and writable and not stop.is_set() and workers.has_room():
                 task = waiting.popleft()
                 # The last files' images are spread, or one worker would end the batch while others idle.
-                last = len(waiting) < workers.number
-                workers.submit(replace(task, workers=workers.number) if last else task)
+                number = workers.number  # asked once: a scheduler answers from afar
+                workers.submit(replace(task, workers=number) if len(waiting) < number else task)
             if stop.is_set() or not writable:
                 waiting.extend(workers.recall())
             if not workers.in_hand:

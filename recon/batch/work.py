@@ -62,7 +62,8 @@ class Task:
     command
         What the user typed.
     workers
-        Among how many the input's images may be spread: more than one has none of its own input left.
+        Among how many workers the input's images may be spread: more than one where fewer inputs wait than
+        there are workers.
     """
 
     source: Path
@@ -135,8 +136,12 @@ def perform_images(task: Task, start: int, stop: int, edges: Edges) -> list[Done
         return reconstruct_images(task.source, job, start, stop, edges)
 
 
+def _on_gpu(job: Job) -> bool:
+    return job.device.type == "cuda"
+
+
 def _alone(job: Job) -> AbstractContextManager[object]:
-    return _gpu if job.device.type == "cuda" else nullcontext()
+    return _gpu if _on_gpu(job) else nullcontext()
 
 
 def _maker(task: Task, job: Job) -> Callable[[Path, Path, Job], dict[str, Any]]:
@@ -149,7 +154,7 @@ def _spread(task: Task, job: Job) -> Spread:
     def spread(start: int, stop: int, edges: Edges) -> list[list[Done]]:
         from distributed import worker_client
 
-        if job.device.type == "cuda":
+        if _on_gpu(job):
             _gpu.release()  # some of the images may come to this worker
         try:
             with worker_client() as client:
@@ -162,7 +167,7 @@ def _spread(task: Task, job: Job) -> Spread:
                 finally:
                     client.cancel(futures)
         finally:
-            if job.device.type == "cuda":
+            if _on_gpu(job):
                 _gpu.acquire()
 
     return spread

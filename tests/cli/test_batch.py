@@ -10,6 +10,7 @@ from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archives import Orthanc, start_orthanc
 from batches import ZERO_FILLED, assert_whole, outputs, raw, scheduler
@@ -50,6 +51,25 @@ def recon(adjoint, normal):
     return adjoint
 """
 
+PIECES = """
+import os, signal
+from pathlib import Path
+
+from distributed.worker import thread_state
+
+HERE = Path(__file__).parent
+
+def recon(adjoint, normal):
+    if str(thread_state.key).startswith("perform_images"):
+        with (HERE / "deaths").open("a+") as file:
+            file.seek(0)
+            if len(file.read()) < {deaths}:
+                file.write(".")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+    return adjoint
+"""
+
 
 def until(condition: Callable[[], object], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
@@ -69,6 +89,32 @@ def alive(process: int) -> bool:
 def scan(path: Path, width: int) -> Path:
     path.parent.mkdir(exist_ok=True)
     return write(path, header_xml((width, 24, 1)), lines(random_kspace(1, 24, width)))
+
+
+@pytest.mark.parametrize("deaths", [1, 1000])
+def test_workers_die_over_images_of_a_file_that_is_spread(tmp_path: Path, deaths: int) -> None:
+    """One death costs time alone; when every try dies, the file fails and the batch ends."""
+    (tmp_path / "mine.py").write_text(PIECES.format(deaths=deaths))
+    rows = [
+        line
+        for s in range(13)
+        for line in lines(random_kspace(1, 24, 32, seed=s), slice=s, position=(0, 0, 5.0 * s))
+    ]
+    write(tmp_path / "stack.h5", header_xml((32, 24, 1)), rows)
+    command = [*COMMAND, "batch", "stack.h5", "-o", "out", "--workers", "2", "-f", "npy", "--device", "cpu"]
+    ended = subprocess.run(
+        [*command, "-m", "mine.py:recon"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert (tmp_path / "deaths").stat().st_size >= 1
+    if deaths == 1:
+        assert ended.returncode == 0, ended.stderr
+        assert_whole(tmp_path / "out")
+        ((image,),) = (list(folder.glob("*.npy")) for folder in (tmp_path / "out").glob("stack*"))
+        assert len(np.load(image)) == 13
+    else:
+        assert ended.returncode == 4, ended.stderr
+        assert "its worker was lost" in " ".join(ended.stderr.split())
+        assert outputs(tmp_path / "out") == {}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux which processes live")

@@ -18,7 +18,7 @@ from mri_qpan import models
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
-from mri_qpan.sampling_masks import spokes
+from mri_qpan.sampling_masks import ratio_of, spokes
 from mri_qpan.training import loop, recipe, simulate
 from mri_qpan.training.bank import Bank, build
 from mri_qpan.training.loss import loss_of
@@ -180,6 +180,10 @@ def test_shipped_recipes_load(name):
     assert plan.init is None or plan.init in recipe.shipped()
     # Sets whose terms do not allow weights that ship stay out of every recipe.
     assert not set(plan.groups) & {"siat31", "knee_refinegan"}
+    low, high = plan.ratios
+    for number in plan.spokes:
+        for size in plan.sizes:
+            assert low - 0.005 <= ratio_of(spokes(size, number)) <= high + 0.005
 
 
 def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path):
@@ -411,6 +415,8 @@ def test_validation_images_can_be_chosen(bank):
     spoken = validation_cases(bank, True, names=(group,))
     assert all(case.mps is None for case in spoken)
     assert np.array_equal(spoken[0].mask[0].numpy(), spokes((256, 256), 55))
+    one_ratio = validation_cases(bank, True, names=(group,), numbers=(117,))
+    assert all(np.array_equal(case.mask[0].numpy(), spokes((256, 256), 117)) for case in one_ratio)
 
 
 def test_validation_is_the_same_every_time(bank):
