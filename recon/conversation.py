@@ -253,9 +253,8 @@ class Conversation:
             return
         messages: list[Any] = []
         try:
-            # Nothing is sent in here: a peer that does not read would hold up every session.
-            with self._turns.image():
-                messages += painter.paint(lines, messages.append)
+            # Nothing is sent there: a peer that does not read would hold up every session.
+            self._turns.image(lambda: messages.extend(painter.paint(lines, messages.append)))
         except MriQpanError as error:
             messages.append(self._failed(error))
         except Exception as error:
@@ -278,12 +277,12 @@ class Conversation:
             _, lines = self._ahead.popitem()
         except KeyError:
             return
-        with self._turns.spare(lambda: self._complete.empty() and not self._gone.is_set()) as free:
-            if free:
-                try:
-                    painter.begin(lines)
-                except Exception:  # which the image itself will tell of
-                    log.debug("%s: maps of %s", self._peer, lines.index, exc_info=True)
+        try:
+            self._turns.spare(
+                lambda: painter.begin(lines), lambda: self._complete.empty() and not self._gone.is_set()
+            )
+        except Exception:  # which the image itself will tell of
+            log.debug("%s: maps of %s", self._peer, lines.index, exc_info=True)
 
     def _say(self, message: Any) -> None:
         with self._writing:

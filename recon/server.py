@@ -42,7 +42,7 @@ class Server:
         self._settings = settings
         self._jobs: dict[str, Job] = {}
         self._jobs_lock = threading.Lock()
-        self._turns = Turns(settings.workers)
+        self._turns = Turns()
         self._places = threading.BoundedSemaphore(settings.clients)
         self._stopping = threading.Event()
         self._sessions: list[threading.Thread] = []
@@ -56,7 +56,27 @@ class Server:
         return host, port
 
     def serve(self) -> None:
-        """Accept clients until `stop`, then let sessions in hand end."""
+        """Accept clients until `stop`, then let sessions in hand end. This thread computes."""
+        helpers = [
+            threading.Thread(target=self._turns.compute, name=f"computes {number}")
+            for number in range(1, self._settings.workers)
+        ]
+        threads = [*helpers, threading.Thread(target=self._listen, name="accepts clients")]
+        for thread in threads:
+            thread.start()
+        self._turns.compute()
+        for thread in threads:
+            thread.join()
+
+    def _listen(self) -> None:
+        try:
+            self._accept()
+            for thread in self._sessions:
+                thread.join()
+        finally:
+            self._turns.end()
+
+    def _accept(self) -> None:
         with self._listener:
             while not self._stopping.is_set():
                 if not self._places.acquire(timeout=0.2):
@@ -81,8 +101,6 @@ class Server:
                     log.error("%s: cannot be attended: %s", peer, error)
                 else:
                     self._sessions.append(thread)
-        for thread in self._sessions:
-            thread.join()
 
     def stop(self) -> None:
         """Take no more clients; `serve` returns when sessions in hand have ended."""
@@ -96,7 +114,7 @@ class Server:
         chosen = default if name is None else name
         with self._jobs_lock:
             if chosen not in self._jobs:
-                self._jobs[chosen] = jobs[chosen]()
+                self._jobs[chosen] = self._turns.image(jobs[chosen])
         if name is not None:
             return self._jobs[chosen], None
         shown, known = " ".join(asked.split())[:80], ", ".join([*jobs, *DRAINING])

@@ -1,6 +1,9 @@
 """Sessions with an MRD server, said and checked."""
 
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ismrmrd
@@ -12,6 +15,7 @@ from mri_qpan.fourier import ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd_stream import MrdReader, MrdWriter
+from mri_qpan.recon.turns import Turns
 
 NY, NX = 24, 32
 XML = header_xml((NX, NY, 1))
@@ -27,6 +31,20 @@ def broken() -> Job:
         raise RuntimeError("a bug")
 
     return Job(Method("broken", run), CPU)
+
+
+@contextmanager
+def computing() -> Iterator[Turns]:
+    """Turns with a thread that computes."""
+    turns = Turns()
+    thread = threading.Thread(target=turns.compute)
+    thread.start()
+    try:
+        yield turns
+    finally:
+        turns.end()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def flagged(kspace: np.ndarray, flag: int = ismrmrd.ACQ_LAST_IN_SLICE, **counters: Any) -> list[Any]:

@@ -2,19 +2,21 @@
 
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import ismrmrd
 import numpy as np
 import pytest
 from mrd_files import header_xml, lines, random_kspace
-from mrd_sessions import CPU, flagged
+from mrd_sessions import CPU, computing, flagged, talk
 
-from mri_qpan.methods import get_method
+from mri_qpan.methods import Method, get_method
 from mri_qpan.recon import prepare
 from mri_qpan.recon.job import Job
+from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText
 from mri_qpan.recon.session import Lines, Painter, Session
-from mri_qpan.recon.turns import Turns
 
 NY, NX = 64, 48
 XML = header_xml((NX, NY, 1))
@@ -89,40 +91,62 @@ def test_maps_made_ahead_are_those_of_the_image(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_images_come_before_what_is_done_ahead() -> None:
-    turns, order = Turns(1), []
-    wait = threading.Event()
+    order: list[str] = []
+    begun, wait = threading.Event(), threading.Event()
 
-    def image(name: str) -> None:
-        with turns.image():
-            order.append(name)
-            wait.wait(5)
+    def first() -> None:
+        order.append("first")
+        begun.set()
+        wait.wait(5)
 
-    def ahead() -> None:
-        with turns.spare(lambda: True) as free:
-            assert free
-            order.append("ahead")
-
-    threads = [threading.Thread(target=image, args=("first",))]
-    threads[0].start()
-    while not order:
-        time.sleep(0.01)
-    threads += [threading.Thread(target=ahead), threading.Thread(target=image, args=("second",))]
-    for thread in threads[1:]:
-        thread.start()
-        time.sleep(0.1)
-    wait.set()
-    for thread in threads:
-        thread.join(10)
+    with computing() as turns:
+        calls = [
+            partial(turns.image, first),
+            partial(turns.spare, lambda: order.append("ahead"), lambda: True),
+            partial(turns.image, lambda: order.append("second")),
+        ]
+        threads = [threading.Thread(target=call) for call in calls]
+        for thread in threads:
+            thread.start()
+            assert begun.wait(5)
+            time.sleep(0.1)
+        wait.set()
+        for thread in threads:
+            thread.join(10)
     assert order == ["first", "second", "ahead"]
 
 
 def test_what_is_done_ahead_gives_way() -> None:
-    turns = Turns(1)
-    with ExitStack() as held:
-        held.enter_context(turns.image())
-        with turns.spare(lambda: False) as free:
-            assert not free
-    with turns.spare(lambda: True) as free:
-        assert free
-    with turns.image():
-        pass
+    wait, done = threading.Event(), []
+    with computing() as turns:
+        image = threading.Thread(target=lambda: turns.image(lambda: wait.wait(5)))
+        image.start()
+        turns.spare(lambda: done.append("given up"), lambda: False)
+        wait.set()
+        image.join(10)
+        turns.spare(lambda: done.append("ahead"), lambda: True)
+        with pytest.raises(ZeroDivisionError):
+            turns.image(lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            turns.spare(lambda: [][1 // 0], lambda: True)
+        assert turns.image(lambda: 7) == 7
+    assert done == ["ahead"]
+
+
+def test_one_thread_computes_for_all_sessions(serve: Callable[..., tuple[str, int]]) -> None:
+    """OpenMP threads of several that compute would be more than cores, and slow."""
+    threads: set[int] = set()
+
+    def noted() -> Job:
+        def run(adjoint: Any, normal: Any) -> Any:
+            threads.add(threading.get_ident())
+            return adjoint
+
+        threads.add(threading.get_ident())
+        return Job(Method("noted", run), CPU)
+
+    address = serve(jobs={"default": noted})
+    for _ in range(3):
+        answer = talk(address, ConfigFile("default"), HeaderText(XML), *flagged(KSPACE))
+        assert sum(isinstance(message, ismrmrd.Image) for message in answer) == 1
+    assert len(threads) == 1

@@ -6,14 +6,13 @@ from typing import Any
 import ismrmrd
 import numpy as np
 import pytest
-from mrd_sessions import KSPACE, XML, flagged, zero_filled
+from mrd_sessions import KSPACE, XML, computing, flagged, zero_filled
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon import conversation
 from mri_qpan.recon.conversation import Conversation, Counts, Settings
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader
 from mri_qpan.recon.soak import mutated, session_bytes
-from mri_qpan.recon.turns import Turns
 
 STREAM = session_bytes(XML, flagged(KSPACE[:, :6]))
 
@@ -47,7 +46,8 @@ def hold(data: bytes) -> tuple[list[Any], Counts]:
     wire: Any = Wire(data)
     counts = Counts()
     settings = Settings(jobs={}, default="default", memory=10**6)
-    Conversation(lambda config: (zero_filled(), None), settings, wire, "peer", counts, Turns(1)).hold()
+    with computing() as turns:
+        Conversation(lambda config: (zero_filled(), None), settings, wire, "peer", counts, turns).hold()
     return heard(bytes(wire.sent)), counts
 
 
