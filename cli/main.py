@@ -24,6 +24,7 @@ from mri_qpan.cli import (
     watch,
 )
 from mri_qpan.errors import MriQpanError
+from mri_qpan.recon.memory import keep_memory
 
 INTERRUPTED = 130
 
@@ -52,6 +53,7 @@ def options(
     ] = False,
 ) -> None:
     """Undersampled MR k-space to images with a quantized proximal averaging network (Q-PAN+)."""
+    keep_memory()
 
 
 for module in (

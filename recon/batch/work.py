@@ -25,6 +25,7 @@ from mri_qpan.errors import MriQpanError, ReconError
 from mri_qpan.recon.batch.inputs import Stamp, content_sha256, stamp, text_of
 from mri_qpan.recon.batch.journal import DONE, Entry
 from mri_qpan.recon.job import Done, Edges, Job, Spread, WriteError, reconstruct_file, reconstruct_images
+from mri_qpan.recon.memory import keep_memory
 from mri_qpan.recon.recipe import Recipe
 
 ROOM = ".mri-qpan"
@@ -260,6 +261,7 @@ def sync(path: Path) -> None:
 @lru_cache(maxsize=1)
 def _job(recipe: Recipe, digest: str) -> Job:
     """Load the method once a process."""
+    keep_memory()
     job = recipe.job()
     if recipe.digest(job.method) != digest:
         raise ReconError(f"{recipe.method}: the method or the maps changed, or differ on this worker")
