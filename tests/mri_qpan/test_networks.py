@@ -7,6 +7,7 @@ from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, config_fr
 from mri_qpan.networks.consistency import DAMPING, conditioning, conjugate_gradient, data_consistency
 from mri_qpan.networks.convolution import Convolution
 from mri_qpan.penalties import proximal_average
+from mri_qpan.sampling_masks import spokes
 
 SMALL = {"layers": 2, "filters": 4}
 
@@ -342,6 +343,33 @@ def test_any_sigpy_linop_feeds_a_network():
         image = network(adjoint(kspace), normal)
         expected = network(ours.adjoint(torch.from_numpy(kspace)[None, None]), ours.normal)
     assert torch.allclose(image, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_an_exact_network_ends_with_the_measured_samples(symmetric):
+    torch.manual_seed(3)
+    mask = torch.rand(2, 12, 10) < 0.4
+    if symmetric:  # A^H A of real images is a projection
+        mask = torch.from_numpy(spokes((12, 10), 5))[None].repeat(2, 1, 1)
+    encoding = RealEncoding(mask)
+    truth = torch.rand(2, 12, 10)
+    adjoint = encoding.adjoint(encoding.forward(truth))
+    plain = ProximalNetwork(NetworkConfig(**SMALL, channels=1))
+    exact = ProximalNetwork(NetworkConfig(**SMALL, channels=1, exact=True))
+    exact.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        before, after = plain(adjoint, encoding.normal), exact(adjoint, encoding.normal)
+        assert torch.allclose(after, before - (encoding.normal(before) - adjoint), atol=1e-6)
+        assert torch.allclose(encoding.normal(after), adjoint, atol=1e-5) == symmetric
+    assert ((after - truth).square().sum((1, 2)) < (before - truth).square().sum((1, 2))).all()
+
+
+def test_an_exact_network_is_for_clean_data_of_one_coil_and_older_files_have_none():
+    with pytest.raises(ValueError, match="exact"):
+        NetworkConfig(exact=True)
+    older = NetworkConfig(channels=1).to_dict()
+    del older["exact"]
+    assert config_from_dict(older) == NetworkConfig(channels=1)
 
 
 def test_a_real_network_refuses_complex_images_and_the_other_way_round():
