@@ -46,6 +46,7 @@ class Server:
         self._places = threading.BoundedSemaphore(settings.clients)
         self._stopping = threading.Event()
         self._sessions: list[threading.Thread] = []
+        self._failure: Exception | None = None
         self._listener = socket.create_server((settings.host, settings.port), backlog=64)
         self._listener.settimeout(0.2)
 
@@ -62,19 +63,27 @@ class Server:
             for number in range(1, self._settings.workers)
         ]
         threads = [*helpers, threading.Thread(target=self._listen, name="accepts clients")]
-        for thread in threads:
-            thread.start()
-        self._turns.compute()
+        try:
+            for thread in threads:
+                thread.start()
+            self._turns.compute()
+        except BaseException:
+            self.stop()
+            self._turns.abandon()
+            raise
         for thread in threads:
             thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def _listen(self) -> None:
         try:
             self._accept()
-            for thread in self._sessions:
-                thread.join()
-        finally:
-            self._turns.end()
+        except Exception as error:
+            self._failure = error
+        for thread in self._sessions:
+            thread.join()
+        self._turns.end()
 
     def _accept(self) -> None:
         with self._listener:
@@ -112,9 +121,10 @@ class Server:
         jobs, default = self._settings.jobs, self._settings.default
         name = next((name for name in (asked, Path(asked).stem) if name in jobs), None)
         chosen = default if name is None else name
-        with self._jobs_lock:
-            if chosen not in self._jobs:
-                self._jobs[chosen] = self._turns.image(jobs[chosen])
+        if chosen not in self._jobs:
+            with self._jobs_lock:  # once, and not in the way of those who have theirs
+                if chosen not in self._jobs:
+                    self._jobs[chosen] = self._turns.image(jobs[chosen])
         if name is not None:
             return self._jobs[chosen], None
         shown, known = " ".join(asked.split())[:80], ", ".join([*jobs, *DRAINING])

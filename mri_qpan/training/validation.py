@@ -60,7 +60,7 @@ def validation_cases(
     names: tuple[str, ...] = (),
     numbers: tuple[int, ...] = PUBLISHED_SPOKES,
 ) -> list[Case]:
-    """Make the cases: the same for every training on one bank.
+    """Make the cases: the same for every training on one bank with the same arguments.
 
     Images come from the bank's groups, `PER_GROUP` each; masks and coils take turns, and
     so do bright vessels and tissues out of phase.

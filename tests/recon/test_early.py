@@ -1,8 +1,11 @@
 """Maps that are made while lines still arrive."""
 
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -10,13 +13,14 @@ import ismrmrd
 import numpy as np
 import pytest
 from mrd_files import header_xml, lines, random_kspace
-from mrd_sessions import CPU, computing, flagged, talk
+from mrd_sessions import CPU, computing, flagged
 
 from mri_qpan.methods import Method, get_method
 from mri_qpan.recon import prepare
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText
+from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.session import Lines, Painter, Session
+from mri_qpan.recon.turns import Turns
 
 NY, NX = 64, 48
 XML = header_xml((NX, NY, 1))
@@ -116,14 +120,25 @@ def test_images_come_before_what_is_done_ahead() -> None:
     assert order == ["first", "second", "ahead"]
 
 
+def held(turns: Turns) -> tuple[threading.Event, threading.Thread]:
+    """An image that is being computed until the event."""
+    begun, wait = threading.Event(), threading.Event()
+    image = threading.Thread(target=lambda: turns.image(lambda: begun.set() or wait.wait(5)))
+    image.start()
+    assert begun.wait(5)
+    return wait, image
+
+
 def test_what_is_done_ahead_gives_way() -> None:
-    wait, done = threading.Event(), []
+    done: list[str] = []
     with computing() as turns:
-        image = threading.Thread(target=lambda: turns.image(lambda: wait.wait(5)))
-        image.start()
+        wait, image = held(turns)
         turns.spare(lambda: done.append("given up"), lambda: False)
+        assert not turns._ahead  # nor are its samples kept
         wait.set()
         image.join(10)
+        here = threading.get_ident()
+        turns.spare(lambda: done.append("late"), lambda: threading.get_ident() == here)  # ends with its turn
         turns.spare(lambda: done.append("ahead"), lambda: True)
         with pytest.raises(ZeroDivisionError):
             turns.image(lambda: 1 // 0)
@@ -133,20 +148,71 @@ def test_what_is_done_ahead_gives_way() -> None:
     assert done == ["ahead"]
 
 
-def test_one_thread_computes_for_all_sessions(serve: Callable[..., tuple[str, int]]) -> None:
+def test_an_end_leaves_nobody_waiting() -> None:
+    with computing() as turns:
+        wait, image = held(turns)
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(turns.image, lambda: "never")
+            while not turns._images:
+                time.sleep(0.01)
+            turns.abandon()
+            wait.set()
+            with pytest.raises(CancelledError):
+                waiting.result(10)
+        image.join(10)
+        with pytest.raises(RuntimeError, match="has ended"):
+            turns.image(lambda: "later")
+
+
+def test_samples_of_an_image_are_let_go() -> None:
+    class Samples:
+        pass
+
+    with computing() as turns:
+        samples = Samples()
+        gone = weakref.ref(samples)
+        assert turns.image(lambda given=samples: given is not None)  # type: ignore[misc]
+        del samples
+        deadline = time.monotonic() + 5
+        while gone() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert gone() is None
+
+
+def test_one_thread_computes_for_all_sessions(
+    serve: Callable[..., tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """OpenMP threads of several that compute would be more than cores, and slow."""
-    threads: set[int] = set()
+    threads: list[int] = []
+    real = Painter.begin
+
+    def begin(painter: Painter, lines: Lines) -> None:
+        threads.append(threading.get_ident())
+        real(painter, lines)
 
     def noted() -> Job:
         def run(adjoint: Any, normal: Any) -> Any:
-            threads.add(threading.get_ident())
+            threads.append(threading.get_ident())
             return adjoint
 
-        threads.add(threading.get_ident())
+        threads.append(threading.get_ident())
         return Job(Method("noted", run), CPU)
 
+    def one_client(address: tuple[str, int]) -> list[Any]:
+        with socket.create_connection(address, timeout=30) as connection:
+            writer = MrdWriter(connection)
+            for message in (ConfigFile("default"), HeaderText(XML)):
+                writer.serialize(message)
+            for number, acquisition in enumerate(flagged(KSPACE[:, UNIFORM])):
+                acquisition.idx.kspace_encode_step_1 = UNIFORM[number]
+                writer.serialize(acquisition)
+                time.sleep(0.3 if number == len(UNIFORM) - 3 else 0)  # its maps are made meanwhile
+            writer.close()
+            return [message for message in MrdReader(connection) if isinstance(message, ismrmrd.Image)]
+
+    monkeypatch.setattr(Painter, "begin", begin)
     address = serve(jobs={"default": noted})
-    for _ in range(3):
-        answer = talk(address, ConfigFile("default"), HeaderText(XML), *flagged(KSPACE))
-        assert sum(isinstance(message, ismrmrd.Image) for message in answer) == 1
-    assert len(threads) == 1
+    with ThreadPoolExecutor() as pool:
+        assert [len(images) for images in pool.map(one_client, [address] * 3)] == [1, 1, 1]
+    assert len(threads) > 1 + 3  # maps were made ahead
+    assert len(set(threads)) == 1

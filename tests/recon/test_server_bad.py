@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,30 @@ class TestBadSessions:
             assert len(images(list(MrdReader(connection)))) == 1
         thread.join(30)
         assert not thread.is_alive()
+
+    def test_when_no_more_clients_can_be_taken_those_in_hand_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = Server(Settings(jobs={"default": zero_filled}, default="default", port=0))
+        with ThreadPoolExecutor() as pool:
+            served = pool.submit(server.serve)
+            with socket.create_connection(server.address, timeout=30) as connection:
+                writer = MrdWriter(connection)
+                writer.serialize(ConfigFile("default"))
+                writer.serialize(HeaderText(XML))
+                time.sleep(0.5)
+
+                def broken(timeout: float) -> bool:
+                    raise MemoryError("no room for another client")
+
+                monkeypatch.setattr(server._places, "acquire", broken)
+                time.sleep(0.5)
+                for acquisition in SLICE:
+                    writer.serialize(acquisition)
+                writer.close()
+                assert len(images(list(MrdReader(connection)))) == 1
+            with pytest.raises(MemoryError, match="another client"):
+                served.result(30)
 
 
 @pytest.fixture(scope="module")
