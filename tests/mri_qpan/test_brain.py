@@ -113,7 +113,19 @@ def test_charts_show_the_figures():
     assert heights == [30.0, 40.0, 31.0, 41.0, 35.0]
     lines = {line.get_label(): line.get_ydata().tolist() for line in drawn["psnr-ratio"].axes[0].lines}
     assert lines == {"a": [30.0, 40.0], "b": [31.0, 41.0], "them, published": [35.0]}
-    assert [line.get_xdata() for line in drawn["psnr-bytes"].axes[0].lines] == [[1000], [1000]]
+    sizes = [list(line.get_xdata()) for line in drawn["psnr-bytes"].axes[0].lines]
+    assert sizes == [[], [1000], [1000], [], []]
+
+
+def test_precisions_of_a_network_make_one_line():
+    families = {
+        "brain-pan+": ["brain-pan+", "brain-q-pan+-3bit", "brain-q-pan+-1bit"],
+        "brain-pan++": ["brain-pan++", "brain-q-pan++-3bit"],
+        "qpan+": ["qpan+-fp", "qpan+-2bit"],
+        "mine": ["mine"],
+    }
+    for family, names in families.items():
+        assert {charts._family(name) for name in names} == {family}
 
 
 def test_an_early_end_of_training_is_said():
