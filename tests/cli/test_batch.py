@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import Orthanc, start_orthanc
-from batches import ZERO_FILLED, assert_whole, outputs, raw, scheduler
+from batches import ZERO_FILLED, assert_whole, outputs, raw, scheduler, stack
 from dask.system import CPU_COUNT
 from mrd_files import header_xml, lines, random_kspace, write
 from rich.console import Console
@@ -95,12 +95,7 @@ def scan(path: Path, width: int) -> Path:
 def test_workers_die_over_images_of_a_file_that_is_spread(tmp_path: Path, deaths: int) -> None:
     """One death costs time alone; when every try dies, the file fails and the batch ends."""
     (tmp_path / "mine.py").write_text(PIECES.format(deaths=deaths))
-    rows = [
-        line
-        for s in range(13)
-        for line in lines(random_kspace(1, 24, 32, seed=s), slice=s, position=(0, 0, 5.0 * s))
-    ]
-    write(tmp_path / "stack.h5", header_xml((32, 24, 1)), rows)
+    stack(tmp_path / "stack.h5", 13)
     command = [*COMMAND, "batch", "stack.h5", "-o", "out", "--workers", "2", "-f", "npy", "--device", "cpu"]
     ended = subprocess.run(
         [*command, "-m", "mine.py:recon"], cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -29,6 +29,17 @@ def raw(path: Path, seed: int = 0) -> Path:
     return write(path, header_xml((NX, NY, 1)), lines(random_kspace(1, NY, NX, seed=seed)))
 
 
+def stack(path: Path, slices: int) -> Path:
+    """Write a file of slices that differ."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        line
+        for s in range(slices)
+        for line in lines(random_kspace(1, NY, NX, seed=s), slice=s, position=(0, 0, 5.0 * s))
+    ]
+    return write(path, header_xml((NX, NY, 1)), rows)
+
+
 def run(
     inputs: list[Path],
     out: Path,

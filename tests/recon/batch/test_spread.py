@@ -10,10 +10,9 @@ from typing import Any
 import distributed
 import numpy as np
 import pytest
-from batches import ZERO_FILLED, assert_whole, outputs, run, scheduler
+from batches import ZERO_FILLED, assert_whole, outputs, run, scheduler, stack
 from hypothesis import given
 from hypothesis import strategies as st
-from mrd_files import header_xml, lines, random_kspace, write
 
 from mri_qpan.recon.batch import work
 from mri_qpan.recon.batch.crew import Crew
@@ -22,19 +21,7 @@ from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import Summary, run_batch
 from mri_qpan.recon.job import Done, Edges, Job, reconstruct_images
 
-NY, NX = 24, 32
 SLICES = 19
-
-
-def stack(path: Path, slices: int = SLICES) -> Path:
-    """A file of slices that differ."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        line
-        for s in range(slices)
-        for line in lines(random_kspace(1, NY, NX, seed=s), slice=s, position=(0, 0, 5.0 * s))
-    ]
-    return write(path, header_xml((NX, NY, 1)), rows)
 
 
 @pytest.fixture
@@ -64,7 +51,7 @@ def result(out: Path, name: str) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
 def test_the_last_file_is_shared(
     cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack(tmp_path / "in/stack.h5")
+    stack(tmp_path / "in/stack.h5", SLICES)
     alone = run([tmp_path / "in"], tmp_path / "alone")
     assert len(alone.done) == 1
     ranges, workers, real = [], set(), reconstruct_images
@@ -110,7 +97,7 @@ def test_only_the_last_files_are(cluster: distributed.LocalCluster, tmp_path: Pa
 
 def test_a_gpu_is_left_to_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker's GPU is one job's at a time; who waits for pieces must not keep it from them."""
-    stack(tmp_path / "in/stack.h5")
+    stack(tmp_path / "in/stack.h5", SLICES)
     monkeypatch.setattr(work, "_on_gpu", lambda job: True)
     held, real = [], reconstruct_images
 
@@ -130,7 +117,7 @@ def test_a_gpu_is_left_to_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_images_that_are_missing_fail_their_file(
     cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack(tmp_path / "in/stack.h5")
+    stack(tmp_path / "in/stack.h5", SLICES)
 
     def fewer(path: Path, job: Job, start: int, stop: int, edges: Edges) -> list[Done]:
         return reconstruct_images(path, job, start, stop - (start == 10), edges)
@@ -144,7 +131,7 @@ def test_images_that_are_missing_fail_their_file(
 def test_a_failing_image_fails_its_file(
     cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack(tmp_path / "in/stack.h5")
+    stack(tmp_path / "in/stack.h5", SLICES)
     real = reconstruct_images
 
     def failing(path: Path, job: Job, start: int, stop: int, edges: Edges) -> list[Done]:
