@@ -23,6 +23,7 @@ from mri_qpan.engines import inplace
 from mri_qpan.errors import InputError
 from mri_qpan.models import store
 from mri_qpan.networks import Network, build
+from mri_qpan.networks.config import NetworkConfig
 from mri_qpan.training.log import Log
 from mri_qpan.training.loss import loss_of
 from mri_qpan.training.muon import Muon
@@ -161,10 +162,13 @@ class Run:
     def _start_from(self, path: Path) -> None:
         source = store.load(path)
         own = self.network.state_dict()
-        weights = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
+        given = source.state_dict()
+        if isinstance(source.config, NetworkConfig) and isinstance(self.recipe.network, NetworkConfig):
+            _rename_penalties(given, source.config.penalties, self.recipe.network.penalties)
+        weights = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
         # A quantizer's scale is fitted, carried features start shut, a noise floor starts as physics has it,
-        # shares start equal.
-        new = (".scale", ".carry", "floor", ".raw_shares")
+        # shares start equal, a new penalty's shape as configured.
+        new = (".scale", ".carry", "floor", ".raw_shares", ".raw_gamma", ".raw_a")
         lacking = [k for k in own if k not in weights and not k.endswith(new)]
         if lacking:
             raise InputError(f"{path}: does not fit recipe {self.recipe.name} ({lacking[0]} differs)")
@@ -206,6 +210,17 @@ class Run:
             "figures": {"validation": score.figures()},
             "licence": "BSD-3-Clause; trained on the data sets listed, each under its own terms",
         }
+
+
+def _rename_penalties(weights: dict[str, Tensor], old: tuple[str, ...], new: tuple[str, ...]) -> None:
+    """Sort thresholds by penalty, in place; a penalty that the old network lacks starts at its mean."""
+    if old == new:
+        return
+    for name, value in list(weights.items()):
+        if name.endswith(".raw_thresholds"):
+            weights[name] = torch.stack([value[old.index(p)] if p in old else value.mean() for p in new])
+        if name.endswith(".raw_shares"):
+            del weights[name]
 
 
 def _optimizers(network: Network[Any], recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -227,7 +227,8 @@ def _start(number: int, environment: Callable[[int], dict[str, str]]) -> SpecClu
         }
         for i in range(number)
     }
-    scheduler = {"cls": Scheduler, "options": common | {"port": 0, "dashboard_address": None}}
+    # An address of None would ask for port 8787, which another batch may hold.
+    scheduler = {"cls": Scheduler, "options": common | {"port": 0, "dashboard_address": f"{HOST}:0"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of certificates that end on the day of their making
         return SpecCluster(

@@ -174,7 +174,7 @@ def _cluster(workers: int) -> Any:
         processes=True,
         protocol="tcp://",
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # None would ask for port 8787, which another may hold
         memory_limit=0,
         silence_logs=50,
     )

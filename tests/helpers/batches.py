@@ -63,7 +63,7 @@ def scheduler(workers: int, threads: int = 1) -> Iterator[Any]:
         threads_per_worker=threads,
         processes=False,
         protocol="tcp://",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # None would ask for port 8787, which another may hold
     )
     try:
         yield made

@@ -17,6 +17,7 @@ from PIL import Image
 from mri_qpan import models
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError
+from mri_qpan.models import store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.sampling_masks import ratio_of, spokes
 from mri_qpan.training import loop, recipe, simulate
@@ -149,6 +150,21 @@ def test_the_published_experiment_trains_a_network_of_one_channel(bank, tmp_path
     path.write_text(text.replace("published = true", ""))
     with pytest.raises(InputError, match="one channel"):
         recipe.load(str(path))
+
+
+def test_training_starts_from_a_network_of_other_penalties(bank, tmp_path):
+    config = NetworkConfig(layers=2, filters=4, penalties=("scad", "l1"))
+    source = ProximalNetwork(config)
+    for layer in source.layers:
+        layer.raw_thresholds.data = torch.tensor([-3.0, -4.0])
+    path = tmp_path / "two.safetensors"
+    store.save(path, source, "two", {"data": [], "training": {}, "figures": {}, "licence": ""})
+    plan = load(tmp_path, steps=1, bits='penalties = ["l1", "mcp", "scad"]')
+    plan = dataclasses.replace(plan, learning_rate=1e-9)
+    layer = models.load_model(str(run(plan, bank, tmp_path / "three", init=path))).layers[1]
+    # MCP is new: it starts between the two.
+    assert layer.raw_thresholds.tolist() == pytest.approx([-4.0, -3.5, -3.0], abs=1e-4)
+    assert torch.allclose(layer.convolutions["G"](), source.layers[1].convolutions["G"](), atol=1e-4)
 
 
 def test_minutes_end_a_training(bank, tmp_path):

@@ -168,3 +168,10 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run([*inside, HELPERS, tmp_path / "in", out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3
+
+
+def test_the_own_scheduler_asks_for_no_port_that_another_may_hold():
+    """Dask's default, 8787, would be somebody's dashboard, or another batch's."""
+    with crew_module._start(0, lambda _: {}) as made:
+        assert made.scheduler.http_server.port != 8787
+        assert made.scheduler.http_server.address == crew_module.HOST
