@@ -224,10 +224,14 @@ def _rename_penalties(weights: dict[str, Tensor], old: tuple[str, ...], new: tup
 
 
 def _optimizers(network: Network[Any], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the convolutions, AdamW for the scalars and gates."""
-    convolutions = [p for p in network.parameters() if p.ndim == 4]
-    others = [p for p in network.parameters() if p.ndim < 4]
+    """Muon for the convolutions, AdamW for the scalars and gates, and for learned functions' values."""
+    kinds: dict[int, list[Tensor]] = {}
+    for p in network.parameters():
+        kinds.setdefault(4 if p.ndim == 4 else 2 if p.ndim == 2 else 0, []).append(p)
+    others = [{"params": kinds[0], "share": SCALARS}]
+    if 2 in kinds:
+        others.append({"params": kinds[2], "share": 1.0})  # neighbours lie 0.02 apart
     return [
-        Muon([{"params": convolutions, "share": 1.0}], lr=recipe.learning_rate),
-        torch.optim.AdamW([{"params": others, "share": SCALARS}], lr=recipe.learning_rate, weight_decay=0.0),
+        Muon([{"params": kinds[4], "share": 1.0}], lr=recipe.learning_rate),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=0.0),
     ]

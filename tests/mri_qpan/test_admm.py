@@ -7,7 +7,7 @@ from mri_qpan import models
 from mri_qpan.encoding import Encoding, RealEncoding
 from mri_qpan.models import card, store
 from mri_qpan.networks import ADMMConfig, ADMMNetwork, config_from_dict, named_config
-from mri_qpan.networks.admm import PiecewiseLinear
+from mri_qpan.networks.admm import PiecewiseLinear, _Interpolation, _transfer
 
 KINDS = ("admm-net", "admm-csnet")
 SMALL = {"layers": 3, "filters": 8, "points": 21}
@@ -17,6 +17,7 @@ CARD = {"data": [], "training": {}, "figures": {}, "licence": "none"}
 def measured(channels, shape=(24, 20), batch=2):
     draw = torch.Generator().manual_seed(0)
     mask = torch.rand(batch, *shape, generator=draw) < 0.5
+    mask[:, shape[0] // 2, shape[1] // 2] = True  # the mean, which no filter hears
     encoding = RealEncoding(mask) if channels == 1 else Encoding(mask)
     image = torch.rand(batch, *shape, generator=draw)
     image = image if channels == 1 else image.to(torch.complex64)
@@ -66,7 +67,11 @@ def test_a_reconstruction_solves_its_system(channels):
     )
     stage = network.layers[0]
     wanted = torch.randn(channels, 8, 6, 5)
-    found = network._reconstruct(stage, adjoint, wanted, adjoint, encoding.normal)
+    transfer = _transfer(adjoint, encoding.normal)
+    assert transfer is not None
+    found = [
+        network._reconstruct(stage, adjoint, wanted, adjoint, encoding.normal, t) for t in (transfer, None)
+    ]
     rho = stage.rho().reshape(-1, 1, 1)
 
     def real(image):
@@ -84,7 +89,30 @@ def test_a_reconstruction_solves_its_system(channels):
     torch.testing.assert_close(matrix, matrix.T, atol=1e-5, rtol=0)
     right = real(adjoint + network._back(rho * wanted, stage.H, adjoint))
     expected = torch.linalg.solve(matrix.double(), right.double()).float()
-    torch.testing.assert_close(real(found), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(real(found[0]), expected, atol=1e-4, rtol=1e-4)  # by division
+    torch.testing.assert_close(real(found[1]), expected, atol=1e-3, rtol=1e-3)  # by conjugate gradients
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_only_one_coil_passes_for_a_convolution(channels):
+    encoding, adjoint = measured(channels)
+    transfer = _transfer(adjoint, encoding.normal)
+    assert transfer is not None
+    image = torch.randn_like(adjoint)
+    convolved = torch.fft.ifft2(torch.fft.fft2(image) * transfer)
+    found = encoding.normal(image)
+    torch.testing.assert_close(found, convolved if channels == 2 else convolved.real)
+    maps = torch.rand(1, 2, *adjoint.shape[-2:]).to(torch.complex64)
+    coils = Encoding(torch.rand(1, 24, 20) < 0.5, maps)
+    assert _transfer(adjoint[:1].to(torch.complex64), coils.normal) is None
+
+
+def test_the_nonlinearity_has_autograds_gradients():
+    function = PiecewiseLinear(3, 5, 0.1).double()
+    with torch.no_grad():
+        function.values.normal_()
+    x = torch.linspace(-1.43, 1.5, 3 * 7 * 5, dtype=torch.float64).reshape(1, 3, 7, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, v: _Interpolation.apply(x, v), (x, function.values))
 
 
 def test_filters_start_as_the_orthonormal_dct():
