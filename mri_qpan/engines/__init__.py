@@ -4,25 +4,67 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
+from torch import Tensor
 
-from mri_qpan.engines import fused, inplace
+from mri_qpan.engines import fused, gpu, inplace
 
 if TYPE_CHECKING:
     from mri_qpan.networks.config import Config
+    from mri_qpan.networks.pan import ProximalNetwork
 
 Engine = Literal["auto", "fused", "compiled", "bfloat16", "float32"]
-"""fused: the C++ kernel for K-bit networks, with 8-bit features; compiled: `torch.compile`'s code in the
-fastest type without a visible loss (on a CPU it needs a C++ compiler); the others: PyTorch's convolutions in
-that type."""
+"""fused: the kernels for K-bit networks, in C++ with 8-bit features on a CPU, in Triton with bfloat16
+features on an NVIDIA GPU; compiled: `torch.compile`'s code in the fastest type without a visible loss (on a
+CPU it needs a C++ compiler); the others: PyTorch's convolutions in that type."""
+
+
+class Kernel(Protocol):
+    """A network's layers without their data consistency, on one device.
+
+    Attributes
+    ----------
+    device
+        Where it runs.
+    """
+
+    device: torch.device
+
+    def __call__(self, index: int, r: Tensor, features: Any) -> tuple[Tensor, Any]:
+        """Work a layer.
+
+        Parameters
+        ----------
+        index
+            Of the layer.
+        r
+            Images (batch, channels, y, x) on `device`; worked in float32.
+        features
+            What the layer before handed on, or None.
+
+        Returns
+        -------
+        image
+            As `r`.
+        features
+            For the next layer, of the kernel's own kind, with a method `scaled`.
+        """
+
+
+def fuse(network: ProximalNetwork, device: torch.device | str) -> Kernel:
+    """Return the fused kernel of a network for which `choose` allows it, with its weights as they are now."""
+    if torch.device(device).type == "cuda":
+        return gpu.Fused(network, device)
+    return fused.Fused(network)
 
 
 def choose(engine: Engine, config: Config, device: torch.device | str) -> Engine:
     """Return the engine to use, never "auto".
 
-    "auto" takes the fused kernel where it fits, else PyTorch in the fastest type.
+    "auto" takes the fused kernel where it fits a CPU, else PyTorch in the fastest type. The GPU's kernels
+    have met no GPU yet, only Triton's interpreter and compiler, and run where they are asked for.
 
     Parameters
     ----------
@@ -40,11 +82,13 @@ def choose(engine: Engine, config: Config, device: torch.device | str) -> Engine
     """
     if engine not in get_args(Engine):
         raise ValueError(f"unknown engine {engine!r}: choose from {', '.join(get_args(Engine))}")
-    fits = torch.device(device).type == "cpu" and fused.fits(config)
-    if engine == "fused" and not fits:
+    kind = torch.device(device).type
+    fits = kind == "cpu" and fused.fits(config)
+    if engine == "fused" and not (fits or gpu.fits(config, device)):
         raise ValueError(
             "the fused engine runs K-bit PAN+ networks of 32 filters, on x86-64 processors with AVX2, where "
-            "the package was installed with a C++ compiler at hand"
+            "the package was installed with a C++ compiler at hand, and on NVIDIA GPUs of compute "
+            "capability 8.0 or later, where Triton is installed"
         )
     if engine != "auto":
         return engine

@@ -74,15 +74,19 @@ class Features(NamedTuple):
         return Features(self.units, self.steps * factors.to(self.steps.dtype)[:, None])
 
 
-def fits(config: Config) -> bool:
-    """Return whether the kernel can run such a network on this machine's CPU: a K-bit PAN+ of 32 filters."""
+def suits(config: Config) -> bool:
+    """Return whether kernels for such a network are written: a K-bit PAN+ of 32 filters."""
     return (
         config.bits is not None
         and config.layer == "pan+"
         and config.filters == FILTERS
         and config.shares == "equal"
-        and kernels.width() > 0
     )
+
+
+def fits(config: Config) -> bool:
+    """Return whether the kernel `suits` the network and can run on this machine's CPU."""
+    return suits(config) and kernels.width() > 0
 
 
 class Fused:
@@ -97,6 +101,7 @@ class Fused:
     """
 
     def __init__(self, network: ProximalNetwork, vector_width: int | None = None) -> None:
+        self.device = torch.device("cpu")
         self._width = vector_width or kernels.fused_width()
         self._channels = network.config.channels
         self._layers = [_PackedLayer(layer, network.config.penalties) for layer in network.layers]  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto"
     model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     model.engine = engine
     if engine == "fused":
-        model.fuse()
+        model.fuse(device)
     if engine == "compiled":
         keep_compiled_code()
         model.compile_step()

@@ -1,9 +1,9 @@
 """ADMM-Net and its general form ADMM-CSNet: ADMM's iterations with learned filters and nonlinearities.
 
 Source: Yang, Sun, Li and Xu, "Deep ADMM-Net for compressive sensing MRI", NIPS 2016, and "ADMM-CSNet", TPAMI
-2018. The reconstruction layer's system is solved by division in k-space, as published, where A^H A is a circular
-convolution (one coil, Cartesian samples), and by conjugate gradients for any other A: several coils and
-non-Cartesian samples too.
+2018. The reconstruction layer's system is solved by division in k-space, as published, where A^H A is a
+circular convolution (one coil, Cartesian samples), and by conjugate gradients for any other A: several coils
+and non-Cartesian samples too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PiecewiseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return S(x), (batch, filter, y, x)."""
-        out: Tensor = _Interpolation.apply(x, self.values)  # type: ignore[no-untyped-call]
+        out: Tensor = _Interpolation.apply(x, self.values)
         return out
 
 
@@ -105,7 +105,7 @@ class Stage(nn.Module):
             self.keep = nn.Parameter(torch.tensor([0.5, 0.5]))
 
     def penalties(self) -> Tensor:
-        """Return sum rho_l H_l^T H_l of filters (L, 1, k, k) as one convolution's kernel, (1, 1, 2k-1, 2k-1)."""
+        """Return sum rho_l H_l^T H_l as one convolution's kernel, (1, 1, 5, 5)."""
         maps = self.H.transpose(0, 1)
         weighted = maps * self.rho().reshape(-1, 1, 1)
         return F.conv2d(weighted, maps, padding=self.H.shape[-1] - 1)
@@ -232,7 +232,9 @@ def _divide(right: Tensor, transfer: Tensor, kernel: Tensor) -> Tensor:
     y, x = right.shape[-2:]
     # Not by index: a kernel larger than the image wraps around it.
     at = torch.arange(-reach, reach + 1, device=right.device)
-    placed = kernel.new_zeros(y * x).index_add(0, ((at % y)[:, None] * x + at % x).flatten(), kernel.flatten())
+    placed = kernel.new_zeros(y * x).index_add(
+        0, ((at % y)[:, None] * x + at % x).flatten(), kernel.flatten()
+    )
     whole = (transfer + torch.fft.fft2(placed.reshape(y, x)).real).clamp_min(SILENT)
     if right.is_complex():
         return torch.fft.ifft2(torch.fft.fft2(right) / whole)

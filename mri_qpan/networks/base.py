@@ -127,8 +127,8 @@ class Network(nn.Module, ABC, Generic[C]):
     def follow(self) -> None:
         """Let every quantizer's scale follow its weight, once a training step."""
 
-    def fuse(self) -> None:
-        """Run inference through the fused kernel (`engines.choose` says whether there is one)."""
+    def fuse(self, device: torch.device | str) -> None:
+        """Run inference on `device` through the fused kernel (`engines.choose` says whether there is one)."""
         raise ValueError(f"no kernel for {self.config.layer}")
 
     def _needs_gradient(self, adjoint: Tensor) -> bool:

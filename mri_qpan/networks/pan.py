@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from mri_qpan import engines
 from mri_qpan.encoding import Normal
-from mri_qpan.engines import convolutions, inplace
-from mri_qpan.engines.fused import Features, Fused
+from mri_qpan.engines import convolutions, fused, gpu, inplace
 from mri_qpan.networks.base import Network
 from mri_qpan.networks.config import NetworkConfig
 from mri_qpan.networks.consistency import (
@@ -121,7 +121,7 @@ class State(NamedTuple):
     """
 
     x: Tensor
-    carried: Tensor | Features | None
+    carried: Tensor | fused.Features | gpu.Features | None
     apart: Tensor
     gain: Tensor
 
@@ -146,7 +146,7 @@ class ProximalNetwork(Network[NetworkConfig]):
             self.floor = nn.Parameter(torch.zeros(2))
         self._proximal_step = proximal_step
         self._compiled = False
-        self._fused: Fused | None = None
+        self._kernel: engines.Kernel | None = None
 
     @torch.inference_mode()
     def proximal_step(self, index: int, image: Tensor) -> Tensor:
@@ -201,17 +201,17 @@ class ProximalNetwork(Network[NetworkConfig]):
         self._proximal_step = torch.compile(step, dynamic=False)
         self._compiled = True
 
-    def fuse(self) -> None:
-        """Run inference through the fused kernel from now on, with the weights as they are now.
+    def fuse(self, device: torch.device | str) -> None:
+        """Run inference on `device` through the fused kernel from now on, with the weights as they are now.
 
-        The kernel must fit the network and the machine (`engines.choose`).
+        The kernel must fit the network and the device (`engines.choose`).
         """
-        self._fused = Fused(self)
+        self._kernel = engines.fuse(self, device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the kernel out of copies: it holds addresses."""
         engine = "float32" if self.engine == "fused" else self.engine
-        return {**self.__dict__, "_fused": None, "engine": engine}
+        return {**self.__dict__, "_kernel": None, "engine": engine}
 
     def share_step(self, other: Network[NetworkConfig]) -> None:
         """Use the compiled proximal step of `other`, a network of the same configuration."""
@@ -259,7 +259,9 @@ class ProximalNetwork(Network[NetworkConfig]):
         layer = self.layers[index]
         assert isinstance(layer, Layer)
         x, carried, apart, gain = state
-        fused = None if training or target.is_cuda or is_compiling() else self._fused
+        kernel = None if training or is_compiling() else self._kernel
+        if kernel is not None and kernel.device != target.device:
+            kernel = None
         if not self.config.consistency:
             x = x - layer.step() * (normal(x) - target)
         # Every layer but its thresholds is homogeneous: thresholds times a gain are the image over it.
@@ -269,9 +271,9 @@ class ProximalNetwork(Network[NetworkConfig]):
         channels = self._to_channels(x)
         ratio = (state.gain / gain).repeat_interleave(channels.shape[0] // gain.shape[0])
         lift = term = None
-        if fused is not None:
+        if kernel is not None:
             assert not isinstance(carried, Tensor)
-            image, features = fused(index, channels, carried and carried.scaled(ratio))
+            image, features = kernel(index, channels, carried and carried.scaled(ratio))
             carried = features if self.config.carry else None
         else:
             assert carried is None or isinstance(carried, Tensor)

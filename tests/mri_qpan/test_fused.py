@@ -149,7 +149,7 @@ def test_a_whole_network_equals_the_plain_module(channels, consistency, adaptive
     adjoint = encoding.adjoint(torch.randn(2, 1, 31, 26, dtype=torch.complex64))
     with torch.no_grad():
         expected = network(adjoint, encoding.normal)
-        network.fuse()
+        network.fuse("cpu")
         image = network(adjoint, encoding.normal)
     assert 0 < difference(image, expected) < 0.03
     network.requires_grad_()
