@@ -74,8 +74,9 @@ def speed(
                 "sized": shipped.DEFAULT if shipped.DEFAULT in names else names[0],
             },
         }
-        with suppress(PackageNotFoundError):
-            results["machine"]["onnxruntime"] = version("onnxruntime")
+        for runtime in ("onnxruntime", "openvino"):
+            with suppress(PackageNotFoundError):
+                results["machine"][runtime] = version(runtime)
         results |= _measure(
             wanted, case, names, counts, rounds, results["settings"]["sized"], matrix, advance
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mri_qpan import models
@@ -25,9 +26,12 @@ PLAIN: Engine = "float32"
 """Whose image every other engine's is held against."""
 
 FAST = "compiled bfloat16"
-ENGINES = ("fused", PLAIN, "compiled", "bfloat16", FAST, "onnx")
-"""fused, float32, bfloat16: as `load_model` has them; compiled: `torch.compile`; onnx: the exported file in
-ONNX Runtime, which takes samples and does A^H y too, its DFTs as products of matrices."""
+RUNTIMES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+"""Engines that run the exported file, and the packages that each needs."""
+
+ENGINES = ("fused", PLAIN, "compiled", "bfloat16", FAST, *RUNTIMES)
+"""fused, float32, bfloat16: as `load_model` has them; compiled: `torch.compile`; onnx, openvino: the exported
+file in ONNX Runtime or OpenVINO, which takes samples and does A^H y too, its DFTs as products of matrices."""
 
 YARDSTICKS = {
     "published style, 9 layers, symmetry branch": (9, True),
@@ -52,10 +56,10 @@ def why_not(engine: str, model: Model) -> str:
     """Return in words why an engine cannot run a model here, or nothing."""
     if engine in ("bfloat16", FAST) and inplace.fast_dtype("cpu") != torch.bfloat16:
         return "this processor has no bf16 instructions"
-    if engine == "onnx":
-        missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if engine in RUNTIMES:
+        missing = [name for name in RUNTIMES[engine] if importlib.util.find_spec(name) is None]
         if missing:
-            return f"{' and '.join(missing)} not installed: pip install 'mri-qpan[export]'"
+            return f"not installed: {' and '.join(missing)}"
         if model.config.channels != 2:
             return "models for real images are not exported"
     return ""
@@ -73,7 +77,7 @@ def reconstructor(
     engine
         One of `ENGINES`.
     threads
-        Of ONNX Runtime; PyTorch has its own number.
+        Of the engines that are not PyTorch's, which has its own number.
     problem
         The slice.
     folder
@@ -84,8 +88,8 @@ def reconstructor(
     ValueError
         If the fused kernel does not fit the model or the machine.
     """
-    if engine == "onnx":
-        return _onnx(name, threads, problem, folder)
+    if engine in RUNTIMES:
+        return _exported(name, engine, threads, problem, folder)
     inner: Any = engine.removeprefix("compiled").strip() or PLAIN
     model = models.load_model(name, engine=inner)
     if engine.startswith("compiled"):
@@ -209,11 +213,11 @@ def _plain_call(network: Yardstick, adjoint: Tensor, corner: Tensor) -> Callable
     return lambda: network(adjoint, corner)
 
 
-def _onnx(name: str, threads: int, problem: Problem, folder: Path) -> Callable[[], Tensor]:
+def _exported(name: str, engine: str, threads: int, problem: Problem, folder: Path) -> Callable[[], Tensor]:
     path = folder / f"{Path(name).stem}.onnx"
     if not path.exists():
         export(name, path)
-    run = session(path, threads, problem)
+    run = (session if engine == "onnx" else _openvino)(path, threads, problem)
     return lambda: torch.view_as_complex(torch.from_numpy(run()))
 
 
@@ -224,6 +228,21 @@ def session(path: Path, threads: int, problem: Problem) -> Callable[[], Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     inner = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs = _inputs(problem)
+    return lambda: inner.run(None, inputs)[0]
+
+
+def _openvino(path: Path, threads: int, problem: Problem) -> Callable[[], Any]:
+    import openvino
+
+    # Of any size, as exported: told the sizes beforehand, OpenVINO 2026.4 makes another image of it.
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.compile_model(path, "CPU", options)
+    inputs = _inputs(problem)
+    return lambda: compiled(inputs)[0]
+
+
+def _inputs(problem: Problem) -> dict[str, NDArray[Any]]:
     parts = {key: getattr(problem, key)[None] for key in ("kspace", "mps")}
-    inputs = {key: np.ascontiguousarray(a).view(np.float32).reshape(*a.shape, 2) for key, a in parts.items()}
-    return lambda: inner.run(None, {**inputs, "mask": problem.mask[None]})[0]
+    pairs = {key: np.ascontiguousarray(a).view(np.float32).reshape(*a.shape, 2) for key, a in parts.items()}
+    return {**pairs, "mask": problem.mask[None]}

@@ -98,7 +98,7 @@ def _cold_engines(name: str, model: Model) -> list[str]:
     """Return the engine that "auto" takes, and float32; of the default model all that run here."""
     if name != COMPILED_START:
         return list(dict.fromkeys([model.engine, "float32"]))
-    runs = [e for e in ENGINES if not why_not(e, model)]
+    runs = [e for e in ENGINES if e != "openvino" and not why_not(e, model)]
     return [e for e in runs if e != "fused" or model.engine == "fused"]
 
 

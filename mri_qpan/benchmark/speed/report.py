@@ -48,7 +48,7 @@ def _engines(results: Mapping[str, Any]) -> list[str]:
     head = ["model", "engine", *(f"ms, {m}" for m in many), *(f"slices/s, {m}" for m in many), "error"]
     text = [
         f"## One {matrix} slice, one coil",
-        f"From A^H y and A^H A to the image (onnx: from the samples), medians with quartiles over "
+        f"From A^H y and A^H A to the image (onnx, openvino: from the samples), medians with quartiles over "
         f"{results['settings']['rounds']} rounds through everything, interleaved; error: the norm of what "
         "differs from the same model's float32 engine, over its image's norm.",
         _table(head, table),
