@@ -152,6 +152,8 @@ def _simulation(recipe: Recipe, bank: Bank, seed: int, steps: int, calibrate: Ca
         recipe.spokes,
         dict(zip(recipe.groups, recipe.shares, strict=True)) if recipe.shares else None,
         calibrate,
+        recipe.noise,
+        recipe.enlarge,
     )
 
 

@@ -59,6 +59,11 @@ class Recipe:
         networks are trained on the very masks that they are tested on. Empty: any ratio, turned at random.
     shares
         Of `groups`, how often each is drawn. Empty: by the square root of their numbers of images.
+    noise
+        Published experiment: largest standard deviation of the noise that `simulate.noisy` adds to images, of
+        their maximum.
+    enlarge
+        Published experiment: most that an image smaller than the matrix is enlarged towards it.
     validation
         Groups to validate on, none of them trained on. Empty: all in the bank that end in "/val".
     """
@@ -81,6 +86,8 @@ class Recipe:
     distillation: float = 0.0
     spokes: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
+    noise: float = 0.0
+    enlarge: float = 1.0
     validation: tuple[str, ...] = ()
 
 
@@ -136,6 +143,11 @@ def _parse(values: dict[str, Any]) -> Recipe:
     published = values.pop("published", False)
     if published != (config.channels == 1):
         raise ValueError("a network of one channel, and none but it, trains on the published experiment")
+    noise, enlarge = values.get("noise", 0.0), values.get("enlarge", 1.0)
+    if not (0 <= noise <= 0.5 and 1 <= enlarge <= 2):
+        raise ValueError("noise goes from 0 to 0.5, enlarge from 1 to 2")
+    if not published and (noise, enlarge) != (0, 1):
+        raise ValueError("noise and enlarge are the published experiment's")
     shares = tuple(float(share) for share in values.pop("shares", ()))
     if shares and (len(shares) != len(values["groups"]) or min(shares) <= 0):
         raise ValueError("shares: one above zero for each of groups")

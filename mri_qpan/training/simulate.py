@@ -97,8 +97,8 @@ class Simulation(Dataset[Case]):
     published
         Measure real images with pseudo-radial masks, as in the published experiment, instead of complex ones
         with coils, noise and masks of every kind.
-    numbers
-        See `Recipe.spokes`.
+    numbers, noise, enlarge
+        See `Recipe.spokes`, `Recipe.noise` and `Recipe.enlarge`.
     shares
         How often to draw each group, by name; None: by the square root of its number of images.
     calibrate
@@ -118,7 +118,10 @@ class Simulation(Dataset[Case]):
         numbers: tuple[int, ...] = (),
         shares: dict[str, float] | None = None,
         calibrate: Calibrate | None = None,
+        noise: float = 0.0,
+        enlarge: float = 1.0,
     ) -> None:
+        self._noise, self._enlarge = noise, enlarge
         self._bank = bank
         self._numbers = numbers
         self._calibrate = calibrate
@@ -147,7 +150,8 @@ class Simulation(Dataset[Case]):
             self._bank.images[i] for i in rng.choice(len(self._bank.images), count, p=self._probabilities)
         ]
         if self._published:
-            views = [window(augment(np.abs(i), shape, rng), rng) for i in images]
+            views = [window(augment(np.abs(i), shape, rng, self._enlarge), rng) for i in images]
+            views = [noisy(view, self._noise, rng) for view in views] if self._noise else views
             return collate([measure_real(view, self._radial(shape, rng)) for view in views])
         return collate([simulate(i, shape, coils, self._ratios, rng, self._calibrate) for i in images])
 
@@ -257,15 +261,30 @@ def window(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
     return (image / np.quantile(tissue, rng.uniform(0.97, 1.0))).clip(0, 1).astype(np.float32)
 
 
-def augment(image: NDArray[Any], shape: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
-    """Flip, rotate, shrink, crop or pad to `shape`, and bend the grey scale; the result's maximum is 1."""
+def noisy(image: NDArray[np.float32], largest: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return the magnitude of `image` (y, x), maximum 1, with complex noise, as a single acquisition has it.
+
+    Volumes averaged over repetitions, or interpolated, leave less at high spatial frequencies than most
+    scans do; a third of the images keep what they have.
+    """
+    if rng.random() < 1 / 3:
+        return image
+    level = np.float32(largest * 0.1 ** rng.random())
+    noise = level * rng.standard_normal((2, *image.shape), dtype=np.float32)
+    return np.hypot(image + noise[0], noise[1]).clip(0, 1)
+
+
+def augment(
+    image: NDArray[Any], shape: tuple[int, int], rng: np.random.Generator, enlarge: float = 1.0
+) -> NDArray[Any]:
+    """Flip, rotate, resize, crop or pad to `shape`, and bend the grey scale; the result's maximum is 1."""
     if rng.random() < 0.5:
         image = image.T
     image = image[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
     fit = max(image.shape[0] / shape[0], image.shape[1] / shape[1])
-    # Between the whole field of view shrunk into the matrix and a crop at the image's own resolution.
-    factor = rng.uniform(1.0, max(1.0, fit))
-    if factor > 1.02:
+    # Between the whole field of view shrunk (or enlarged) into the matrix and the image's own resolution.
+    factor = rng.uniform(min(1.0, max(fit, 1 / enlarge)), max(1.0, fit))
+    if abs(factor - 1) > 0.02:
         image = _resize(image, (round(image.shape[0] / factor), round(image.shape[1] / factor)))
     image = _place(image, shape, rng)
     magnitude = np.abs(image)

@@ -167,6 +167,49 @@ def test_training_starts_from_a_network_of_other_penalties(bank, tmp_path):
     assert torch.allclose(layer.convolutions["G"](), source.layers[1].convolutions["G"](), atol=1e-4)
 
 
+def test_noise_is_what_a_magnitude_image_has():
+    rng = np.random.default_rng(0)
+    image = np.zeros((64, 64), np.float32)
+    image[:, 32:] = 0.5
+    found = [simulate.noisy(image, 0.1, rng) for _ in range(300)]
+    kept = [x for x in found if x is image]
+    assert 60 < len(kept) < 140  # a third
+    for x in found:
+        if x is image:
+            continue
+        level = x[:, 32:].std()
+        assert 0.009 < level < 0.11
+        # Rayleigh where there is no signal.
+        assert x[:, :32].mean() == pytest.approx(level * np.sqrt(np.pi / 2), rel=0.1)
+
+
+def test_small_images_are_enlarged_towards_the_matrix_alone():
+    image = np.ones((100, 80), np.float32)
+    sizes = []
+    for seed in range(200):
+        found = simulate.augment(image, (128, 128), np.random.default_rng(seed), 1.5)
+        assert found.shape == (128, 128)
+        sizes.append(max((found > 0.5).any(axis).sum() for axis in (0, 1)))
+    assert min(sizes) < 104
+    assert 124 < max(sizes) <= 128  # 1.28 times: the matrix is full
+    same = simulate.augment(image, (128, 128), np.random.default_rng(3))
+    assert (same > 0.5).sum() == image.size
+
+
+@pytest.mark.parametrize("line", ["noise = 0.9", "enlarge = 0.5", "noise = -0.1", "enlarge = 3.0"])
+def test_impossible_noise_and_size_are_refused(tmp_path, line):
+    text = RECIPE.format(steps=1, init="published = true\n" + line, bits="")
+    (tmp_path / "a.toml").write_text(text.replace("channels = 2", "channels = 1"))
+    with pytest.raises(InputError, match=r"noise goes from 0 to 0\.5"):
+        recipe.load(str(tmp_path / "a.toml"))
+
+
+def test_noise_in_images_is_the_published_experiments(tmp_path):
+    (tmp_path / "a.toml").write_text(RECIPE.format(steps=1, init="noise = 0.02", bits=""))
+    with pytest.raises(InputError, match="published experiment's"):
+        recipe.load(str(tmp_path / "a.toml"))
+
+
 def test_minutes_end_a_training(bank, tmp_path):
     path = run(load(tmp_path, steps=100000), bank, tmp_path / "out", schedule=loop.Schedule(minutes=0.02))
     assert models.load_model(str(path)).card["training"]["steps"] < 100000
