@@ -22,7 +22,7 @@ def train(
         typer.Option("--output", "-o", help="Folder for checkpoint, logs and model; resumed if it has one."),
     ],
     init: Annotated[
-        Path | None, typer.Option("--init", help="Model file to start from (a quantized recipe needs one).")
+        Path | None, typer.Option("--init", help="Model file to start from (recipes with an init need one).")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="End after this much training time.", min=0.01)

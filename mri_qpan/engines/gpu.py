@@ -42,6 +42,7 @@ def fits(config: Config, device: torch.device | str) -> bool:
     return (
         suits(config)
         and device.type == "cuda"
+        and torch.cuda.is_available()
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= BFLOAT16
         and importlib.util.find_spec("triton") is not None

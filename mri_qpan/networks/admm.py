@@ -1,9 +1,9 @@
 """ADMM-Net and its general form ADMM-CSNet: ADMM's iterations with learned filters and nonlinearities.
 
 Source: Yang, Sun, Li and Xu, "Deep ADMM-Net for compressive sensing MRI", NIPS 2016, and "ADMM-CSNet", TPAMI
-2018. The reconstruction layer's system is solved by division in k-space, as published, where A^H A is a
+2018. ADMM-Net's reconstruction layer solves its system by division in k-space, as published, where A^H A is a
 circular convolution (one coil, Cartesian samples), and by conjugate gradients for any other A: several coils
-and non-Cartesian samples too.
+and non-Cartesian samples too. ADMM-CSNet's, simpler, is solved by conjugate gradients always.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from mri_qpan.encoding import Normal
@@ -74,9 +75,11 @@ class _Interpolation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         index, share, slope = ctx.saved_tensors
         filters, points = ctx.shape
+        if not ctx.needs_input_grad[1]:
+            return grad * slope, None
         upper = grad * share
         into = [
             torch.bincount(i.flatten(), weights=g.flatten(), minlength=filters * points)
@@ -213,14 +216,16 @@ def _periodic(planes: Tensor, filters: Tensor) -> Tensor:
 
 
 def _transfer(like: Tensor, normal: Normal) -> Tensor | None:
-    """Return the DFT's factors of A^H A, (batch, ..., y, x), or None if it is no circular convolution."""
+    """Return the DFT's factors of A^H A, shaped as `like`, or None if it does not convolve each (y, x)."""
+    if is_compiling():
+        return None  # a traced graph cannot look
+    impulse = torch.zeros_like(like)
+    impulse[..., 0, 0] = 1
+    factors = torch.fft.fft2(normal(impulse)).real  # with a gradient, where A has parameters
     with torch.no_grad():
-        impulse = torch.zeros_like(like)
-        impulse[..., 0, 0] = 1
-        factors = torch.fft.fft2(normal(impulse)).real
-        # Asked of an image without symmetries: what coils or other samples do differs from place to place.
+        # Of an image without symmetries: what coils, samples or a third dimension do, differs by place.
         draw = torch.Generator().manual_seed(0)
-        noise = torch.rand(like.shape[-2:], generator=draw).to(like.device).expand(like.shape).to(like.dtype)
+        noise = torch.rand(like.shape, generator=draw).to(like.device, like.dtype)
         seen, convolved = normal(noise), torch.fft.ifft2(torch.fft.fft2(noise) * factors)
         apart = (seen - convolved).abs().max()
         return factors if bool(apart < CIRCULAR * seen.abs().max()) else None

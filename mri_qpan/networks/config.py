@@ -161,7 +161,7 @@ class ADMMConfig:
     penalty
         Start value of every rho.
     solve
-        Conjugate-gradient steps that a reconstruction takes from the image before.
+        Conjugate-gradient steps that a reconstruction takes from the image before, where it takes any.
     """
 
     layer: str = "admm-net"

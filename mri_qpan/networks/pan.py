@@ -204,7 +204,8 @@ class ProximalNetwork(Network[NetworkConfig]):
     def fuse(self, device: torch.device | str) -> None:
         """Run inference on `device` through the fused kernel from now on, with the weights as they are now.
 
-        The kernel must fit the network and the device (`engines.choose`).
+        The kernel must fit the network and the device (`engines.choose`). On any other device the network
+        runs without it, in `dtype`.
         """
         self._kernel = engines.fuse(self, device)
 

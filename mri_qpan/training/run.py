@@ -155,6 +155,12 @@ class Run:
                     state.setdefault(int(index), {})[key] = value
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
+            for parameter, held in optimizer.state.items():
+                if any(v.ndim and v.shape != parameter.shape for v in held.values()):
+                    raise InputError(
+                        f"{self.checkpoint}: written by a version that ordered its parameters otherwise; "
+                        "start another training from its model with --init"
+                    )
         self.step, self.seconds = header["step"], header["seconds"]
         self.best, self.init = header["best"], header["init"]
         self.steps_before, self.minutes_before = header["steps_before"], header["minutes_before"]
@@ -213,14 +219,18 @@ class Run:
 
 
 def _rename_penalties(weights: dict[str, Tensor], old: tuple[str, ...], new: tuple[str, ...]) -> None:
-    """Sort thresholds by penalty, in place; a penalty that the old network lacks starts at its mean."""
-    if old == new:
-        return
+    """Sort thresholds and shares by penalty, in place.
+
+    A penalty that the old network lacks starts at the mean of its raw thresholds; shares then start equal.
+    """
     for name, value in list(weights.items()):
         if name.endswith(".raw_thresholds"):
             weights[name] = torch.stack([value[old.index(p)] if p in old else value.mean() for p in new])
         if name.endswith(".raw_shares"):
-            del weights[name]
+            if set(old) == set(new):
+                weights[name] = value[[old.index(p) for p in new]]
+            else:
+                del weights[name]
 
 
 def _optimizers(network: Network[Any], recipe: Recipe) -> list[torch.optim.Optimizer]:

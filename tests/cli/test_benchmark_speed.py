@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from mri_qpan.benchmark.case import Case
     from mri_qpan.benchmark.speed import coils, problem
 
-    monkeypatch.setattr(engines, "ENGINES", ("fused", "float32", "bfloat16", "onnx"))
+    monkeypatch.setattr(engines, "ENGINES", ("fused", "float32", "bfloat16", "onnx", "openvino"))
     monkeypatch.setattr(engines, "YARDSTICKS", {"published style, 1 layer": (1, True)})
     monkeypatch.setattr(coils, "EVALUATIONS", 1)
 
@@ -59,6 +60,10 @@ def test_engines_and_bart_in_one_report(small: Path, tmp_path: Path) -> None:
     assert all(len(row["seconds"]) == 2 for row in rows.values())
     assert rows["small", "float32"]["error"] == 0
     assert 0 < rows["small", "onnx"]["error"] < 1e-4
+    if find_spec("openvino"):
+        assert 0 < rows["small", "openvino"]["error"] < 1e-4
+    else:
+        assert "pip install openvino" in skipped["openvino"]
     assert "32 filters" in skipped["fused"]
     (beside,) = results["bart"]
     methods = [outcome["method"] for outcome in beside["outcomes"]]

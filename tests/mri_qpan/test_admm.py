@@ -107,6 +107,40 @@ def test_only_one_coil_passes_for_a_convolution(channels):
     assert _transfer(adjoint[:1].to(torch.complex64), coils.normal) is None
 
 
+def test_what_couples_slices_or_sets_of_maps_passes_for_no_convolution():
+    volume = Encoding(torch.rand(1, 6, 12, 10) < 0.5)
+    assert _transfer(torch.zeros(1, 6, 12, 10, dtype=torch.complex64), volume.normal) is None
+    sets = Encoding(torch.rand(1, 12, 10) < 0.5, torch.full((1, 2, 1, 12, 10), 0.7, dtype=torch.complex64))
+    assert _transfer(torch.zeros(1, 2, 12, 10, dtype=torch.complex64), sets.normal) is None
+    slices = Encoding(torch.rand(3, 12, 10) < 0.5)
+    assert _transfer(torch.zeros(3, 12, 10, dtype=torch.complex64), slices.normal) is not None
+
+
+def test_gradients_reach_the_operator_that_divides():
+    network = ADMMNetwork(named_config("admm-net", **SMALL)).double().requires_grad_(False)
+    adjoint = torch.randn(1, 8, 6, dtype=torch.complex128)
+    share = torch.rand(1, 8, 6, dtype=torch.float64).requires_grad_()
+
+    def image(share):
+        return network(adjoint, lambda x: torch.fft.ifft2(share * torch.fft.fft2(x))).abs().square().sum()
+
+    assert torch.autograd.gradcheck(image, (share,), atol=1e-4, rtol=1e-3)
+
+
+def test_an_exported_program_holds_it():
+    encoding, adjoint = measured(2, shape=(12, 10), batch=1)
+    network = ADMMNetwork(named_config("admm-net", **SMALL, solve=40)).requires_grad_(False)
+
+    class Whole(torch.nn.Module):
+        def forward(self, adjoint, weights):
+            return network(adjoint, lambda x: torch.fft.ifft2(weights * torch.fft.fft2(x)))
+
+    weights = torch.fft.ifftshift(encoding.mask.float(), dim=(-2, -1))
+    program = torch.export.export(Whole(), (adjoint, weights))
+    found = program.module()(adjoint, weights)
+    assert float((found - network(adjoint, encoding.normal)).norm() / found.norm()) < 1e-3
+
+
 def test_the_nonlinearity_has_autograds_gradients():
     function = PiecewiseLinear(3, 5, 0.1).double()
     with torch.no_grad():

@@ -13,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mri_qpan import models
 from mri_qpan.encoding import Encoding
@@ -165,6 +167,20 @@ def test_training_starts_from_a_network_of_other_penalties(bank, tmp_path):
     # MCP is new: it starts between the two.
     assert layer.raw_thresholds.tolist() == pytest.approx([-4.0, -3.5, -3.0], abs=1e-4)
     assert torch.allclose(layer.convolutions["G"](), source.layers[1].convolutions["G"](), atol=1e-4)
+
+
+def test_a_checkpoint_of_another_order_is_refused(bank, tmp_path):
+    text = RECIPE.format(steps=4, init="", bits="").replace('system = "pan+"', 'system = "admm-net"')
+    (tmp_path / "a.toml").write_text(text)
+    plan = recipe.load(str(tmp_path / "a.toml"))
+    run(plan, bank, tmp_path / "out", schedule=loop.Schedule(minutes=1e-6))
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    last = max(n for n in tensors if n.startswith("optimizer.1.") and n.endswith(".exp_avg"))
+    save_file(tensors | {last: torch.zeros(3, 5)}, path, metadata)
+    with pytest.raises(InputError, match="ordered its parameters otherwise"):
+        run(plan, bank, tmp_path / "out")
 
 
 def test_noise_is_what_a_magnitude_image_has():

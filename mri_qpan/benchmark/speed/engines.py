@@ -59,7 +59,7 @@ def why_not(engine: str, model: Model) -> str:
     if engine in RUNTIMES:
         missing = [name for name in RUNTIMES[engine] if importlib.util.find_spec(name) is None]
         if missing:
-            return f"not installed: {' and '.join(missing)}"
+            return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}"
         if model.config.channels != 2:
             return "models for real images are not exported"
     return ""
@@ -125,7 +125,7 @@ def contenders(
                     for count in threads:
                         run = reconstructor(name, engine, count, problem, folder)
                         runs.append(Contender(model.name, engine, count, run))
-            except (ValueError, InputError) as error:
+            except (ValueError, RuntimeError, InputError) as error:
                 reason = str(error)
             if reason:
                 skipped.append({"model": model.name, "engine": engine, "reason": reason})

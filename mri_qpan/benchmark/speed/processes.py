@@ -95,7 +95,7 @@ def starts(names: Sequence[str], problem: Problem, threads: int, progress: Progr
 
 
 def _cold_engines(name: str, model: Model) -> list[str]:
-    """Return the engine that "auto" takes, and float32; of the default model all that run here."""
+    """Return the engine that "auto" takes, and float32; of the default model our others and ONNX's too."""
     if name != COMPILED_START:
         return list(dict.fromkeys([model.engine, "float32"]))
     runs = [e for e in ENGINES if e != "openvino" and not why_not(e, model)]
