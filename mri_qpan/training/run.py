@@ -206,7 +206,7 @@ class Run:
                 "ratios": list(self.recipe.ratios),
                 "spokes": list(self.recipe.spokes),
                 "matrices": [list(size) for size in self.recipe.sizes],
-                "largest_noise": 0.0 if self.recipe.published else MAX_NOISE,
+                "largest_noise": self.recipe.noise if self.recipe.published else MAX_NOISE,
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "init": self.init,
                 "steps_before": self.steps_before,
