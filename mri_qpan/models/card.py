@@ -55,12 +55,17 @@ def describe(path: Path) -> str:
 def _kind(config: Config) -> str:
     if isinstance(config, ADMMConfig):
         return {"admm-net": "ADMM-Net", "admm-csnet": "ADMM-CSNet"}[config.layer]
+    if config.penalties == ("l1",):
+        return "ISTA-Net+" if config.layer == "pan+" else "ISTA-Net"
     return f"{config.layer.upper()} network ({', '.join(config.penalties)})"
 
 
 def _layers(config: Config) -> str:
     if isinstance(config, ADMMConfig):
-        return f"Every reconstruction takes {config.solve} conjugate-gradient steps."
+        steps = f"takes {config.solve} conjugate-gradient steps"
+        if config.layer == "admm-net":
+            steps = f"divides in k-space with one coil, and {steps} otherwise"
+        return f"Every reconstruction {steps}."
     data = "begins with a gradient step towards the data"
     if config.consistency:
         data = f"ends with {config.consistency} conjugate-gradient steps towards the data"

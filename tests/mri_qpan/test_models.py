@@ -11,7 +11,7 @@ from mri_qpan import models
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import ModelError
 from mri_qpan.models import card, store
-from mri_qpan.networks import NetworkConfig, ProximalNetwork, named_config
+from mri_qpan.networks import NetworkConfig, ProximalNetwork, build, named_config
 
 CARD = {"data": ["made up"], "training": {"steps": 1}, "figures": {}, "licence": "none"}
 
@@ -49,6 +49,22 @@ def test_a_card_tells_the_only_masks_of_a_training(tmp_path):
         text = card.describe(path)
         assert words in text
         assert ("spokes" in text) == bool(spokes)
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("pan+", "PAN+ network (l1, mcp, scad)"),
+        ("ista-net", "unfolded ISTA-Net of"),
+        ("ista-net+", "unfolded ISTA-Net+ of"),
+        ("admm-net", "divides in k-space with one coil"),
+        ("admm-csnet", "Every reconstruction takes 6 conjugate-gradient steps"),
+    ],
+)
+def test_a_card_names_the_network_as_its_papers_do(tmp_path, system, words):
+    path = tmp_path / "m.safetensors"
+    store.save(path, build(named_config(system, layers=1)), "m", CARD)
+    assert words in card.describe(path)
 
 
 def test_weights_take_their_bits_and_no_more(tmp_path):
