@@ -8,6 +8,17 @@
 #include "tiles.h"
 #include "vectors.h"
 
+#ifdef AMX
+#include <sys/resource.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#endif
+
 namespace {
 
 constexpr int F = 32;       // filters
@@ -148,12 +159,37 @@ Band best_band(int at_most) {
     return at_most >= 256 && has_avx2() ? avx2::band : nullptr;
 }
 
+#ifdef AMX
+// A child's exit code; see mri_qpan_fused_trial.
+int compare_bands(const Layer &layer, const Plane &by_tiles, const Plane &by_vectors, int rounds) {
+    for (int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGABRT}) std::signal(signal, SIG_DFL);  // no traceback
+    const rlimit none = {0, 0};
+    setrlimit(RLIMIT_CORE, &none);
+    using Clock = std::chrono::steady_clock;
+    const Plane *planes[] = {&by_tiles, &by_vectors};
+    const Band bands[] = {best_band(TILE_BITS), best_band(512)};
+    Clock::duration least[] = {Clock::duration::max(), Clock::duration::max()};
+    for (int round = 0; round < rounds; round++)
+        for (int i = 0; i < 2; i++) {
+            const Clock::time_point start = Clock::now();
+            bands[i](layer, *planes[i], 0, planes[i]->height);
+            least[i] = std::min(least[i], Clock::now() - start);
+        }
+    const std::size_t pixels = std::size_t(by_tiles.height) * by_tiles.width;
+    const bool equal =
+        !std::memcmp(by_tiles.image, by_vectors.image, pixels * layer.channels * sizeof(float)) &&
+        !std::memcmp(by_tiles.features, by_vectors.features, pixels * F * sizeof(std::int16_t)) &&
+        !std::memcmp(by_tiles.steps, by_vectors.steps, by_tiles.height * sizeof(float));
+    return (equal ? 1 : 0) + (least[0] < least[1] ? 2 : 0);
+}
+#endif
+
 }  // namespace
 
 extern "C" {
 
 // Mirrored in kernels.py: a library built from other sources is not used.
-__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 5; }
+__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 6; }
 
 // Return the bits of the widest vectors that this processor has for the kernel: 512, 256, or 0 for none.
 __attribute__((visibility("default"))) int mri_qpan_fused_width() {
@@ -163,6 +199,26 @@ __attribute__((visibility("default"))) int mri_qpan_fused_width() {
 // Return the bits of a tile where this processor's 8-bit tile products can be used for the kernel, or 0.
 __attribute__((visibility("default"))) int mri_qpan_fused_tiles() {
     return best_band(TILE_BITS) == best_band(512) ? 0 : TILE_BITS;
+}
+
+// Tell whether this processor's tiles give what its vectors give (1) and are faster (2), or 0.
+//
+// Another process tries it, since a tile's instruction that a processor or hypervisor refuses ends the process. It
+// works one layer `rounds` times by each, into planes of one size.
+__attribute__((visibility("default"))) int mri_qpan_fused_trial(const Layer *layer, const Plane *by_tiles,
+                                                                const Plane *by_vectors, int rounds) {
+#ifdef AMX
+    if (best_band(TILE_BITS) == best_band(512)) return 0;
+    const pid_t child = fork();
+    if (child == 0) _exit(compare_bands(*layer, *by_tiles, *by_vectors, rounds));
+    if (child < 0) return 0;
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0)
+        if (errno != EINTR) return 0;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+#else
+    return (void)layer, (void)by_tiles, (void)by_vectors, (void)rounds, 0;
+#endif
 }
 
 // Work one plane on some threads with vectors, or tiles, of at most `width` bits.

@@ -7,6 +7,8 @@ row of the image; weights are the odd integers that were trained. See fused.cpp.
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 FILTERS = 32
 ZERO = 128
 """What stands for 0 in 8-bit maps with negative values."""
+
+EQUAL, FASTER = 1, 2
+"""What a trial of tiles can tell."""
+
+TRIAL = (48, 128, 2)
+"""Rows, columns and channels of its image."""
 
 PENALTIES = ("l1", "mcp", "scad")
 FEATURE_CONVOLUTIONS = ("H1", "H2", "T1", "T2")
@@ -89,6 +97,42 @@ def fits(config: Config) -> bool:
     return suits(config) and kernels.width() > 0
 
 
+@functools.cache
+def best_width() -> int:
+    """Return the bits that the kernel works at: a vector's 512 or 256, or a tile's 8192 (AMX) after a trial.
+
+    No processor with AMX was at hand when its code was written, only an emulation. So another process works a
+    layer both ways first, once: tiles are used where they give the vectors' numbers to the bit, faster.
+    MRI_QPAN_AMX=0 in the environment spares the trial and the tiles.
+    """
+    library = kernels.library()
+    if library is None or os.environ.get("MRI_QPAN_AMX") == "0":
+        return kernels.width()
+    tiles = int(library.mri_qpan_fused_tiles())
+    return tiles if tiles and trial(library) == EQUAL | FASTER else kernels.width()
+
+
+def trial(library: ctypes.CDLL) -> int:
+    """Return `EQUAL`, if tiles give what vectors give, and `FASTER`, if they are, as flags; 0 if neither."""
+    from mri_qpan.networks import ProximalNetwork, named_config
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ProximalNetwork(named_config("pan+", layers=1, filters=FILTERS, bits=3))
+        r = torch.randn(TRIAL)
+    layer = _PackedLayer(network.layers[0], network.config.penalties)  # type: ignore[arg-type]
+    made = [
+        (
+            torch.empty_like(r),
+            torch.empty(*TRIAL[:2], FILTERS, dtype=torch.int16),
+            torch.empty(TRIAL[0]),
+        )
+        for _ in range(2)
+    ]
+    planes = [_CPlane(_address(r), None, None, *map(_address, tensors), *TRIAL[:2]) for tensors in made]
+    return int(library.mri_qpan_fused_trial(ctypes.byref(layer.structure), *map(ctypes.byref, planes), 3))
+
+
 class Fused:
     """The layers of a K-bit PAN+ without their data consistency, on a CPU.
 
@@ -97,12 +141,12 @@ class Fused:
     network
         With a configuration that `fits`; later changes of its weights are not seen.
     vector_width
-        Largest width of vectors to use, in bits, 8192 for tiles (AMX); None: see `kernels.fused_width`.
+        Largest width of vectors to use, in bits, 8192 for tiles (AMX); None: `best_width`.
     """
 
     def __init__(self, network: ProximalNetwork, vector_width: int | None = None) -> None:
         self.device = torch.device("cpu")
-        self._width = vector_width or kernels.fused_width()
+        self._width = vector_width or best_width()
         self._channels = network.config.channels
         self._layers = [_PackedLayer(layer, network.config.penalties) for layer in network.layers]  # type: ignore[arg-type]
 

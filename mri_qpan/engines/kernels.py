@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-VERSION = 5
+VERSION = 6
 """Of the calls and structures; mirrored in fused.cpp. Raise it with every change of the C++ code."""
 
 
@@ -25,19 +24,6 @@ def library() -> ctypes.CDLL | None:
             except (OSError, AttributeError):  # built for another machine, or from older sources
                 continue
     return None
-
-
-@functools.cache
-def fused_width() -> int:
-    """Return the bits that the fused kernel works at: a vector's 512 or 256, or 0.
-
-    With MRI_QPAN_AMX=1 in the environment a tile's 8192, where the processor has tiles: asked for only, since
-    that code has met no such processor yet, only their emulation (`tests/mri_qpan/test_tiles.py`).
-    """
-    found = library()
-    if found is not None and os.environ.get("MRI_QPAN_AMX") == "1":
-        return int(found.mri_qpan_fused_tiles()) or width()
-    return width()
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 // The tiles of AMX: 16 rows of 64 bytes, products of 8-bit integers summed in 32 bits.
 //
-// With EMULATE_TILES the instructions are plain C++, so that the kernel's own code is tested on machines without
-// them: the shapes and bytes of the instructions' definition, checked where the processor would raise a fault.
+// With EMULATE_TILES=1 the instructions are plain C++, so that the kernel's own code is tested on machines without
+// them: the shapes and bytes of the instructions' definition, checked where the processor would raise a fault. With
+// 2 products fault, with 3 they are wrong.
 
 #pragma once
 
@@ -64,6 +65,7 @@ inline void tile_store(int t, void *to, std::size_t stride) {
 }
 // TDPBUSD: sum (m, n) += a (m, k, 4) unsigned times b (k, n, 4) signed.
 inline void tile_dot(int sum, int a, int b) {
+    check(EMULATE_TILES != 2);
     const TileConfig &config = tiles().config;
     check(tiles().loaded && config.rows[sum] == config.rows[a] && config.row_bytes[sum] == config.row_bytes[b] &&
           config.row_bytes[a] == 4 * config.rows[b]);
@@ -73,7 +75,7 @@ inline void tile_dot(int sum, int a, int b) {
             std::memcpy(&total, tiles().bytes[sum][m] + 4 * n, 4);
             for (int k = 0; k < config.rows[b]; k++)
                 for (int i = 0; i < 4; i++)
-                    total += int(tiles().bytes[a][m][4 * k + i]) * int(std::int8_t(tiles().bytes[b][k][4 * n + i]));
+                    total += (EMULATE_TILES == 3) + int(tiles().bytes[a][m][4 * k + i]) * int(std::int8_t(tiles().bytes[b][k][4 * n + i]));
             std::memcpy(tiles().bytes[sum][m] + 4 * n, &total, 4);
         }
 }

@@ -23,15 +23,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def built(folder: Path, kind: int) -> ctypes.CDLL:
+    path = folder / f"emulated{kind}.so"
+    flags = ["-O1", "-std=c++17", "-fPIC", "-shared", "-pthread", f"-DEMULATE_TILES={kind}"]
+    assert COMPILER is not None
+    words = [COMPILER, *flags, str(SOURCES / "fused.cpp"), "-o", str(path)]
+    subprocess.run(words, check=True, capture_output=True)
+    return ctypes.CDLL(str(path))
+
+
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernels' own sources, built with the tiles' instructions in plain C++."""
-    built = tmp_path_factory.mktemp("kernels") / "emulated.so"
-    flags = ["-O1", "-std=c++17", "-fPIC", "-shared", "-pthread", "-DEMULATE_TILES"]
-    assert COMPILER is not None
-    words = [COMPILER, *flags, str(SOURCES / "fused.cpp"), "-o", str(built)]
-    subprocess.run(words, check=True, capture_output=True)
-    return ctypes.CDLL(str(built))
+    return built(tmp_path_factory.mktemp("kernels"), 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 16), (19, 17), (40, 48), (37, 97)])
@@ -54,6 +58,24 @@ def test_tiles_give_what_vectors_give(monkeypatch, emulated, shape, channels, bi
     for tiles, vectors in zip(*found, strict=True):
         assert torch.equal(tiles, vectors)
     assert bool((found[0][1] != 0).any())
+
+
+def test_a_trial_tells_that_emulated_tiles_are_right_but_slow(monkeypatch, emulated):
+    before = torch.random.get_rng_state()
+    assert fused.trial(emulated) == fused.EQUAL
+    assert torch.equal(torch.random.get_rng_state(), before)
+    monkeypatch.setattr(kernels, "library", lambda: emulated)
+    assert fused.best_width.__wrapped__() == kernels.width()
+    monkeypatch.setattr(fused, "trial", lambda library: fused.EQUAL | fused.FASTER)
+    assert fused.best_width.__wrapped__() == TILES
+    monkeypatch.setenv("MRI_QPAN_AMX", "0")
+    assert fused.best_width.__wrapped__() == kernels.width()
+
+
+@pytest.mark.parametrize("kind", [2, 3], ids=["fault", "wrong"])
+def test_a_trial_outlives_tiles_that_fail(capfd, tmp_path, kind):
+    assert not fused.trial(built(tmp_path, kind)) & fused.EQUAL
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_emulation_counts_as_a_machine_with_tiles(emulated):
