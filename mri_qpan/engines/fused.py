@@ -114,11 +114,11 @@ def best_width() -> int:
 
 def trial(library: ctypes.CDLL) -> int:
     """Return `EQUAL`, if tiles give what vectors give, and `FASTER`, if they are, as flags; 0 if neither."""
-    from mri_qpan.networks import ProximalNetwork, named_config
+    from mri_qpan.networks import NetworkConfig, ProximalNetwork
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = ProximalNetwork(named_config("pan+", layers=1, filters=FILTERS, bits=3))
+        network = ProximalNetwork(NetworkConfig(layers=1, filters=FILTERS, bits=3))
         r = torch.randn(TRIAL)
     layer = _PackedLayer(network.layers[0], network.config.penalties)  # type: ignore[arg-type]
     made = [
