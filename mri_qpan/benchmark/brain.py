@@ -40,12 +40,13 @@ PUBLISHED: dict[str, dict[int, float]] = {
 
 EXPLANATION = """\
 Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE by ratio from left to right;
-seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, those of
-the model that it started from included (ISTA-Net+ here started from PAN+), and, where they are fewer than its
-recipe plans (undertrained), those of the last one. Published rows are the paper's own figures (Nareddy et al.,
-Table 4), from one model a ratio. The models called brain-… are trained, as the published ones were, on the very
-masks of the table; the others know neither these masks nor real images. PAN++ is not the paper's: PAN+ whose
-layers hand their features on, and whose last image gets the measured samples back as they are."""
+seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, those
+of the model that it started from included (ISTA-Net+ here started from PAN+), and, where they are fewer
+than its recipe plans (undertrained), those of the last one. Published rows are the paper's own figures
+(Nareddy et al., Table 4), from one model a ratio. The models called brain-… are trained, as the published
+ones were, on the very masks of the table; the others know neither these masks nor real images. PAN++ is not
+the paper's: PAN+ whose layers hand their features on, and whose last image gets the measured samples back
+as they are."""
 
 TRAINING = (
     "recipe",
