@@ -86,7 +86,7 @@ def test_every_third_party_import_is_declared() -> None:
             top = name.split(".")[0]
             if top in sys.stdlib_module_names or top == "mri_qpan":
                 continue
-            given_by = {provider.lower().replace("_", "-") for provider in providers.get(top, [])}
+            given_by = {provider.lower().replace("_", "-") for provider in providers.get(top, [top])}
             assert given_by & names, f"{where} imports {name}"
 
 
