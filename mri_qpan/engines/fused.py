@@ -201,10 +201,33 @@ def _address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-class _PackedLayer:
-    """A layer's parameters as the kernel reads them."""
+class Trained(NamedTuple):
+    """What a K-bit layer was trained to be, on the CPU, for a kernel to pack.
 
-    def __init__(self, layer: Layer, penalties: tuple[str, ...]) -> None:
+    Attributes
+    ----------
+    integers
+        Odd integers (out, in, y, x) float32 by convolution.
+    scales
+        (out,) of each.
+    thresholds
+        By penalty.
+    gamma, a
+        Shapes of MCP and SCAD.
+    gate
+        (filter,) of carried features, or None.
+    """
+
+    integers: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    thresholds: dict[str, float]
+    gamma: float
+    a: float
+    gate: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer, penalties: tuple[str, ...]) -> Trained:
+        """Return what `layer` holds now."""
         integers, scales = {}, {}
         for name, module in layer.convolutions.items():
             convolution = cast("Convolution", module)
@@ -215,13 +238,21 @@ class _PackedLayer:
             scales[name] = scale.flatten().expand(weight.shape[0]).clone()
         lam, gamma, a = (t.detach().float().cpu() for t in layer.thresholds())
         thresholds = dict(zip(penalties, lam.tolist(), strict=True))
+        gate = layer.carry.detach().float().cpu().clone() if hasattr(layer, "carry") else None
+        return cls(integers, scales, thresholds, float(gamma), float(a), gate)
+
+
+class _PackedLayer:
+    """A layer's parameters as the kernel reads them."""
+
+    def __init__(self, layer: Layer, penalties: tuple[str, ...]) -> None:
+        integers, scales, thresholds, gamma, a, gate = Trained.of(layer, penalties)
         first = (integers["D"] * scales["D"].reshape(-1, 1, 1, 1)).permute(2, 3, 1, 0).contiguous()
         middle = [_grouped(integers[name]) for name in FEATURE_CONVOLUTIONS]
         # H1 and T1 work maps with negative values.
         shifts = [_shift(integers[name]) if name in ("H1", "T1") else None for name in FEATURE_CONVOLUTIONS]
         factors = [scales[name] for name in FEATURE_CONVOLUTIONS]
         last = integers["G"].permute(0, 2, 3, 1).to(torch.int16).contiguous()
-        gate = layer.carry.detach().float().cpu().clone() if hasattr(layer, "carry") else None
         # The structure holds addresses alone: the tensors must live as long.
         self._kept = (first, middle, shifts, factors, last, scales["G"], gate)
         self.structure = _CLayer(
@@ -233,8 +264,8 @@ class _PackedLayer:
             vg=scales["G"].data_ptr(),
             gate=None if gate is None else gate.data_ptr(),
             lam=(ctypes.c_float * 3)(*(thresholds.get(name, -1.0) for name in PENALTIES)),
-            gamma=float(gamma),
-            a=float(a),
+            gamma=gamma,
+            a=a,
             channels=first.shape[2],
         )
 

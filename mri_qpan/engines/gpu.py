@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from mri_qpan import quantize
-from mri_qpan.engines.fused import FILTERS, PENALTIES, suits
+from mri_qpan.engines.fused import FEATURE_CONVOLUTIONS, FILTERS, PENALTIES, Trained, suits
 
 if TYPE_CHECKING:
     from mri_qpan.networks.config import Config
-    from mri_qpan.networks.convolution import Convolution
     from mri_qpan.networks.layer import Layer
     from mri_qpan.networks.pan import ProximalNetwork
 
@@ -75,7 +73,7 @@ class Fused:
         self._channels = network.config.channels
         assert network.config.bits is not None
         self._bits = network.config.bits
-        self._layers = [_PackedLayer(cast("Layer", x), penalties, device) for x in network.layers]
+        self._layers = [_PackedLayer(cast("Layer", x), penalties, self._bits, device) for x in network.layers]
 
     def __call__(self, index: int, r: Tensor, features: Features | None) -> tuple[Tensor, Features]:
         """Work a layer; see `fused.Fused`."""
@@ -132,26 +130,17 @@ class Fused:
 class _PackedLayer:
     """A layer's parameters as the kernels read them."""
 
-    def __init__(self, layer: Layer, penalties: tuple[str, ...], device: torch.device | str) -> None:
-        integers, scales = {}, {}
-        for name, module in layer.convolutions.items():
-            convolution = cast("Convolution", module)
-            weight = convolution.weight.detach().float().cpu()
-            scale = convolution.scale.detach().float().cpu()
-            assert convolution.bits is not None
-            integers[name] = quantize.levels(weight, scale, convolution.bits)
-            scales[name] = scale.flatten().expand(weight.shape[0])
-            bits = convolution.bits
-        lam, gamma, a = (t.detach().float().cpu() for t in layer.thresholds())
-        thresholds = dict(zip(penalties, lam.tolist(), strict=True))
-        middle = ("H1", "H2", "T1", "T2")
-        self.bits = [_planes(integers[name], bits).to(device) for name in middle]
-        self.scales = [scales[name].contiguous().to(device) for name in middle]
+    def __init__(
+        self, layer: Layer, penalties: tuple[str, ...], bits: int, device: torch.device | str
+    ) -> None:
+        integers, scales, thresholds, gamma, a, gate = Trained.of(layer, penalties)
+        self.bits = [_planes(integers[name], bits).to(device) for name in FEATURE_CONVOLUTIONS]
+        self.scales = [scales[name].to(device) for name in FEATURE_CONVOLUTIONS]
         self.first = _taps(integers["D"] * scales["D"].reshape(-1, 1, 1, 1)).to(device)
         self.last = _taps((integers["G"] * scales["G"].reshape(-1, 1, 1, 1)).transpose(0, 1)).to(device)
-        shape = [*(thresholds.get(name, 0.0) for name in PENALTIES), float(gamma), float(a)]
+        shape = [*(thresholds.get(name, 0.0) for name in PENALTIES), gamma, a]
         self.shape = torch.tensor(shape, device=device)
-        self.gate = layer.carry.detach().float().to(device) if hasattr(layer, "carry") else None
+        self.gate = None if gate is None else gate.to(device)
 
 
 def _taps(weight: Tensor) -> Tensor:

@@ -29,6 +29,13 @@ def _pixels(width, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
 
 
 @triton.jit
+def _neighbours(y, x, tap, height, width):
+    """Return rows and columns of the pixels that a 3x3 filter's tap meets, and which of them there are."""
+    row, column = y + (tap // 3 - 1), x + (tap % 3 - 1)
+    return row, column, (row >= 0) & (row < height) & (column >= 0) & (column < width)
+
+
+@triton.jit
 def expand(
     image,
     carried,
@@ -49,8 +56,7 @@ def expand(
     filters = tl.arange(0, FILTERS)
     total = tl.zeros((TILE_Y * TILE_X, FILTERS), tl.float32)
     for tap in range(9):
-        row, column = y + (tap // 3 - 1), x + (tap % 3 - 1)
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        row, column, inside = _neighbours(y, x, tap, height, width)
         place = (first + row * width + column) * CHANNELS
         for channel in tl.static_range(CHANNELS):
             value = tl.load(image + place + channel, mask=inside, other=0.0)
@@ -91,8 +97,7 @@ def convolve(
     filters = tl.arange(0, FILTERS)
     total = tl.zeros((TILE_Y * TILE_X, FILTERS), tl.float32)
     for tap in range(9):
-        row, column = y + (tap // 3 - 1), x + (tap % 3 - 1)
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        row, column, inside = _neighbours(y, x, tap, height, width)
         place = (first + row * width + column)[:, None] * FILTERS + filters[None, :]
         value = tl.load(features + place, mask=inside[:, None], other=0.0)
         level = tl.zeros((FILTERS, FILTERS), tl.int32)
@@ -145,8 +150,7 @@ def collect(
     own = (first + y * width + x) * CHANNELS + channel
     total = tl.load(image + own, mask=within, other=0.0)
     for tap in range(9):
-        row, column = y + (tap // 3 - 1), x + (tap % 3 - 1)
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        row, column, inside = _neighbours(y, x, tap, height, width)
         place = (first + row * width + column)[:, None] * FILTERS + filters[None, :]
         value = tl.load(features + place, mask=inside[:, None], other=0.0).to(tl.float32)
         factor = tl.load(weight + (tap * CHANNELS + channel) * FILTERS + filters)
