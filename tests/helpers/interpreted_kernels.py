@@ -7,10 +7,10 @@ float32, since the interpreter's products know no bfloat16.
 import sys
 
 import torch
+from small_networks import kernel_network
 
 from mri_qpan.encoding import Encoding
 from mri_qpan.engines import gpu
-from mri_qpan.networks import ProximalNetwork, named_config
 from mri_qpan.penalties import PENALTIES
 
 LAYERS = [
@@ -23,14 +23,8 @@ NETWORKS = [{"adaptive": True, "consistency": 2}, {"carry": False}, {"channels":
 
 
 def made(**changes):
-    torch.manual_seed(0)
-    config = named_config("pan+", **{"layers": 2, "filters": 32, "bits": 3, "carry": True, **changes})
-    network = ProximalNetwork(config).requires_grad_(False)
+    network = kernel_network(**changes)
     for name, parameter in network.named_parameters():
-        if "carry" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-        if "raw_thresholds" in name:
-            torch.nn.init.uniform_(parameter, -4, 0)
         if "powers" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     for layer in network.layers:

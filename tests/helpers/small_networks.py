@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mri_qpan.models import DEFAULT, model_path, store
-from mri_qpan.networks import NetworkConfig, ProximalNetwork, config_from_dict
+from mri_qpan.networks import NetworkConfig, ProximalNetwork, config_from_dict, named_config
 
 CARD = {"data": [], "training": {}, "figures": {}, "licence": "for tests"}
 
@@ -26,6 +26,20 @@ def shaken(config: NetworkConfig, dtype: torch.dtype = torch.float32) -> Proxima
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     network.refit()
+    return network
+
+
+def kernel_network(seed: int = 0, **changes: Any) -> ProximalNetwork:
+    """A network of the width that the fused kernels are written for, whose gates and thresholds matter."""
+    torch.manual_seed(seed)
+    config = named_config("pan+", **{"layers": 2, "filters": 32, "bits": 3, "carry": True, **changes})
+    assert isinstance(config, NetworkConfig)
+    network = ProximalNetwork(config).requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        if "carry" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        if "raw_thresholds" in name:
+            torch.nn.init.uniform_(parameter, -4, 0)
     return network
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import kernel_network
 
 from mri_qpan import engines, models
 from mri_qpan.encoding import Encoding, RealEncoding
 from mri_qpan.engines import fused, kernels
 from mri_qpan.models import store
-from mri_qpan.networks import ProximalNetwork, named_config
 from mri_qpan.penalties import PENALTIES
 
 pytestmark = pytest.mark.skipif(
@@ -21,18 +21,6 @@ WIDTHS = [w for w in (256, 512) if w <= kernels.width()]
 CARD = {"data": [], "training": {}, "figures": {}, "licence": "none"}
 BOUND = 0.03
 """Largest normalised difference of what a layer adds to the image: features have 8 bits."""
-
-
-def made(seed=0, **changes):
-    torch.manual_seed(seed)
-    config = named_config("pan+", **{"layers": 2, "filters": 32, "bits": 3, "carry": True, **changes})
-    network = ProximalNetwork(config).requires_grad_(False)
-    for name, parameter in network.named_parameters():
-        if "carry" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-        if "raw_thresholds" in name:
-            torch.nn.init.uniform_(parameter, -4, 0)
-    return network
 
 
 def plain(network, index, r, carried):
@@ -60,7 +48,7 @@ def difference(a, b):
 )
 def test_two_layers_equal_the_plain_ones(shape, bits, channels, which, scale_per, vectors, seed):
     penalties = tuple(name for name in PENALTIES if name in which)
-    network = made(seed, bits=bits, channels=channels, penalties=penalties, scale_per=scale_per)
+    network = kernel_network(seed, bits=bits, channels=channels, penalties=penalties, scale_per=scale_per)
     kernel = fused.Fused(network, vectors)
     batch, *size = shape
     r = torch.randn(batch, channels, *size).contiguous(memory_format=torch.channels_last)
@@ -77,7 +65,7 @@ def test_two_layers_equal_the_plain_ones(shape, bits, channels, which, scale_per
 
 @pytest.mark.parametrize("vectors", WIDTHS)
 def test_threads_change_nothing(vectors):
-    kernel = fused.Fused(made(), vectors)
+    kernel = fused.Fused(kernel_network(), vectors)
     r = torch.randn(1, 2, 70, 33)
     before = torch.get_num_threads()
     try:
@@ -97,7 +85,7 @@ def test_threads_change_nothing(vectors):
 @pytest.mark.parametrize("gain", [0.0, 1e-3, 30.0, 1e4])
 def test_images_of_any_size_are_worked(vectors, gain):
     """Steps follow each row's values: nothing is clipped, and an image leaves nothing behind for the next."""
-    network = made(bits=2)
+    network = kernel_network(bits=2)
     kernel = fused.Fused(network, vectors)
     r = gain * torch.randn(1, 2, 24, 24)
     image, _ = kernel(0, r, None)
@@ -109,7 +97,7 @@ def test_images_of_any_size_are_worked(vectors, gain):
 
 @pytest.mark.parametrize("vectors", WIDTHS)
 def test_a_bright_row_leaves_faint_ones_their_precision(vectors):
-    network = made()
+    network = kernel_network()
     kernel = fused.Fused(network, vectors)
     r = 1e-3 * torch.randn(1, 2, 40, 30)
     r[:, :, 20] *= 1e5
@@ -121,7 +109,7 @@ def test_a_bright_row_leaves_faint_ones_their_precision(vectors):
 
 @pytest.mark.parametrize("vectors", WIDTHS)
 def test_both_kinds_of_vectors_give_the_same_image(vectors):
-    network, r = made(), torch.randn(1, 2, 33, 50)
+    network, r = kernel_network(), torch.randn(1, 2, 33, 50)
     assert (
         difference(fused.Fused(network, vectors)(0, r, None)[0], fused.Fused(network, 256)(0, r, None)[0])
         < 1e-4
@@ -130,7 +118,7 @@ def test_both_kinds_of_vectors_give_the_same_image(vectors):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_images_of_other_types_come_back_as_they_were(dtype):
-    kernel = fused.Fused(made(channels=1))
+    kernel = fused.Fused(kernel_network(channels=1))
     r = torch.randn(1, 1, 20, 20)
     image, _ = kernel(0, r.to(dtype), None)
     assert image.dtype == dtype
@@ -140,7 +128,9 @@ def test_images_of_other_types_come_back_as_they_were(dtype):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(("consistency", "adaptive"), [(0, False), (2, False), (2, True)])
 def test_a_whole_network_equals_the_plain_module(channels, consistency, adaptive):
-    network = made(layers=4, channels=channels, consistency=consistency, start=2, step=0.5, adaptive=adaptive)
+    network = kernel_network(
+        layers=4, channels=channels, consistency=consistency, start=2, step=0.5, adaptive=adaptive
+    )
     for layer in network.layers:
         if adaptive:
             torch.nn.init.uniform_(layer.powers, 0.2, 0.6)
@@ -157,7 +147,7 @@ def test_a_whole_network_equals_the_plain_module(channels, consistency, adaptive
 
 
 def test_a_model_loads_into_the_engine_asked_for(tmp_path):
-    network = made(layers=1)
+    network = kernel_network(layers=1)
     store.save(tmp_path / "m.safetensors", network, "m", CARD)
     encoding = Encoding(torch.rand(1, 20, 20) < 0.5)
     adjoint = encoding.adjoint(torch.randn(1, 1, 20, 20, dtype=torch.complex64))
@@ -177,7 +167,7 @@ def test_a_model_loads_into_the_engine_asked_for(tmp_path):
 
 @pytest.mark.parametrize("change", [{"bits": None}, {"filters": 8}, {"layer": "pan", "carry": False}])
 def test_the_kernel_declines_what_it_is_not_made_for(change):
-    config = made(**change).config
+    config = kernel_network(**change).config
     assert not fused.fits(config)
     assert engines.choose("auto", config, "cpu") != "fused"
     with pytest.raises(ValueError, match="32 filters"):
@@ -186,7 +176,7 @@ def test_the_kernel_declines_what_it_is_not_made_for(change):
 
 def test_without_the_kernel_pytorch_takes_over(monkeypatch):
     monkeypatch.setattr(kernels, "width", lambda: 0)
-    assert engines.choose("auto", made().config, "cpu") in ("bfloat16", "float32")
+    assert engines.choose("auto", kernel_network().config, "cpu") in ("bfloat16", "float32")
 
 
 def test_a_library_of_other_sources_is_not_used(monkeypatch):
