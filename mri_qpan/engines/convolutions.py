@@ -51,7 +51,7 @@ def convolve(x: Tensor, weight: Tensor, rectified: bool = False) -> Tensor:
     weight
         (output, input, 3, 3).
     rectified
-        Convolve max(x, 0); between features only.
+        Convolve max(x, 0).
 
     Returns
     -------
@@ -59,6 +59,8 @@ def convolve(x: Tensor, weight: Tensor, rectified: bool = False) -> Tensor:
         (batch, output, y, x), channels-last where the kernels made it.
     """
     if fits(x, weight):
+        if rectified and set(weight.shape[:2]) & set(FEW):  # the kernels rectify between features only
+            x, rectified = torch.relu(x), False
         found: Tensor = _convolve(x, weight, rectified)
         return found
     return plain(x, weight, rectified)

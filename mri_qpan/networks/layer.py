@@ -13,7 +13,10 @@ TYPICAL_MISMATCH = -3.0
 """Logarithm of abs(A^H y - A^H A z) / abs(A^H y) at which powers of it are 1."""
 
 SMALL = 0.1
-"""Start size of G's weights, relative to Kaiming's."""
+"""Start size of G's weights, and in PAN of T2's beside the image that it hands through, to Kaiming's."""
+
+LOUD = 2.0
+"""Gain with which H1 and H2 hand the image through at the start, so that thresholds take little of it."""
 
 
 class Layer(nn.Module):
@@ -44,6 +47,8 @@ class Layer(nn.Module):
                 for name, shape in shapes.items()
             }
         )
+        if not residual and wide >= 2 * narrow:
+            _hand_through(list(self.convolutions.values()))  # type: ignore[arg-type]
         self.raw_step = _parameter(config.step)
         self.raw_thresholds = nn.Parameter(torch.stack([_parameter(t).detach() for t in config.thresholds]))
         if config.shares == "learned":
@@ -86,6 +91,25 @@ class Layer(nn.Module):
     def weights(self) -> list[Tensor]:
         """Return the weights in use, in the order of the convolutions."""
         return [convolution() for convolution in self.convolutions.values()]
+
+
+@torch.no_grad()
+def _hand_through(convolutions: list[Convolution]) -> None:
+    """Start PAN's layer near the identity, in place: 44 random convolutions in a row would hardly train.
+
+    Two of H1's filters hold the image and its negative, which the rectifier leaves as two halves; H2 joins
+    them to one feature again, and so do T1 and T2, with the inverse gain.
+    """
+    h1, h2, t1, t2 = (convolution.weight for convolution in convolutions)
+    halves = torch.tensor([1.0, -1.0])
+    for first, second, gain, others in ((h1, h2, LOUD, 0.0), (t1, t2, 1 / LOUD, SMALL)):
+        for channel in range(h1.shape[1]):
+            pair = slice(2 * channel, 2 * channel + 2)
+            first[pair] = 0.0
+            second[channel] *= others
+            first[pair, channel, 1, 1] = second[channel, pair, 1, 1] = gain * halves
+    for convolution in convolutions:
+        convolution.refit()
 
 
 def _parameter(value: float) -> nn.Parameter:

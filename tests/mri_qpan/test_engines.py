@@ -51,9 +51,10 @@ def test_pieces_join_without_a_seam(monkeypatch):
     ],
 )
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_inference_equals_the_plain_module(system, more, dtype, bound):
+@pytest.mark.parametrize("filters", [8, 32])  # 32: through the kernels
+def test_inference_equals_the_plain_module(system, more, dtype, bound, filters):
     torch.manual_seed(0)
-    config = named_config(system, layers=3, filters=8, bits=2, **more)
+    config = named_config(system, layers=3, filters=filters, bits=2, **more)
     network = ProximalNetwork(config, dtype)
     for name, parameter in network.named_parameters():
         if "carry" in name or "shares" in name:

@@ -1,11 +1,15 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from mri_qpan.encoding import Encoding, RealEncoding, from_linop
+from mri_qpan.engines import convolutions
 from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, config_from_dict, named_config
 from mri_qpan.networks.consistency import DAMPING, conditioning, conjugate_gradient, data_consistency
 from mri_qpan.networks.convolution import Convolution
+from mri_qpan.networks.pan import proximal_step
 from mri_qpan.penalties import proximal_average
 from mri_qpan.sampling_masks import spokes
 
@@ -59,6 +63,44 @@ def test_a_pan_plus_layer_is_equation_11():
     shrunk = proximal_average(features, list(lam), gamma, a)
     expected = r + conv(conv(conv(shrunk, "T1").relu(), "T2"), "G")
     assert torch.allclose(network(adjoint, normal), expected.squeeze(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_pan_layer_is_equation_8(compiled):
+    """One layer computed by hand; 32 filters go through the kernels, in training and without gradients."""
+    network = ProximalNetwork(NetworkConfig(layer="pan", layers=1, filters=32, channels=1))
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adjoint, normal = problem(1)
+    layer = network.layers[0]
+    w = {name: conv().detach() for name, conv in layer.convolutions.items()}
+    lam, gamma, a = (t.detach() for t in layer.thresholds())
+
+    def conv(x, name):
+        return torch.nn.functional.conv2d(x, w[name], padding=1)
+
+    r = (adjoint - layer.step().detach() * (normal(adjoint) - adjoint)).unsqueeze(1)
+    shrunk = proximal_average(conv(conv(r, "H1").relu(), "H2"), list(lam), gamma, a)
+    expected = conv(conv(shrunk, "T1").relu(), "T2").squeeze(1)
+    if compiled:
+        network._proximal_step = partial(proximal_step, convolve=convolutions.convolve)
+    assert torch.allclose(network(adjoint, normal), expected, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(network(adjoint, normal), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["pan", "pan+"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_layers_start_near_the_identity(layer, channels):
+    image = problem(channels, shape=(32, 32))[0]
+    image = image / image.abs().max()
+    steps = []
+    for seed in range(9):
+        torch.manual_seed(seed)
+        network = ProximalNetwork(NetworkConfig(layer=layer, channels=channels, layers=1))
+        steps.append(float((network.proximal_step(0, image) - image).norm() / image.norm()))
+    assert 0.05 < np.median(steps) < 0.4
 
 
 def test_ista_net_plus_is_pan_plus_with_soft_thresholds_alone():
