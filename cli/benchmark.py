@@ -146,22 +146,8 @@ def brain(
     pictures = read_pictures(images, count)
     chosen = read_masks(masks, ratios, pictures[0].image.shape)
     names = models.list_models() if methods is None else [name.strip() for name in methods.split(",")]
-    contenders = [protocol.zero_filled()]
-    for name in names:
-        model = models.load_model(name)
-        contenders.append(
-            protocol.Contender(
-                model.name,
-                model,
-                model.config.channels == 1,
-                models.model_path(name).stat().st_size,
-                {
-                    "sha256": model.sha256[:12],
-                    "engine": model.engine,
-                    "training": {key: model.card["training"].get(key) for key in protocol.TRAINING},
-                },
-            )
-        )
+    loaded = [(models.load_model(name), models.model_path(name).stat().st_size) for name in names]
+    contenders = [protocol.zero_filled(), *protocol.contenders(loaded)]
     with progress_bar(len(pictures) * len(chosen)) as advance:
         results = protocol.compare(pictures, chosen, contenders, threads=threads, progress=advance)
     results["command"] = shlex.join(["mri-qpan", *sys.argv[1:]])

@@ -20,6 +20,7 @@ from PIL.Image import Image
 from mri_qpan import metrics
 from mri_qpan.benchmark.figures import comparison
 from mri_qpan.encoding import Encoding, RealEncoding, Reconstructor
+from mri_qpan.networks import Network
 from mri_qpan.sampling_masks import mask_hash, ratio_of
 
 FORMAT = 1
@@ -43,10 +44,11 @@ Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE 
 seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, those
 of the model that it started from included (ISTA-Net+ here started from PAN+), and, where they are fewer
 than its recipe plans (undertrained), those of the last one. Published rows are the paper's own figures
-(Nareddy et al., Table 4), from one model a ratio. The models called brain-… are trained, as the published
-ones were, on the very masks of the table; the others know neither these masks nor real images. PAN++ is not
-the paper's: PAN+ whose layers hand their features on, and whose last image gets the measured samples back
-as they are."""
+(Nareddy et al., Table 4), from one model a ratio; of ours, those called "a model a ratio" are so too, their
+bytes those of all, and the others are one model for all ratios. The models called brain-… are trained, as
+the published ones were, on the very masks of the table; the others know neither these masks nor real images.
+PAN++ is not the paper's: PAN+ whose layers hand their features on, and whose last image gets the measured
+samples back as they are."""
 
 TRAINING = (
     "recipe",
@@ -70,25 +72,68 @@ class Contender:
     name
         What the table calls it.
     run
-        Takes A^H y and x -> A^H A x of one image.
+        Takes A^H y and x -> A^H A x of one image; or one such by percent of samples: the others are left out.
     real
         Whether it takes real images; a complex one gets the same samples and gives a magnitude.
     size
-        Bytes of its model file, None without one.
+        Bytes of its model files, None without one.
     stated
         Printed with its results: hash, engine, training.
     """
 
     name: str
-    run: Reconstructor
+    run: Reconstructor | Mapping[int, Reconstructor]
     real: bool = True
     size: int | None = None
     stated: Mapping[str, Any] | None = None
+
+    def at(self, percent: int) -> Reconstructor | None:
+        """Return what reconstructs from `percent` of the samples, None where nothing does."""
+        return self.run.get(percent) if isinstance(self.run, Mapping) else self.run
 
 
 def zero_filled() -> Contender:
     """Return Re F^H M F x itself."""
     return Contender("zero-filled", lambda adjoint, normal: adjoint)
+
+
+def contenders(loaded: Sequence[tuple[Network[Any], int]]) -> list[Contender]:
+    """Return a contender for each model, given with the bytes of its file.
+
+    Models of one recipe for one ratio each ("x-20" trained at 20 %, "x-30" at 30 %) make one contender.
+    """
+    found: list[Contender] = []
+    families: dict[str, dict[int, tuple[Network[Any], int]]] = {}
+    for model, size in loaded:
+        percent = _only_percent(model)
+        if percent is None:
+            real = model.config.channels == 1
+            found.append(Contender(model.name, model, real, size, _stated(model)))
+        else:
+            families.setdefault(model.name.removesuffix(f"-{percent}"), {})[percent] = model, size
+    for name, members in families.items():
+        found.append(
+            Contender(
+                f"{name}, a model a ratio",
+                {percent: model for percent, (model, _) in members.items()},
+                size=sum(size for _, size in members.values()),
+                stated={"models": {str(percent): _stated(model) for percent, (model, _) in members.items()}},
+            )
+        )
+    return found
+
+
+def _only_percent(model: Network[Any]) -> int | None:
+    """Return the percent of samples that a real model was trained for, where it was for one alone."""
+    low, high = model.card["training"].get("ratios", (0, 1))
+    percent = round(100 * low)
+    alone = model.config.channels == 1 and low == high and model.name.endswith(f"-{percent}")
+    return percent if alone else None
+
+
+def _stated(model: Network[Any]) -> dict[str, Any]:
+    training = {key: model.card["training"].get(key) for key in TRAINING}
+    return {"sha256": model.sha256[:12], "engine": model.engine, "training": training}
 
 
 @dataclass(frozen=True)
@@ -144,14 +189,17 @@ def compare(
     """
     torch.set_num_threads(threads)
     for contender in contenders:
-        reconstruct(contender, pictures[0].image, next(iter(masks.values())))
+        for percent in masks if isinstance(contender.run, Mapping) else [next(iter(masks))]:
+            if contender.at(percent) is not None:
+                reconstruct(contender, pictures[0].image, masks[percent], percent)
     results = []
     for percent, mask in masks.items():
-        values: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
+        present = [contender for contender in contenders if contender.at(percent) is not None]
+        values: dict[str, list[dict[str, float]]] = {c.name: [] for c in present}
         for picture in pictures:
             progress(f"{percent} %: {picture.name}")
-            for contender in contenders:
-                image, seconds = reconstruct(contender, picture.image, mask)
+            for contender in present:
+                image, seconds = reconstruct(contender, picture.image, mask, percent)
                 values[contender.name].append({**score(picture.image, image), "seconds": seconds})
         results += [_result(name, percent, found) for name, found in values.items()]
     return {
@@ -168,9 +216,11 @@ def compare(
 
 @torch.inference_mode()
 def reconstruct(
-    contender: Contender, image: NDArray[np.float32], mask: NDArray[np.bool_]
+    contender: Contender, image: NDArray[np.float32], mask: NDArray[np.bool_], percent: int
 ) -> tuple[NDArray[Any], float]:
     """Return what a contender makes of an image's samples, (y, x), and the seconds it took."""
+    run = contender.at(percent)
+    assert run is not None
     where = torch.from_numpy(mask)[None]
     x = torch.from_numpy(image)[None]
     encoding: RealEncoding | Encoding = RealEncoding(where)
@@ -178,7 +228,7 @@ def reconstruct(
     if not contender.real:
         encoding = Encoding(where)
     started = time.perf_counter()
-    found = contender.run(encoding.adjoint(kspace), encoding.normal)[0]
+    found = run(encoding.adjoint(kspace), encoding.normal)[0]
     seconds = time.perf_counter() - started
     return (found if contender.real else found.abs()).numpy(), seconds
 
@@ -213,16 +263,18 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     lines = [head, "|---" * (len(percents) + 6) + "|"]
     for contender in results["contenders"]:
         cells = [_find(results, contender["name"], p) for p in percents]
-        size = "" if contender["bytes"] is None else f"{contender['bytes']:,}"
         means = [
-            f"{c['psnr']:.2f} ({c['psnr_interval'][0]:.2f} to {c['psnr_interval'][1]:.2f})" for c in cells
+            f"{c['psnr']:.2f} ({c['psnr_interval'][0]:.2f} to {c['psnr_interval'][1]:.2f})" if c else ""
+            for c in cells
         ]
-        ssim = " / ".join(f"{cell['ssim']:.4f}" for cell in cells)
-        nmse = " / ".join(f"{cell['nmse']:.5f}" for cell in cells)
-        seconds = fmean(cell["seconds"] for cell in cells)
+        known = [cell for cell in cells if cell]
+        ssim = " / ".join(f"{cell['ssim']:.4f}" for cell in known)
+        nmse = " / ".join(f"{cell['nmse']:.5f}" for cell in known)
+        seconds = f"{fmean(cell['seconds'] for cell in known):.3g}" if known else ""
+        size = "" if contender["bytes"] is None else f"{contender['bytes']:,}"
         lines.append(
-            f"| {contender['name']} | {' | '.join(means)} | {ssim} | {nmse} | {seconds:.3g} | {size} "
-            f"| {_steps(contender.get('training'))} |"
+            f"| {contender['name']} | {' | '.join(means)} | {ssim} | {nmse} | {seconds} | {size} "
+            f"| {_trained(contender)} |"
         )
     for name, figures in PUBLISHED.items():
         means = [f"{figures[p]:.2f}" if p in figures else "" for p in percents]
@@ -255,14 +307,23 @@ def example(
     The case is the one whose PSNR by the last contender is the median, so that nobody picks a pretty one.
     """
     percent = min(masks)
-    last = _find(results, contenders[-1].name, percent)["images"]
+    present = [contender for contender in contenders if contender.at(percent) is not None]
+    last = (_find(results, present[-1].name, percent) or {})["images"]
     chosen = int(np.argsort([value["psnr"] for value in last])[len(last) // 2])
     truth = pictures[chosen].image
     drawn = []
-    for contender in contenders:
-        image = np.clip(reconstruct(contender, truth, masks[percent])[0], 0, 1)
+    for contender in present:
+        image = np.clip(reconstruct(contender, truth, masks[percent], percent)[0], 0, 1)
         drawn.append((f"{contender.name}  {score(truth, image)['psnr']:.2f} dB", image))
     return comparison(truth, drawn)
+
+
+def _trained(contender: Mapping[str, Any]) -> str:
+    """Return the steps of a contender's training; of each, where it is a model a ratio."""
+    alone = contender.get("models")
+    if alone is None:
+        return _steps(contender.get("training"))
+    return "; ".join(f"{percent} %: {_steps(one['training'])}" for percent, one in alone.items())
 
 
 def _steps(training: Mapping[str, Any] | None) -> str:
@@ -275,5 +336,6 @@ def _steps(training: Mapping[str, Any] | None) -> str:
     return f"{steps:,} (undertrained: {own:,} of {planned:,} planned)" if own < planned else f"{steps:,}"
 
 
-def _find(results: Mapping[str, Any], name: str, percent: int) -> dict[str, Any]:
-    return next(r for r in results["results"] if r["contender"] == name and r["percent"] == percent)
+def _find(results: Mapping[str, Any], name: str, percent: int) -> dict[str, Any] | None:
+    found = (r for r in results["results"] if r["contender"] == name and r["percent"] == percent)
+    return next(found, None)

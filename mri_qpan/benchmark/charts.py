@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 SIZE = (8.0, 4.8)
 """Inches."""
 
-MARKERS = "os^Dv"
+ROW = 0.24
+"""Inches that a bar takes, with its name."""
+
+MARKERS = "os^DvPX*<>ph"
 """Of families of models."""
+
+STYLES = {"-3bit": "--", "-2bit": "-.", "-1bit": ":"}
+"""Lines of quantized models; full precision has a plain one."""
 
 
 def charts(results: Mapping[str, Any], published: Mapping[str, Mapping[int, float]]) -> dict[str, Figure]:
@@ -32,7 +38,8 @@ def charts(results: Mapping[str, Any], published: Mapping[str, Mapping[int, floa
     Returns
     -------
     dict
-        By file name without suffix: `psnr-bars` (mean PSNR with its bootstrap interval), `psnr-ratio`
+        By file name without suffix: `psnr-bars` (mean PSNR with its bootstrap interval, a panel a percent),
+        `psnr-ratio`
         (against the percent of samples) and, where a contender is a file, `psnr-bytes` (against its size, a
         line for the precisions of each network).
 
@@ -54,6 +61,14 @@ def charts(results: Mapping[str, Any], published: Mapping[str, Mapping[int, floa
     return drawn
 
 
+def _empty(size: tuple[float, float]) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("charts need matplotlib: pip install 'mri-qpan[figures]'") from error
+    return Figure(size, layout="constrained")
+
+
 def new_figure(x: str, y: str = "mean PSNR / dB") -> tuple[Figure, Any]:
     """Return an empty figure and its axes, labelled.
 
@@ -62,11 +77,7 @@ def new_figure(x: str, y: str = "mean PSNR / dB") -> tuple[Figure, Any]:
     InputError
         Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("charts need matplotlib: pip install 'mri-qpan[figures]'") from error
-    figure = Figure(SIZE, layout="constrained")
+    figure = _empty(SIZE)
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -81,33 +92,25 @@ def _bars(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     published: Mapping[str, Mapping[int, float]],
 ) -> Figure:
-    figure, axes = new_figure("samples acquired")
-    total = len(names) + len(published)
-    width, colours = 0.85 / total, _colours(total)
-    for index, name in enumerate(names):
-        means = [found[name, p]["psnr"] for p in percents]
-        intervals = [found[name, p]["psnr_interval"] for p in percents]
+    rows = [*names, *(f"{name}, published" for name in published)]
+    figure = _empty((2.0 + 2.4 * len(percents), 1.0 + ROW * len(rows)))
+    panels = figure.subplots(1, len(percents), sharey=True, squeeze=False)[0]
+    for percent, axes in zip(percents, panels, strict=True):
+        known = [(row, found[name, percent]) for row, name in enumerate(names) if (name, percent) in found]
+        means = [result["psnr"] for _, result in known]
+        intervals = [result["psnr_interval"] for _, result in known]
         low = [mean - interval[0] for mean, interval in zip(means, intervals, strict=True)]
         high = [interval[1] - mean for mean, interval in zip(means, intervals, strict=True)]
-        places = [place + (index - (total - 1) / 2) * width for place in range(len(percents))]
-        axes.bar(
-            places,
-            means,
-            width,
-            yerr=[low, high],
-            label=name,
-            color=colours[index],
-            error_kw={"elinewidth": 0.8},
-        )
-    for index, (name, values) in enumerate(published.items(), len(names)):
-        known = [(place, values[p]) for place, p in enumerate(percents) if p in values]
-        places = [place + (index - (total - 1) / 2) * width for place, _ in known]
-        label = f"{name}, published"
-        axes.bar(places, [v for _, v in known], width, label=label, color="none", edgecolor=colours[index])
-    axes.set_xticks(range(len(percents)), [f"{p} %" for p in percents])
-    lowest = min(found[name, p]["psnr_interval"][0] for name in names for p in percents)
-    axes.set_ylim(bottom=lowest - 1)
-    figure.legend(fontsize="x-small", loc="outside upper center", ncols=4)
+        axes.barh([row for row, _ in known], means, xerr=[low, high], error_kw={"elinewidth": 0.8})
+        theirs = [(row, v[percent]) for row, v in enumerate(published.values(), len(names)) if percent in v]
+        axes.barh([row for row, _ in theirs], [v for _, v in theirs], color="none", edgecolor="C0")
+        axes.set_xlim(left=min(interval[0] for interval in intervals) - 1)
+        axes.set_title(f"{percent} % of the samples", fontsize="small")
+        axes.set_xlabel("mean PSNR / dB")
+        axes.grid(alpha=0.3, axis="x")
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(range(len(rows)), rows, fontsize="x-small")
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)  # the first on top
     return figure
 
 
@@ -118,12 +121,17 @@ def _ratios(
     published: Mapping[str, Mapping[int, float]],
 ) -> Figure:
     figure, axes = new_figure("samples acquired / %")
-    axes.set_prop_cycle(color=_colours(len(names) + len(published)))
+    families = dict.fromkeys(map(_family, names))
+    looks = dict(zip(families, zip(_colours(len(families)), cycle(MARKERS), strict=False), strict=True))
     for name in names:
-        axes.plot(percents, [found[name, p]["psnr"] for p in percents], marker="o", label=name)
-    for name, values in published.items():
+        colour, marker = looks[_family(name)]
+        style = next((line for end, line in STYLES.items() if name.endswith(end)), "-")
+        known = [(p, found[name, p]["psnr"]) for p in percents if (name, p) in found]
+        axes.plot(*_columns(known), style, color=colour, marker=marker, ms=4, lw=1, label=name)
+    for (name, values), marker in zip(published.items(), cycle(MARKERS), strict=False):
         known = [(p, values[p]) for p in percents if p in values]
-        axes.plot(*zip(*known, strict=True), "o--", fillstyle="none", lw=0.8, label=f"{name}, published")
+        label = f"{name}, published"
+        axes.plot(*_columns(known), marker, color="grey", fillstyle="none", ms=5, lw=0, label=label)
     axes.set_xticks(percents)
     figure.legend(fontsize="x-small", loc="outside upper center", ncols=4)
     return figure
@@ -141,8 +149,8 @@ def _bytes(
     for (family, names), marker in zip(families.items(), cycle(MARKERS), strict=False):
         axes.plot([], [], marker=marker, color="grey", label=family)
         for index, percent in enumerate(percents):
-            means = [found[name, percent]["psnr"] for name in names]
-            axes.plot([sizes[name] for name in names], means, marker=marker, color=f"C{index}")
+            known = [(sizes[n], found[n, percent]["psnr"]) for n in names if (n, percent) in found]
+            axes.plot(*_columns(known), marker=marker, color=f"C{index}")
     for index, percent in enumerate(percents):
         axes.plot([], [], color=f"C{index}", label=f"{percent} % of the samples")
     axes.set_xscale("log")
@@ -153,8 +161,12 @@ def _bytes(
     return figure
 
 
+def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
 def _colours(count: int) -> list[Any]:
-    """Return colours of which no two are alike, up to twenty."""
+    """Return colours of which no two are alike, up to twenty (a family's: its marker tells it too)."""
     from matplotlib import colormaps
 
     return [colormaps["tab20"](index % 20) for index in range(count)]

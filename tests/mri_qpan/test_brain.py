@@ -10,6 +10,7 @@ from PIL import Image
 from mri_qpan.benchmark import brain, charts
 from mri_qpan.cli.main import run
 from mri_qpan.errors import InputError
+from mri_qpan.networks import NetworkConfig, build
 from mri_qpan.recon.cases import read_masks, read_pictures
 from mri_qpan.sampling_masks import make_mask, save_mask
 
@@ -77,6 +78,44 @@ def test_contenders_get_the_same_samples_real_or_complex(folders):
     assert torch.allclose(given["complex"].real, given["real"], atol=1e-5)
 
 
+def trained(name, ratios):
+    network = build(NetworkConfig(channels=1, layers=1, filters=4))
+    training = {"recipe": name, "steps": 10, "planned_steps": 40, "steps_before": 0, "init": None}
+    network.name, network.card, network.sha256 = name, {"training": {**training, "ratios": ratios}}, 64 * "0"
+    return network
+
+
+def test_models_of_one_ratio_make_one_row(folders):
+    """Each is run at its own ratio alone, and what has no model stays empty."""
+    pictures = read_pictures(folders / "images")
+    masks = read_masks(folders / "masks", "20,50", (32, 32))
+    ours = trained("net-50", [0.5, 0.5])
+    loaded = [(trained("net", [0.18, 0.52]), 100), (ours, 10), (trained("net-30", [0.3, 0.3]), 20)]
+    contenders = brain.contenders(loaded)
+    assert [(c.name, c.size) for c in contenders] == [("net", 100), ("net, a model a ratio", 30)]
+    results = brain.compare(pictures, masks, contenders, threads=1)
+    found = {(r["contender"], r["percent"]): r["images"] for r in results["results"]}
+    assert set(found) == {("net", 20), ("net", 50), ("net, a model a ratio", 50)}
+    alone = brain.Contender("alone", ours)
+    again = brain.reconstruct(alone, pictures[0].image, masks[50], 50)[0]
+    assert found["net, a model a ratio", 50][0]["psnr"] == brain.score(pictures[0].image, again)["psnr"]
+    results |= {"command": "", "machine": {}}
+    row = next(r for r in brain.to_markdown(results).splitlines() if r.startswith("| net, a model"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2] == ""
+    assert cells[-3] == "30"
+    assert "50 %: 10 (undertrained: 10 of 40 planned)" in cells[-2]
+    charts.charts(results, {})
+    sheet = brain.example(pictures, masks, contenders, results)
+    assert sheet.width == 2 * 32  # nothing of the model that has no 20 %
+
+
+def test_a_complex_model_of_one_ratio_stands_alone():
+    network = trained("net-20", [0.2, 0.2])
+    network.config = NetworkConfig(channels=2, layers=1, filters=4)
+    assert [c.name for c in brain.contenders([(network, 1)])] == ["net-20"]
+
+
 def test_the_command_writes_table_and_values(folders, capsys, monkeypatch):
     images, masks, out = (str(folders / name) for name in ("images", "masks", "out"))
     command = ["mri-qpan", "benchmark", "brain", images, "--masks", masks, "--ratios", "20,50", "-o", out]
@@ -109,8 +148,8 @@ def test_charts_show_the_figures():
         ],
     }
     drawn = charts.charts(results, {"them": {20: 35.0}})
-    heights = [bar.get_height() for bar in drawn["psnr-bars"].axes[0].patches]
-    assert heights == [30.0, 40.0, 31.0, 41.0, 35.0]
+    widths = [[bar.get_width() for bar in panel.patches] for panel in drawn["psnr-bars"].axes]
+    assert widths == [[30.0, 31.0, 35.0], [40.0, 41.0]]
     lines = {line.get_label(): line.get_ydata().tolist() for line in drawn["psnr-ratio"].axes[0].lines}
     assert lines == {"a": [30.0, 40.0], "b": [31.0, 41.0], "them, published": [35.0]}
     sizes = [list(line.get_xdata()) for line in drawn["psnr-bytes"].axes[0].lines]
