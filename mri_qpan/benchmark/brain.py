@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from mri_qpan import metrics
+from mri_qpan.benchmark.charts import BASE
 from mri_qpan.benchmark.figures import comparison
 from mri_qpan.encoding import Encoding, RealEncoding, Reconstructor
 from mri_qpan.networks import Network
@@ -94,7 +95,7 @@ class Contender:
 
 def zero_filled() -> Contender:
     """Return Re F^H M F x itself."""
-    return Contender("zero-filled", lambda adjoint, normal: adjoint)
+    return Contender(BASE, lambda adjoint, normal: adjoint)
 
 
 def contenders(loaded: Sequence[tuple[Network[Any], int]]) -> list[Contender]:

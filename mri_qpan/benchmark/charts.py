@@ -18,6 +18,9 @@ SIZE = (8.0, 4.8)
 ROW = 0.24
 """Inches that a bar takes, with its name."""
 
+BASE = "zero-filled"
+"""The contender above which PSNR is drawn against the percent of samples."""
+
 MARKERS = "os^DvPX*<>ph"
 """Of families of models."""
 
@@ -39,9 +42,8 @@ def charts(results: Mapping[str, Any], published: Mapping[str, Mapping[int, floa
     -------
     dict
         By file name without suffix: `psnr-bars` (mean PSNR with its bootstrap interval, a panel a percent),
-        `psnr-ratio`
-        (against the percent of samples) and, where a contender is a file, `psnr-bytes` (against its size, a
-        line for the precisions of each network).
+        `psnr-ratio` (above zero-filling's, against the percent of samples) and, where a contender is a file,
+        `psnr-bytes` (against its size, a line for the precisions of each network).
 
     Raises
     ------
@@ -120,16 +122,20 @@ def _ratios(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     published: Mapping[str, Mapping[int, float]],
 ) -> Figure:
-    figure, axes = new_figure("samples acquired / %")
+    # From 20 to 50 % all gain 6 dB; what sets them apart shows above zero-filling.
+    base = {p: found[BASE, p]["psnr"] if BASE in names else 0.0 for p in percents}
+    label = f"mean PSNR above {BASE} / dB" if BASE in names else "mean PSNR / dB"
+    figure, axes = new_figure("samples acquired / %", label)
+    names = [name for name in names if name != BASE]
     families = dict.fromkeys(map(_family, names))
     looks = dict(zip(families, zip(_colours(len(families)), cycle(MARKERS), strict=False), strict=True))
     for name in names:
         colour, marker = looks[_family(name)]
         style = next((line for end, line in STYLES.items() if name.endswith(end)), "-")
-        known = [(p, found[name, p]["psnr"]) for p in percents if (name, p) in found]
+        known = [(p, found[name, p]["psnr"] - base[p]) for p in percents if (name, p) in found]
         axes.plot(*_columns(known), style, color=colour, marker=marker, ms=4, lw=1, label=name)
     for (name, values), marker in zip(published.items(), cycle(MARKERS), strict=False):
-        known = [(p, values[p]) for p in percents if p in values]
+        known = [(p, values[p] - base[p]) for p in percents if p in values]
         label = f"{name}, published"
         axes.plot(*_columns(known), marker, color="grey", fillstyle="none", ms=5, lw=0, label=label)
     axes.set_xticks(percents)
