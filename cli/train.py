@@ -81,4 +81,5 @@ def train(
     if distributed:
         dist.destroy_process_group()
     if not quiet:
-        typer.echo(f"model: {model}")
+        early = f"stopped before its first validation: the same command goes on from {output}"
+        typer.echo(f"model: {model}" if model.exists() else early)

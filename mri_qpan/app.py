@@ -13,7 +13,7 @@ from sigpy.mri import linop
 from mri_qpan.encoding import Encoding, from_linop
 from mri_qpan.models import DEFAULT, load_model
 from mri_qpan.models.store import Model
-from mri_qpan.noncartesian import NonCartesian
+from mri_qpan.noncartesian import POWER_STEPS, NonCartesian, largest_eigenvalue
 
 NEAR = 1e-3
 """How far from 1 the norm of maps that are taken as they are may be."""
@@ -126,7 +126,8 @@ def _problem(
         return along.adjoint(along.measured(y.astype(np.complex64))), along.normal
     assert weights is not None
     A = linop.Sense(mps, weights=weights)
-    norm = sp.app.MaxEig(A.N, dtype=np.complex64, show_pbar=False).run()
+    start = torch.randn(1, *A.ishape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    norm = largest_eigenvalue(from_linop(A)[1], start, POWER_STEPS)
     A = np.sqrt(1 / norm) * A
     adjoint, normal = from_linop(A)
     return adjoint((y * np.sqrt(weights) / np.sqrt(norm)).astype(np.complex64)), normal

@@ -86,7 +86,7 @@ def statistics(
     }
     if len(samples) == 1:
         found["alias"] = _alias(mask)
-    if near.any() and ring.any() and power[ring].any():
+    if near.any() and ring.any() and power[near].any() and power[ring].any():
         found["fall"] = 10 * math.log10(float(power[near].mean()) / float(power[ring].mean()))
     return found
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mri_qpan.encoding import SelfAdjoint
+from mri_qpan.encoding import Normal, SelfAdjoint
 from mri_qpan.engines import normal as compiled
 
 POWER_STEPS = 60
@@ -99,11 +99,11 @@ class NonCartesian:
             maps[self._inside] = self.mps
             if compiled.fits(spectrum[None], maps):
                 self._kernel = compiled.Normal(spectrum, maps)
-            largest = _largest_eigenvalue(self._normal, start.to(device), POWER_STEPS)
+            largest = largest_eigenvalue(self._normal, start.to(device), POWER_STEPS)
         else:
             one = torch.ones(1, 1, *shape, dtype=torch.complex64, device=device)
             steps = POWER_STEPS_3D if len(shape) == 3 else POWER_STEPS
-            largest = _largest_eigenvalue(lambda x: self._convolved(x, one), start.to(device), steps)
+            largest = largest_eigenvalue(lambda x: self._convolved(x, one), start.to(device), steps)
             largest *= float(self.mps.abs().square().sum(1).max())
         self._gain = 1 / largest
         self._scale = np.float32(self._gain**0.5)
@@ -163,8 +163,8 @@ def _point_spread(coord: NDArray[np.float32], weights: NDArray[np.float32], shap
     return torch.from_numpy(np.ascontiguousarray(spectrum.real, np.float32))
 
 
-def _largest_eigenvalue(normal: Any, x: Tensor, steps: int) -> float:
-    """Return it by power iteration from x."""
+def largest_eigenvalue(normal: Normal, x: Tensor, steps: int) -> float:
+    """Return that of x -> A^H A x by power iteration from x."""
     value = 1.0
     for _ in range(steps):
         x = normal(x / x.norm())

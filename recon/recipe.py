@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mri_qpan import models
+from mri_qpan._version import __version__
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method, find_device, get_method, method_names
 from mri_qpan.recon.compression import Number
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.maps import load_maps
 from mri_qpan.recon.partial_fourier import check_mode
+from mri_qpan.recon.readers.array_trajectory import Trajectory
 from mri_qpan.recon.study import Undersampling
 from mri_qpan.recon.writers import DEFAULT, find_formats
 
@@ -93,7 +95,18 @@ class Recipe:
             method = f"{Path(file).absolute()}{colon}{function}"
         elif method not in method_names() and (method.endswith(".safetensors") or os.sep in method):
             method = str(Path(method).absolute())
-        return replace(self, method=method, maps=None if self.maps is None else self.maps.absolute())
+        dims, trajectory = self.dims, self._trajectory_file()
+        if dims is not None and trajectory is not None:
+            axes, _, words = dims.partition("@")
+            dims = f"{axes}@{trajectory.absolute()}:{words.rpartition(':')[2]}"
+        maps = None if self.maps is None else self.maps.absolute()
+        return replace(self, method=method, maps=maps, dims=dims)
+
+    def _trajectory_file(self) -> Path | None:
+        """Return the .npy file that `dims` names, if it does."""
+        _, at, words = (self.dims or "").partition("@")
+        name = Trajectory.parse(words).name if at else ""
+        return Path(name) if name.endswith(".npy") else None
 
     def digest(self, method: Method) -> str:
         """Return 64 hexadecimal digits that change with whatever changes the outputs, files' contents too.
@@ -102,15 +115,18 @@ class Recipe:
         ----------
         method
             That of `job()`. Where it has no hash of its own, a function's file is hashed; a classical method
-            is known by its name.
+            is known by its name and this package's version.
         """
         file = self.method.rpartition(":")[0]
         code = _sha256(Path(file)) if file.endswith(".py") else None
+        trajectory = self._trajectory_file()
         known = [
+            __version__,
             method.name,
             method.sha256 or code,
             self.undersample,
             None if self.maps is None else _sha256(self.maps),
+            None if trajectory is None else _sha256(trajectory),
             sorted(self.formats),
             [self.compress, self.dims, self.hard_dc, self.strict, self.report, self.replicas],
             [self.partial_fourier, self.phase, self.memory],

@@ -43,8 +43,8 @@ PUBLISHED: dict[str, dict[int, float]] = {
 EXPLANATION = """\
 Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE by ratio from left to right;
 seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, those
-of the model that it started from included (ISTA-Net+ here started from PAN+), and, where they are fewer
-than its recipe plans (undertrained), those of the last one. Published rows are the paper's own figures
+of the model that it started from (named) included, and, where they are fewer than its recipe plans
+(undertrained), those of the last one. Published rows are the paper's own figures
 (Nareddy et al., Table 4), from one model a ratio; of ours, those called "a model a ratio" are so too, their
 bytes those of all, and the others are one model for all ratios. The models called brain-… are trained, as
 the published ones were, on the very masks of the table; the others know neither these masks nor real images.
@@ -332,9 +332,13 @@ def _steps(training: Mapping[str, Any] | None) -> str:
         return ""
     before, planned = training["steps_before"] or 0, training["planned_steps"]
     steps = training["steps"] + before
-    went_on = (training["init"] or "").split(" ")[0] == training["recipe"]
+    source = (training["init"] or "").split(" ")[0]
+    went_on = source == training["recipe"]
     own = steps if went_on else training["steps"]
-    return f"{steps:,} (undertrained: {own:,} of {planned:,} planned)" if own < planned else f"{steps:,}"
+    notes = [f"from {source}"] if source and not went_on else []
+    if own < planned:
+        notes.append(f"undertrained: {own:,} of {planned:,} planned")
+    return f"{steps:,} ({'; '.join(notes)})" if notes else f"{steps:,}"
 
 
 def _find(results: Mapping[str, Any], name: str, percent: int) -> dict[str, Any] | None:

@@ -89,6 +89,8 @@ class Outcome:
         What it ran with, tuned values included.
     metrics
         PSNR (dB), SSIM, NMSE and HFEN by name.
+    given
+        Whether the parameters came from an earlier benchmark, not from a search in this one.
     seconds
         From samples, mask and maps in memory to the magnitude image in memory, a run each.
     inner_seconds
@@ -98,5 +100,6 @@ class Outcome:
     method: str
     parameters: dict[str, Any]
     metrics: dict[str, float]
+    given: bool = False
     seconds: list[float] = field(default_factory=list)
     inner_seconds: list[float] = field(default_factory=list)

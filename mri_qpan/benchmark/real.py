@@ -78,13 +78,14 @@ def compare(
         for method in methods:
             progress(f"{case.name}, {case.mask_spec}: {method.name}")
             parameters = _known(method, case, known)
+            given = parameters is not None
             if parameters is None:
                 guess = _guess(method, case, known) or guesses.get(method.name)
                 parameters, images[method.name] = _tune(method, case, evaluations, guess)
                 guesses[method.name] = parameters.get("lamda")
             else:
                 images[method.name] = method.run(case, parameters).image
-            outcomes.append(Outcome(method.name, dict(parameters), score(case, images[method.name])))
+            outcomes.append(Outcome(method.name, dict(parameters), score(case, images[method.name]), given))
         compared.append(Compared(case, outcomes, images))
     for turn in range(rounds):
         for entry in compared:

@@ -118,7 +118,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "# Real measurements, retrospectively undersampled",
         f"```\n{results['command']}\n```",
         _machine(results),
-        _protocol(results["settings"]),
+        _protocol(results),
         "## Mean over all inputs and masks",
         _table(rows(results)),
         *_sections(results, "mask", masks),
@@ -131,12 +131,18 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _protocol(settings: Mapping[str, Any]) -> str:
+def _protocol(results: Mapping[str, Any]) -> str:
+    settings = results["settings"]
+    tuned = [o for case in results["cases"] for o in case["outcomes"] if "lamda" in o["parameters"]]
+    given = sum(o["given"] for o in tuned)
+    earlier = (
+        f";\n{given} of the {len(tuned)} weights were found by searches of earlier runs" if given else ""
+    )
     return f"""\
 Every method gets the same samples, mask and coil maps (ESPIRiT, from the calibration region of the
 undersampled samples). The reference is the fully sampled image combined with those maps. The weight of every
-classical method is tuned for the PSNR of each slice and mask ({settings["evaluations"]} reconstructions a
-search); a network has nothing to tune. PSNR, SSIM, NMSE and HFEN compare magnitudes over the whole image; the
+classical method is tuned for the PSNR of each slice and mask
+({settings["evaluations"]} reconstructions a search{earlier}); a network has nothing to tune. PSNR, SSIM, NMSE and HFEN compare magnitudes over the whole image; the
 data range is the reference's maximum. Seconds are those of one slice, from samples and maps in memory to the
 image in memory: the median over masks and {settings["rounds"]} round(s) through all methods after a warm-up;
 in brackets BART's own clock, without starting its process and exchanging files. Gain is the PSNR above the
@@ -161,6 +167,7 @@ def _case(entry: Compared) -> dict[str, Any]:
                 "method": outcome.method,
                 "parameters": outcome.parameters,
                 **outcome.metrics,
+                "given": outcome.given,
                 "seconds": outcome.seconds,
                 "inner_seconds": outcome.inner_seconds,
             }

@@ -107,7 +107,8 @@ inline void product(int rows, int columns, const float *a, int row, int step, in
                     bool more) {
     const int parts = (rows + ROWS - 1) / ROWS;
     for (int part = 0; part < parts; part++) {
-        const int from = rows * part / parts, size = rows * (part + 1) / parts - from;
+        const int from = int(std::int64_t(rows) * part / parts);
+        const int size = int(std::int64_t(rows) * (part + 1) / parts) - from;
         for (int c = 0; c < columns; c += COLUMNS)
             MULTIPLY[size](a + from * row, row, step, count, b + c, columns, out + from * columns + c, columns, more);
     }

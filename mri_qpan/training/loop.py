@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from mri_qpan.errors import InputError
 from mri_qpan.models import store
 from mri_qpan.training.bank import Bank
-from mri_qpan.training.processes import StopSignal, agree, quiet_worker, rank
+from mri_qpan.training.processes import agree, quiet_worker, rank, stop_signal
 from mri_qpan.training.ranges import ranges_of
 from mri_qpan.training.recipe import Recipe
 from mri_qpan.training.run import Run
@@ -81,7 +81,8 @@ def train(
     Raises
     ------
     InputError
-        If the bank lacks the recipe's data sets or the checkpoint belongs to another recipe.
+        If the bank lacks the recipe's data sets or images to validate on, or the checkpoint belongs to
+        another recipe, or to this one with other settings.
     """
     missing = set(recipe.groups + recipe.validation) - set(bank.groups)
     if missing:
@@ -92,7 +93,10 @@ def train(
     run = Run(recipe, folder, device, init)
     data = _simulation(recipe, bank, recipe.seed + 1000 * rank(), recipe.steps, calibrate)
     cases = _cases(recipe, bank, calibrate) if rank() == 0 else []
-    stop = StopSignal()
+    if rank() == 0 and not cases:
+        raise InputError(
+            'the training data hold no images to validate on (files called v_*, sets that end in "/val")'
+        )
     loader = DataLoader(
         data,
         batch_size=None,
@@ -105,24 +109,25 @@ def train(
     started = last_save = last_validation = time.monotonic()
     before = run.seconds
     losses: list[float] = []
-    for case in loader:
-        progress = run.step / recipe.steps
-        if schedule.minutes is not None:
-            progress = max(progress, run.seconds / 60 / schedule.minutes)
-        if agree(progress >= 1 or stop.asked, device):
-            break
-        losses.append(run.advance(case.to(device), _learning_rate(recipe, run.step, progress)))
-        now = time.monotonic()
-        run.seconds = before + now - started
-        report(run.step, recipe.steps, losses[-1])
-        if rank() == 0 and (now - last_validation) / 60 >= schedule.validate_every:
-            run.validate(cases, losses)
-            losses, last_validation = [], time.monotonic()
-        if rank() == 0 and (now - last_save) / 60 >= schedule.save_every:
-            run.save()
-            last_save = time.monotonic()
+    with stop_signal() as stop:
+        for case in loader:
+            progress = run.step / recipe.steps
+            if schedule.minutes is not None:
+                progress = max(progress, run.seconds / 60 / schedule.minutes)
+            if agree(progress >= 1 or stop.is_set(), device):
+                break
+            losses.append(run.advance(case.to(device), _learning_rate(recipe, run.step, progress)))
+            now = time.monotonic()
+            run.seconds = before + now - started
+            report(run.step, recipe.steps, losses[-1])
+            if rank() == 0 and (now - last_validation) / 60 >= schedule.validate_every:
+                run.validate(cases, losses)
+                losses, last_validation = [], time.monotonic()
+            if rank() == 0 and (now - last_save) / 60 >= schedule.save_every:
+                run.save()
+                last_save = time.monotonic()
     if rank() == 0:
-        if not stop.asked:
+        if not stop.is_set():
             run.validate(cases, losses)
             if not recipe.published:
                 note_ranges(run.model_file, recipe, bank, device, calibrate)

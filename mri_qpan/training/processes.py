@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -44,13 +47,23 @@ def quiet_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class StopSignal:
-    """Notes SIGTERM and SIGINT, so that the loop can save and leave."""
+@contextmanager
+def stop_signal() -> Iterator[Event]:
+    """Lend an event that SIGTERM and SIGINT set, so that the loop can save and leave.
 
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+    Outside the main thread, where Python lets nobody handle signals, nothing sets it.
+    """
+    stop = Event()
+    if current_thread() is not main_thread():
+        yield stop
+        return
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

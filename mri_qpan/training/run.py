@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ class Run:
                 tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
         header = {
             "recipe": self.recipe.name,
+            "settings": _settings(self.recipe),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
@@ -142,6 +144,14 @@ class Run:
             raise InputError(
                 f"{self.checkpoint} belongs to recipe {header['recipe']}, not {self.recipe.name}; "
                 "choose another output folder"
+            )
+        # Checkpoints of older versions do not tell their settings.
+        settings = _settings(self.recipe)
+        changed = [k for k, v in header.get("settings", settings).items() if settings.get(k) != v]
+        if changed:
+            raise InputError(
+                f"{self.checkpoint} was trained with other settings of {self.recipe.name} "
+                f"({', '.join(changed)}); choose another output folder, and go on from its model with --init"
             )
         for prefix, network in (("network.", self.network), ("average.", self.average)):
             network.load_state_dict(
@@ -216,6 +226,15 @@ class Run:
             "figures": {"validation": score.figures()},
             "licence": "BSD-3-Clause; trained on the data sets listed, each under its own terms",
         }
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what a resumed training must share with the one before; its length and pace may change."""
+    values = asdict(recipe)
+    for name in ("steps", "learning_rate", "warm_up"):
+        del values[name]
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
 
 
 def _rename_penalties(weights: dict[str, Tensor], old: tuple[str, ...], new: tuple[str, ...]) -> None:

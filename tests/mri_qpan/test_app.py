@@ -48,6 +48,16 @@ def test_it_is_called_as_sigpys_and_gives_the_networks_image(scan):
     assert np.allclose(QPanRecon(y, mps, weights=mask.astype(float), show_pbar=False).run(), found, atol=1e-5)
 
 
+def test_weights_that_are_no_mask_give_the_same_image_again(scan):
+    _, mps, kspace = scan
+    mask = make_mask("lines", SHAPE, 0.33)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    y, weights = kspace * mask, 0.3 + 0.7 * mask
+    images = [QPanRecon(y, mps, weights=weights, show_pbar=False).run() for _ in range(2)]
+    assert np.array_equal(*images)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
 def test_weights_that_are_no_mask_weigh_as_sigpys(scan):
     _, mps, kspace = scan
     mask = make_mask("lines", SHAPE, 0.5)

@@ -183,6 +183,7 @@ class TestCompare:
         method = best_method("tuned", 0.03)
         (entry,) = compare([make_case()], [method], rounds=0, evaluations=8, threads=1, tuned=known)
         assert entry.outcomes[0].parameters["lamda"] == pytest.approx(expected, rel=0.1)
+        assert entry.outcomes[0].given == (expected == 0.5)
 
     def test_starts_at_a_weight_found_under_another_mask(self) -> None:
         known = {(make_case(spec="lines:0.5").key, "tuned"): {"iterations": 3, "lamda": 0.5}}
@@ -205,6 +206,15 @@ def results() -> dict:
 
 
 class TestReport:
+    def test_weights_of_earlier_runs_are_told(self, results: dict) -> None:
+        def page() -> str:
+            return report.to_markdown(results).replace("\n", " ")
+
+        assert "(6 reconstructions a search); a network" in page()
+        for case in results["cases"][:3]:
+            next(o for o in case["outcomes"] if o["method"] == "wavelet")["given"] = True
+        assert "search; 3 of the 4 weights were found by searches of earlier runs); a network" in page()
+
     def test_json_holds_everything(self, results: dict) -> None:
         again = json.loads(json.dumps(results, allow_nan=False))
         assert again == results

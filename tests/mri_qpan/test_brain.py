@@ -171,7 +171,9 @@ def test_an_early_end_of_training_is_said():
     early = {"recipe": "a", "steps": 10, "planned_steps": 40, "steps_before": 5, "init": "a 1234"}
     assert brain._steps(early) == "15 (undertrained: 15 of 40 planned)"
     assert brain._steps({**early, "steps": 35}) == "40"
-    assert brain._steps({**early, "steps": 35, "init": "b 1234"}) == "40 (undertrained: 35 of 40 planned)"
+    other = brain._steps({**early, "steps": 35, "init": "b 1234"})
+    assert other == "40 (from b; undertrained: 35 of 40 planned)"
+    assert brain._steps({**early, "steps": 40, "init": "b 1234"}) == "45 (from b)"
     alone = {**early, "steps_before": 0, "init": None}
     assert brain._steps(alone) == "10 (undertrained: 10 of 40 planned)"
 

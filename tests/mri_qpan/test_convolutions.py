@@ -72,6 +72,13 @@ def test_output_and_gradients_are_those_of_float64(
         assert error(found, expected) < 2e-5
 
 
+def test_images_may_be_as_wide_as_any_file_has_them() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 32, 20, 12000), torch.randn(1, 32, 3, 3)
+    for image, by in ((x, weight), (x[:, :1], weight.transpose(0, 1))):
+        assert error(convolutions.convolve(image, by), F.conv2d(image, by, padding=1)) < 2e-5
+
+
 def test_any_number_of_threads_gives_the_same_output() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 32, 37, 70), torch.randn(32, 32, 3, 3)

@@ -40,6 +40,14 @@ def test_the_fall_is_that_of_the_power_law(power):
     assert found == pytest.approx(10 * np.log10(near / ring), abs=1.5)
 
 
+def test_a_centre_without_signal_has_no_fall():
+    samples = measurement()
+    samples[:, 24:41, 24:41] = 0
+    found = statistics(samples, np.ones(samples.shape[1:], bool), samples[0], 1.0)
+    assert "fall" not in found
+    assert unlike(found, RANGES) is not None
+
+
 def test_the_gap_is_the_largest_empty_circle():
     mask = np.ones((40, 80), bool)
     mask[20 - 8 : 20 + 9, 40 - 16 : 40 + 17] = False

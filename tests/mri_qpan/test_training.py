@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,9 +53,6 @@ channels = 2
 def _eager(monkeypatch):
     """Compiling would take longer than these trainings."""
     monkeypatch.setattr(ProximalNetwork, "compile_step", lambda self: None)
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +162,36 @@ def test_training_starts_from_a_network_of_other_penalties(bank, tmp_path):
     # MCP is new: it starts between the two.
     assert layer.raw_thresholds.tolist() == pytest.approx([-4.0, -3.5, -3.0], abs=1e-4)
     assert torch.allclose(layer.convolutions["G"](), source.layers[1].convolutions["G"](), atol=1e-4)
+
+
+def test_a_training_goes_on_longer_but_not_with_other_settings(bank, tmp_path):
+    plan = load(tmp_path, steps=4)
+    out = tmp_path / "out"
+    run(plan, bank, out)
+    with pytest.raises(InputError, match=r"other settings of tiny \(constraint, seed\)"):
+        run(dataclasses.replace(plan, constraint=0.02, seed=2), bank, out)
+    longer = dataclasses.replace(plan, steps=6, learning_rate=1e-3)
+    assert models.load_model(str(run(longer, bank, out))).card["training"]["planned_steps"] == 6
+
+
+def test_training_without_images_to_validate_on_ends_at_once(bank, tmp_path):
+    seen = []
+    with pytest.raises(InputError, match="no images to validate on"):
+        run(load(tmp_path), bank.of({"disc"}), tmp_path / "out", report=lambda *told: seen.append(told))
+    assert not seen
+
+
+def test_signals_are_the_callers_again_after_training(bank, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run(load(tmp_path, steps=2), bank, tmp_path / "out")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_training_runs_in_any_thread(bank, tmp_path):
+    plan = load(tmp_path, steps=2)
+    with ThreadPoolExecutor(1) as pool:
+        path = pool.submit(run, plan, bank, tmp_path / "out").result()
+    assert models.load_model(str(path)).card["training"]["steps"] == 2
 
 
 def test_a_checkpoint_of_another_order_is_refused(bank, tmp_path):
