@@ -142,8 +142,9 @@ def _protocol(results: Mapping[str, Any]) -> str:
 Every method gets the same samples, mask and coil maps (ESPIRiT, from the calibration region of the
 undersampled samples). The reference is the fully sampled image combined with those maps. The weight of every
 classical method is tuned for the PSNR of each slice and mask
-({settings["evaluations"]} reconstructions a search{earlier}); a network has nothing to tune. PSNR, SSIM, NMSE and HFEN compare magnitudes over the whole image; the
-data range is the reference's maximum. Seconds are those of one slice, from samples and maps in memory to the
+({settings["evaluations"]} reconstructions a search{earlier}); a network has nothing to tune. PSNR, SSIM, NMSE
+and HFEN compare magnitudes over the whole image; the data range is the reference's maximum. Seconds are those
+of one slice, from samples and maps in memory to the
 image in memory: the median over masks and {settings["rounds"]} round(s) through all methods after a warm-up;
 in brackets BART's own clock, without starting its process and exchanging files. Gain is the PSNR above the
 classical method that is best on average / above the best one of each input and mask, in dB."""
