@@ -86,14 +86,14 @@ def run(plan, bank, folder, **options):
 def test_training_learns_and_leaves_what_it_promises(bank, tmp_path):
     losses = []
     path = run(
-        load(tmp_path, steps=80),
+        load(tmp_path, steps=160),
         bank,
         tmp_path / "out",
         report=lambda step, steps, loss: losses.append(loss),
     )
     assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:10])
     model = models.load_model(str(path))
-    assert model.card["training"]["steps"] == 80
+    assert model.card["training"]["steps"] == 160
     assert model.card["figures"]["validation"]["psnr"] > 0
     low, high = model.card["training"]["seen"]["moved"]
     assert 0 < low < high
