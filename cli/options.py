@@ -62,7 +62,9 @@ Coils = Annotated[
 HardDc = Annotated[
     bool,
     typer.Option(
-        "--hard-dc", help="Put the acquired samples, noise included, back into every coil's k-space."
+        "--hard-dc",
+        help="Put the acquired samples, noise included, back into every coil's k-space. Refused along a"
+        " trajectory.",
     ),
 ]
 Strict = Annotated[

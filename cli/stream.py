@@ -51,15 +51,16 @@ def stream(
     place = find_device(device)
     chosen = get_method(models.DEFAULT if method is None else method, place)
     job = Job(chosen, place, compress=parse_number(coils), hard_dc=hard_dc)
-    images, failures = reconstruct_stream(
+    images, failures, passed = reconstruct_stream(
         sys.stdin.buffer,
         sys.stdout.buffer,
         job,
         round(memory * 2**30),
         lambda words: typer.echo(f"mri-qpan: {words}", err=True),
     )
-    typer.echo(f"mri-qpan: {images} images, {failures} failures", err=True)
+    further = f", {passed} passed on" if passed else ""
+    typer.echo(f"mri-qpan: {images} images, {failures} failures{further}", err=True)
     if failures:
         raise ReconError(f"{failures} of {images + failures} images failed")
-    if not images:
+    if not images + passed:
         raise InputError("the stream held no image")

@@ -52,7 +52,7 @@ def head(coils: int = 8, slices: int = 3, spacing: float = 14.0, seed: int = 0) 
     Returns
     -------
     Phantom
-        Intensities are those of a T1-weighted image with fat at 0.95.
+        Intensities are those of a T1-weighted image with fat at 0.9.
     """
     offsets = tuple((i - (slices - 1) // 2) * spacing for i in range(slices))
     return Phantom(

@@ -8,6 +8,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,7 @@ from mri_qpan.recon.report import Shown, page, show
 from mri_qpan.recon.slabs import reconstruct_slabs, study_slabs
 from mri_qpan.recon.study import Study, Undersampling, study
 from mri_qpan.recon.writers import DEFAULT, FORMATS, Format, find_formats, write_study_png
+from mri_qpan.recon.writers.dicom import leftovers, version
 
 PHASED = ("ismrmrd", "nifti", "png", "dicom")
 """Formats that phases are written in: the others hold complex images, or nothing but magnitudes."""
@@ -136,7 +138,8 @@ def reconstruct_file(
 
     Written are `<stem>_<method>` with the suffix of every format, a `.json` and, with `job.report`, an
     `.html`; where a file holds several encodings, `_encoding<n>` follows the method. All of them are moved
-    into place when all are complete; whatever goes wrong before leaves `folder` as it was.
+    into place when all are complete; whatever goes wrong before leaves `folder` as it was. Planes of a longer
+    DICOM series of the same name, from a run before, go.
 
     Parameters
     ----------
@@ -201,6 +204,11 @@ def reconstruct_file(
                 record["outputs"].append(html.name)
                 html.write_text(page(record, pages), encoding="utf-8")
             _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+            left = leftovers(folder, record["outputs"])
+        for plane, known in left.items():
+            with suppress(FileNotFoundError):
+                if version(plane) == known:
+                    plane.unlink()
     except OSError as error:
         words = error.strerror or f"{error} (is the disk full?)"
         raise WriteError(f"{path}: cannot write to {folder}: {words}") from error

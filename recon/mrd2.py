@@ -26,6 +26,8 @@ LIMITS = ("kspace_encoding_step_1", "kspace_encoding_step_2", *LOOPS)
 COUNTERS = ("kspace_encode_step_1", "kspace_encode_step_2", *LOOPS, "segment")
 SCALARS = ("scan_counter", "discard_pre", "discard_post", "center_sample", "encoding_space_ref")
 VECTORS = ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position")
+USERS = ("user_int", "user_float")
+MS = 10**6  # nanoseconds
 SYSTEM = {
     "system_vendor": "systemVendor",
     "system_model": "systemModel",
@@ -37,7 +39,7 @@ SYSTEM = {
 
 def reconstruct_stream(
     source: BinaryIO, sink: BinaryIO, job: Job, most: int, tell: Callable[[str], None]
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Read an MRD 2 stream and write one with its images, each as soon as its last line is there.
 
     The header and images that were in the stream go through as they are.
@@ -55,8 +57,8 @@ def reconstruct_stream(
 
     Returns
     -------
-    int, int
-        Images reconstructed, and those that failed.
+    int, int, int
+        Images reconstructed, those that failed, and those passed on.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def reconstruct_stream(
         writer.write_data(worker.items(reader.read_data()))
     if worker.damage is not None:
         raise worker.damage
-    return worker.images, worker.failures
+    return worker.images, worker.failures, worker.passed
 
 
 class _Worker:
@@ -88,7 +90,7 @@ class _Worker:
 
     def __init__(self, job: Job, xml: str, most: int, tell: Callable[[str], None]) -> None:
         self._session, self._painter, self._tell = Session(xml, WHERE, most), Painter(job, xml, WHERE), tell
-        self.images = self.failures = 0
+        self.images = self.failures = self.passed = 0
         self.damage: InputError | None = None
 
     def items(self, items: Iterator[Any]) -> Iterator[Any]:
@@ -101,6 +103,7 @@ class _Worker:
                     for lines in self._session.add(acquisition(item.value)):
                         yield from self._paint(lines)
                 elif type(item).__name__.startswith("StreamItem.Image"):
+                    self.passed += 1
                     yield item
             for lines in self._session.rest():
                 yield from self._paint(lines)
@@ -163,6 +166,9 @@ def _encoding(within: Element, encoding: mrd.EncodingType) -> None:
             _add(factors, step, getattr(parallel.acceleration_factor, step))
         if parallel.calibration_mode is not None:
             _add(imaging, "calibrationMode", parallel.calibration_mode.name.lower())
+        if parallel.multiband is not None:
+            multiband = SubElement(imaging, "multiband")
+            _add(multiband, "multiband_factor", parallel.multiband.multiband_factor)
 
 
 def _add(within: Element, tag: str, value: object) -> None:
@@ -190,7 +196,12 @@ def acquisition(found: mrd.Acquisition) -> Any:
         setattr(made, name, getattr(head, name) or 0)
     for name in VECTORS:
         getattr(made, name)[:] = [float(value) for value in getattr(head, name)]
-    made.acquisition_time_stamp = _in_units(head, "acquisition_time_stamp", 10**6)
+    for name in USERS:
+        values = getattr(head, name)[: len(getattr(made, name))]
+        getattr(made, name)[: len(values)] = values
+    made.acquisition_time_stamp = _in_units(head, "acquisition_time_stamp", MS)
+    physiology = _physiology(head)[: len(made.physiology_time_stamp)]
+    made.physiology_time_stamp[: len(physiology)] = physiology
     made.sample_time_us = _in_units(head, "sample_time", 10**3, "_us")
     return made
 
@@ -201,6 +212,12 @@ def _in_units(head: Any, name: str, nanoseconds: int, suffix: str = "") -> Any:
     if precise is None:
         return getattr(head, f"{name}{suffix}", None) or 0
     return precise / nanoseconds if suffix else precise // nanoseconds
+
+
+def _physiology(head: Any) -> list[int]:
+    """Return what `_in_units` does of the time stamps after triggers."""
+    precise = getattr(head, "physiology_time_stamp_ns", None)
+    return list(head.physiology_time_stamp) if precise is None else [stamp // MS for stamp in precise]
 
 
 def image_item(message: Any) -> Any:
@@ -222,11 +239,14 @@ def image_item(message: Any) -> Any:
     for name in LOOPS:
         setattr(head, name, int(getattr(message, name)))
     head.image_index, head.image_series_index = int(message.image_index), int(message.image_series_index)
-    stamp = int(message.acquisition_time_stamp)
+    for name in USERS:
+        setattr(head, name, list(getattr(message, name)))
+    stamp, physiology = int(message.acquisition_time_stamp), list(message.physiology_time_stamp)
     if hasattr(head, "acquisition_time_stamp_ns"):
-        head.acquisition_time_stamp_ns = stamp * 10**6
+        head.acquisition_time_stamp_ns = stamp * MS
+        head.physiology_time_stamp_ns = [moment * MS for moment in physiology]
     else:
-        head.acquisition_time_stamp = stamp
+        head.acquisition_time_stamp, head.physiology_time_stamp = stamp, physiology
     meta = {
         name: [mrd.ImageMetaValue.String(str(value)) for value in _values(values)]
         for name, values in message.meta.items()

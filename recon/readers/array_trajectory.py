@@ -22,6 +22,9 @@ LARGEST_MATRIX = 4096
 TOLERANCE = 1.05
 """Trajectories may reach a little beyond the matrix."""
 
+SHORT = 0.25
+"""Share of the matrix that trajectories over the field of view reach, unless of the centre alone."""
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -53,12 +56,13 @@ def in_field_of_view(
 ) -> NDArray[np.float32]:
     """Return coordinates in cycles over the field of view.
 
-    No file says their unit: up to 0.5 they are taken as cycles a pixel.
+    No file says their unit: up to 0.5 they are taken as cycles a pixel. Those up to pi that are a small part
+    of the matrix are neither: an image of so few cycles shows nothing.
 
     Parameters
     ----------
     coord
-        (sample, n), as some file has them.
+        (sample, n), as some file has them, x last.
     matrix
         Of that field of view, (n,).
     path
@@ -77,7 +81,29 @@ def in_field_of_view(
             f"{path}: a trajectory that reaches {reach:g} is beyond cycles a pixel (0.5) and cycles over the"
             f" field of view ({matrix.max() / 2:g}): rescale it"
         )
-    return (coord * (matrix if reach <= 0.5 * TOLERANCE else 1.0)).astype(np.float32)
+    if reach <= 0.5 * TOLERANCE:
+        return (coord * matrix).astype(np.float32)
+    plane, half = float(np.abs(coord[:, -2:]).max()), float(matrix[-2:].max()) / 2
+    if plane <= math.pi * TOLERANCE and plane < SHORT * half:
+        found = "a range from -1 to 1" if plane <= TOLERANCE else "radians a pixel (3.14)"
+        if plane <= 0.5 * TOLERANCE:
+            found = "cycles a pixel in plane alone"
+        raise InputError(
+            f"{path}: the trajectory reaches {plane:g} in plane, which looks like {found}: rescale it to"
+            f" cycles a pixel (0.5) or over the field of view ({half:g})"
+        )
+    return coord.astype(np.float32)
+
+
+def short_notes(coord: NDArray[np.float32], matrix: NDArray[np.float64]) -> list[str]:
+    """Say where coordinates (sample, n), in cycles over a field of view, reach little of its matrix (n,)."""
+    reach, half = float(np.abs(coord).max()), float(matrix.max()) / 2
+    if reach >= SHORT * half:
+        return []
+    return [
+        f"the trajectory reaches {reach:.3g} of {half:g} cycles over the field of view: if more was measured,"
+        " its unit is another"
+    ]
 
 
 def stream(
@@ -122,6 +148,7 @@ def stream(
     samples = array.transpose(order).reshape(*counted, channels, *shape)
     places = {Index(**dict(zip(counters, p, strict=True))): p for p in np.ndindex(*counted)}
     notes = [note, "the trajectory as the file has it: gradient delays uncorrected"]
+    notes += short_notes(coord, matrix)
     if not inside.all():
         notes.append(f"{(~inside).mean():.1%} of the samples lie beyond the matrix's resolution: left out")
     ny, nx = trajectory.matrix

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.readers.array_trajectory import short_notes
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_checks import name_of
 from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, plan
@@ -324,12 +325,17 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
             paths = zip(rows, file.samples(rows, "traj"), strict=True)
             raw = [planned.coordinates(row, path)[planned.kept(row)] for row, path in paths]
             coord = planned.in_encoded_field_of_view(raw, rows)
-            notes = planned.notes(index)
+            every = np.concatenate(coord)[:, -2:]
+            notes = (*planned.notes(index), *short_notes(every, planned.encoded[-2:]))
+            space = planned
             stack = find_stack(coord, int(planned.encoded[0])) if coord[0].shape[1] == 3 else None
             if stack is not None:
                 coord = [coord[row][:, 1:] for row in stack.rows[0]]
                 number = f"{stack.partitions.size} of {stack.depth} partitions"
                 notes = (*notes, f"{number}, all along one trajectory: transformed along z")
+                if stack.partitions.size > 1:  # a single one is a slice: nothing is resolved along z
+                    space, said = planned.of_stack()
+                    notes = (*notes, *said)
             places = np.concatenate(coord)
             places = (places / planned.ratio[-places.shape[1] :]).astype(np.float32)
             inside = planned.inside(places)
@@ -343,13 +349,13 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
             if stack is None:
                 data = np.concatenate(lines, axis=1)[:, None, None, inside]
             else:
-                data = planes_of_stack(stack, lines, inside, planned.recon_shape[0])
+                data = planes_of_stack(stack, lines, inside, space.recon_shape[0])
             scale = planned.noise_scale(index)
             yield KSpace(
                 data=data,
                 mask=np.ones(data.shape[1:], bool),
-                recon_shape=planned.recon_shape,
-                geometry=planned.geometry(index),
+                recon_shape=space.recon_shape,
+                geometry=space.geometry(index),
                 index=index,
                 stamp=planned.stamp(index),
                 noise_covariance=None if noise is None else (scale * noise).astype(np.complex64),

@@ -359,16 +359,26 @@ def _recon_space(
     for axis, n, wanted, length, target in zip(
         "xyz", shape[::-1], recon.matrix, fov_encoded, fov_recon, strict=True
     ):
-        cropped = min(n, max(1, round(n * target / length)))
-        size = min(n, wanted) if n == wanted or abs(cropped - wanted) <= 1 else cropped
-        if size != wanted and not (axis == "z" and n == 1):
-            notes.append(
-                f"the header asks for {wanted} pixels along {axis}; delivered uninterpolated: {size}"
-            )
+        size = uninterpolated(n, length, wanted, target)
+        if not (axis == "z" and n == 1):
+            notes += asked_for(wanted, size, axis)
         sizes.append(size)
         lengths.append(length * size / n)
     x, y, z = sizes
     return (z, y, x), (lengths[0], lengths[1], lengths[2]), tuple(notes)
+
+
+def uninterpolated(n: int, length: float, wanted: int, target: float) -> int:
+    """Return how many of `n` pixels over `length` (mm) to deliver of `wanted` ones over `target`."""
+    cropped = min(n, max(1, round(n * target / length)))
+    return min(n, wanted) if n == wanted or abs(cropped - wanted) <= 1 else cropped
+
+
+def asked_for(wanted: int, size: int, axis: str) -> list[str]:
+    """Say where `uninterpolated` is not what the header asks for."""
+    if size == wanted:
+        return []
+    return [f"the header asks for {wanted} pixels along {axis}; delivered uninterpolated: {size}"]
 
 
 def stamp_of(head: np.void) -> Stamp:

@@ -1,7 +1,9 @@
 """ISMRMRD measurements along a trajectory (radial, spiral): images and the place of every sample."""
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,11 @@ from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
 from mri_qpan.recon.readers.mrd_plan import (
     Measurement,
     Rows,
+    asked_for,
     geometry_of,
     group,
     stamp_of,
+    uninterpolated,
     unused,
 )
 
@@ -45,6 +49,8 @@ class TrajectoryPlan:
         Matrix (z, y, x) to deliver; z is 1 of slices.
     fov
         Its field of view (x, y, z) in mm.
+    asked
+        Pixels along z that the header asks for.
     encoded, ratio
         Encoded matrix, and the encoded field of view over the one delivered, both (z, y, x).
     centre
@@ -56,9 +62,21 @@ class TrajectoryPlan:
     images: dict[Index, Rows]
     recon_shape: tuple[int, int, int]
     fov: Vector
+    asked: int
     encoded: NDArray[np.float64]
     ratio: NDArray[np.float64]
     centre: int | None = None
+
+    def of_stack(self) -> tuple[TrajectoryPlan, list[str]]:
+        """Return the plan of a stack, whose planes are the encoded ones less the oversampling, and notes.
+
+        The transform along z is one on a grid: it crops, and interpolates nothing.
+        """
+        depth, (x, y, z) = int(self.encoded[0]), self.fov
+        length = float(self.ratio[0]) * z
+        planes = uninterpolated(depth, length, self.asked, z)
+        shape, fov = (planes, *self.recon_shape[1:]), (x, y, length * planes / depth)
+        return replace(self, recon_shape=shape, fov=fov), asked_for(self.asked, planes, "z")
 
     def kept(self, row: int | np.intp) -> slice:
         """Return the samples of an acquisition that are not to be discarded."""
@@ -183,6 +201,7 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
         images=images,
         recon_shape=shape,
         fov=(fov[0], fov[1], fov[2]),
+        asked=nz,
         encoded=np.array(encoded.matrix[::-1], np.float64),
         ratio=np.array([e / f for e, f in zip(fov_encoded[::-1], fov[::-1], strict=True)]),
         centre=centre,

@@ -18,7 +18,7 @@ from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.kspace import Image, ImageSeries
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
 from mri_qpan.recon.upright import upright
-from mri_qpan.recon.writers.moments import TICK_MS, counts_ticks
+from mri_qpan.recon.writers.moments import TICK_MS, counts_ticks, one_shot
 from mri_qpan.recon.writers.png import Tile, aspect_of, label, sheet, title, varying
 from mri_qpan.recon.writers.window import display_range
 
@@ -36,8 +36,8 @@ def write_animation(path: Path, series: ImageSeries) -> None:
     """Write a cine or dynamic series as an animated GIF that repeats for ever.
 
     A frame shows every slice, contrast and set of one repetition and phase, labelled, all frames in one
-    window. Frames last what the time stamps say (Siemens), else the sequence's TR, else 100 ms; no less than
-    20 ms and no more than a second. The frame says the time that it stands for.
+    window. Frames last what `frame_time` finds, no less than 20 ms and no more than a second. The frame says
+    the time that it stands for.
 
     Parameters
     ----------
@@ -79,7 +79,10 @@ def write_animation(path: Path, series: ImageSeries) -> None:
 
 
 def frame_time(images: Sequence[Image], header: Element) -> tuple[float, str | None]:
-    """Return how long a frame of a series lasts in ms, and what says so: None where nothing does.
+    """Return how long a frame of a series lasts in ms, and what says so: 100 ms and None where nothing does.
+
+    The time stamps do where their unit is known (Siemens), else the sequence's TR. Of repetitions it is the
+    frame's only where one shot measures an image (`one_shot`), of phases unless it is that of a line.
 
     Parameters
     ----------
@@ -88,8 +91,8 @@ def frame_time(images: Sequence[Image], header: Element) -> tuple[float, str | N
     header
         The ISMRMRD header.
     """
+    phases = len({image.index.phase for image in images}) > 1
     if counts_ticks(header):
-        phases = len({image.index.phase for image in images}) > 1
         stamps: dict[int, int] = {}
         for image in images:
             number = image.index.phase if phases else image.index.repetition
@@ -98,6 +101,8 @@ def frame_time(images: Sequence[Image], header: Element) -> tuple[float, str | N
         steps = [(stamps[b] - stamps[a]) / (b - a) for a, b in pairwise(sorted(stamps))]
         if min(steps) > 0:
             return TICK_MS * median(steps), "time stamps"
+    if not phases and not one_shot(header, images[0].index.encoding):
+        return UNSTATED_MS, None
     try:
         tr = float(text_of(header, "sequenceParameters/TR") or 0)
     except ValueError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 WHITEST = 32767  # some viewers take 16 bits as signed
 NAMESPACE = uuid.UUID("6b1f0c1e-4a39-4a39-9f5e-6f3f1f0f7d52")
 PRIVATE_GROUP = 0x2025
+NUMBERED = re.compile(r"(.+)_(\d{4}|[1-9]\d{4,})\.dcm", re.DOTALL)
 PROCESSING_EQUIPMENT = ("109102", "DCM", "Processing Equipment")
 
 TEXTS = {
@@ -120,6 +122,47 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
         pixels = series.pixels(image)[plane if image.data.shape[0] > 1 else 0]
         _set_pixels(dataset, np.round((pixels - least) / slope).astype(np.uint16))
         dataset.save_as(path.with_name(f"{path.stem}_{number:04d}.dcm"), enforce_file_format=True)
+
+
+def leftovers(folder: Path, written: Iterable[str]) -> dict[Path, tuple[int, int]]:
+    """Find the planes of series of before that newer ones, with fewer planes, do not replace.
+
+    Parameters
+    ----------
+    folder
+        Where they lie.
+    written
+        Names of the files that come into it, of any format.
+
+    Returns
+    -------
+    Files made by `write_dicom`, each with its `version`: one that a run beside this one has written since has
+    another.
+    """
+    new = set(written)
+    stems = {match[1] for name in new if (match := NUMBERED.fullmatch(name))}
+    found = {}
+    for path in sorted(folder.iterdir()) if stems else ():
+        match = NUMBERED.fullmatch(path.name)
+        if match and match[1] in stems and path.name not in new and _is_ours(path):
+            with suppress(FileNotFoundError):  # as where a run beside this one has removed it
+                found[path] = version(path)
+    return found
+
+
+def version(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is replaced by another of its name."""
+    stat = path.lstat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def _is_ours(path: Path) -> bool:
+    from pydicom import dcmread
+
+    try:
+        return "mri-qpan" in dcmread(path, stop_before_pixels=True).private_creators(PRIVATE_GROUP)
+    except Exception:  # what does not read as DICOM, for one of many reasons, is somebody else's
+        return False
 
 
 def _planes(images: list[Image]) -> Iterator[tuple[Image, int, Array]]:

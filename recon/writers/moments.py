@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,37 @@ def counts_ticks(header: Element) -> bool:
     """Return whether time stamps count `TICK_MS`, by the vendor in an ISMRMRD header."""
     vendor = text_of(header, "acquisitionSystemInformation/systemVendor") or ""
     return "siemens" in vendor.lower()
+
+
+def one_shot(header: Element, encoding: int) -> bool:
+    """Return whether an ISMRMRD header says that one echo train measures an image: the TR is then its time.
+
+    Parameters
+    ----------
+    header
+        The root.
+    encoding
+        Which of its encodings the image has.
+    """
+    found = header.findall("encoding")
+    if encoding >= len(found) or found[encoding].find("encodingLimits/kspace_encoding_step_1") is None:
+        return False
+    described = found[encoding]
+    counters = ("kspace_encoding_step_1", "kspace_encoding_step_2", "average")
+    try:
+        train = float(text_of(described, "echoTrainLength") or 0)
+        lines = math.prod(_span(described, f"encodingLimits/{counter}") for counter in counters)
+        factors = described.findall("parallelImaging/accelerationFactor/*")
+        times = math.prod(float(factor.text or 1) for factor in factors)
+    except ValueError:  # what is no number says nothing
+        return False
+    return 1 <= lines <= train * times
+
+
+def _span(described: Element, limits: str) -> float:
+    """Return how many values a counter takes, 1 where the header has no limits of it."""
+    first, last = (text_of(described, f"{limits}/{end}") for end in ("minimum", "maximum"))
+    return float(last or 0) - float(first or 0) + 1
 
 
 def trigger_times(images: Sequence[Image], header: Element) -> dict[Index, float]:

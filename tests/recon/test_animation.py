@@ -121,6 +121,11 @@ def test_the_time_of_repetitions(tmp_path: Path) -> None:
     assert frames(tmp_path / "a.gif")[1] == [100] * 4  # 40 ticks
 
 
+def test_the_tr_of_lines_is_not_that_of_repetitions(tmp_path: Path) -> None:
+    write_animation(tmp_path / "a.gif", cine(phases=1, repetitions=4, header=xml("Other", "500")))
+    assert frames(tmp_path / "a.gif")[1] == [100] * 4
+
+
 def test_clocks_that_stand_still_are_no_clocks(tmp_path: Path) -> None:
     write_animation(tmp_path / "a.gif", cine(header=xml("Siemens", "60"), ticks=0))
     assert frames(tmp_path / "a.gif")[1] == [60] * 5

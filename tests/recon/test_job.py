@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,56 @@ def test_existing_outputs_are_replaced(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "scan_zero-filled.png").write_text("old")
     reconstruct_file(raw, tmp_path, ZERO_FILLED)
     assert (tmp_path / "scan_zero-filled.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_planes_of_a_longer_series_before_go(tmp_path: Path, small_kspace: Maker) -> None:
+    """Nobody else's files of a like name, nor those of a series that is not made again."""
+    raw, folder, stem = tmp_path / "scan.h5", tmp_path / "out", "scan_zero-filled"
+    folder.mkdir()
+
+    def made(planes: int, phase: bool) -> list[str]:
+        raw.unlink(missing_ok=True)
+        write_raw(raw, [small_kspace(Index(slice=s), coils=1) for s in range(planes)])
+        job = replace(ZERO_FILLED, formats=find_formats(["dicom"]), phase=phase)
+        reconstruct_file(raw, folder, job)
+        return [name for name in names(folder) if name.endswith(".dcm")]
+
+    both = made(4, phase=True)
+    assert len(both) == 8
+    phases = [name for name in both if "phase" in name]
+    others = [
+        f"{stem}_0007.dcm",
+        f"{stem}_1.dcm",
+        f"{stem}_00008.dcm",
+        "other_0003.dcm",
+        f"{stem}_0003.dcm.bak",
+    ]
+    (folder / others[0]).write_text("someone's notes")
+    for name in others[1:]:
+        (folder / name).write_bytes((folder / both[0]).read_bytes())
+    left = made(2, phase=False)
+    assert left == sorted([f"{stem}_0001.dcm", f"{stem}_0002.dcm", *phases, *others[:4]])
+    assert (folder / others[4]).exists()
+
+
+def test_planes_that_another_run_has_just_written_stay(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(ZERO_FILLED, formats=find_formats(["dicom"]))
+    reconstruct_file(raw, tmp_path, job)
+    late = tmp_path / "scan_zero-filled_0005.dcm"
+    late.write_bytes((tmp_path / "scan_zero-filled_0001.dcm").read_bytes())
+    before = os.replace
+
+    def meanwhile(source: Path, target: Path) -> None:
+        before(source, target)
+        if target.suffix == ".dcm":
+            (tmp_path / "new").write_bytes(target.read_bytes())
+            before(tmp_path / "new", late)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    reconstruct_file(raw, tmp_path, job)
+    assert late.exists()
 
 
 def failing_at(number: int, error: BaseException) -> Method:

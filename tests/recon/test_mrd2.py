@@ -66,7 +66,9 @@ def read(data: bytes) -> list[Any]:
         return [item.value for item in reader.read_data()]
 
 
-def run(data: bytes, job: Job | None = None, words: list[str] | None = None) -> tuple[tuple[int, int], bytes]:
+def run(
+    data: bytes, job: Job | None = None, words: list[str] | None = None
+) -> tuple[tuple[int, int, int], bytes]:
     sink, said = io.BytesIO(), [] if words is None else words
     counts = reconstruct_stream(io.BytesIO(data), sink, job or zero_filled(), 10**9, said.append)
     return counts, sink.getvalue()
@@ -75,7 +77,7 @@ def run(data: bytes, job: Job | None = None, words: list[str] | None = None) -> 
 def test_slices_become_images() -> None:
     kspace = [random_kspace(1, NY, NX, seed=number) for number in range(2)]
     counts, out = run(stream(*(readout(kspace[s], y, s) for s in range(2) for y in range(NY))))
-    assert counts == (2, 0)
+    assert counts == (2, 0, 0)
     found = read(out)
     assert [image.head.slice for image in found] == [0, 1]
     for image, measured in zip(found, kspace, strict=True):
@@ -93,16 +95,31 @@ def test_an_image_passes_through() -> None:
         head=mrd.ImageHeader(image_type=mrd.ImageType.MAGNITUDE), data=np.ones((1, 1, 4, 5), np.float32)
     )
     counts, out = run(stream(mrd.StreamItem.ImageFloat(image)))
-    assert counts == (0, 0)
+    assert counts == (0, 0, 1)
     (found,) = read(out)
     np.testing.assert_array_equal(found.data, image.data)
+
+
+@pytest.mark.parametrize(("held", "code"), [(1, 0), (0, 3)])
+def test_images_alone_are_no_empty_stream(held: int, code: int) -> None:
+    image = mrd.Image(
+        head=mrd.ImageHeader(image_type=mrd.ImageType.MAGNITUDE), data=np.ones((1, 1, 4, 5), np.float32)
+    )
+    command = [sys.executable, "-m", "mri_qpan.cli", "stream", "-m", "zero-filled", "--device", "cpu"]
+    done = subprocess.run(
+        command, input=stream(*[mrd.StreamItem.ImageFloat(image)] * held), capture_output=True
+    )
+    assert done.returncode == code, done.stderr
+    assert len(read(done.stdout)) == held
+    assert (b"0 images, 0 failures, 1 passed on" in done.stderr) == held
+    assert (b"held no image" in done.stderr) == (not held)
 
 
 def test_a_bad_image_costs_no_other() -> None:
     kspace, words = random_kspace(1, NY, NX), []
     bad = [readout(kspace * np.nan, NY - 1, 0)]
     counts, out = run(stream(*bad, *(readout(kspace, y, 1) for y in range(NY))), words=words)
-    assert counts == (1, 1)
+    assert counts == (1, 1, 0)
     assert len(read(out)) == 1
     assert "error:" in "".join(words)
 
@@ -126,6 +143,61 @@ def test_headers_keep_what_a_reconstruction_needs() -> None:
     assert encoding.step_1.center == NY // 2
     assert encoding.trajectory == "cartesian"
     assert (found.vendor, found.relative_noise_bandwidth) == ("a < b", 0.75)
+
+
+def test_slices_excited_together_are_refused() -> None:
+    found = header()
+    factors = mrd.ParallelImagingType(multiband=mrd.MultibandType(multiband_factor=3))
+    found.encoding[0].parallel_imaging = factors
+    assert parse_header(header_xml(found), "").encodings[0].bands == 3
+    sink, words = io.BytesIO(), []
+    with mrd.BinaryMrdWriter(sink) as writer:
+        writer.write_header(found)
+        writer.write_data([readout(random_kspace(1, NY, NX), y) for y in range(NY)])
+    assert run(sink.getvalue(), words=words)[0] == (0, 1, 0)
+    assert "3 slices were excited together" in "".join(words)
+
+
+PRECISE = hasattr(mrd.AcquisitionHeader(), "acquisition_time_stamp_ns")
+TIMES = [f"{kind}_time_stamp{'_ns' * PRECISE}" for kind in ("acquisition", "physiology")]
+"""MRD 2.2 counts nanoseconds, 2.1 does not."""
+
+
+def set_times(head: Any, acquisition: int, physiology: list[int]) -> None:
+    """Set times in ms."""
+    unit = 10**6 if PRECISE else 1
+    for name, value in zip(TIMES, (unit * acquisition, [unit * t for t in physiology]), strict=True):
+        setattr(head, name, value)
+
+
+def test_an_image_has_its_readouts_stamps_and_user_values() -> None:
+    kspace = random_kspace(1, NY, NX)
+    items = [readout(kspace, y) for y in range(NY)]
+    for y, item in enumerate(items):
+        head = item.value.head
+        set_times(head, 1000 + y, [y, 2])
+        head.user_int, head.user_float = [y, -2, 3], [0.5, y]
+    (found,) = read(run(stream(*items))[1])
+    centre = NY // 2
+    wanted = mrd.ImageHeader(image_type=mrd.ImageType.MAGNITUDE)
+    set_times(wanted, 1000 + centre, [centre, 2, 0])
+    for name in TIMES:
+        assert getattr(found.head, name) == getattr(wanted, name)
+    assert found.head.user_int == [centre, -2, 3, 0, 0, 0, 0, 0]
+    assert found.head.user_float == [0.5, centre, 0, 0, 0, 0, 0, 0]
+
+
+def test_times_in_nanoseconds() -> None:
+    """As MRD 2.2 has them: either version of mrd-python may be installed."""
+    made = mrd.Acquisition(data=np.ones((1, 4), np.complex64))
+    for name in ("acquisition_time_stamp", "physiology_time_stamp", "sample_time_us"):
+        vars(made.head).pop(name, None)
+    made.head.acquisition_time_stamp_ns = 5_000_000
+    made.head.physiology_time_stamp_ns = [7_900_000, 8_000_000]
+    made.head.sample_time_ns = 2500
+    found = acquisition(made)
+    assert (found.acquisition_time_stamp, list(found.physiology_time_stamp)) == (5, [7, 8, 0])
+    assert found.sample_time_us == 2.5
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -180,6 +180,16 @@ def test_a_trajectory_for_every_slice_and_a_matrix_that_cuts(tmp_path: Path) -> 
     assert second.index == Index(slice=1)
 
 
+@pytest.mark.parametrize(("matrix", "reach"), [(2, 1.0), (6, 3.0), (12, np.pi), (24, 3.5), (32, 0.5)])
+def test_small_matrices_reach_little(tmp_path: Path, matrix: int, reach: float) -> None:
+    np.save(tmp_path / "k.npy", reach * np.exp(2j * np.arange(49)) * np.linspace(0, 1, 49))
+    np.save(tmp_path / "data.npy", random_kspace(49))
+    (image,) = open_kspace(tmp_path / "data.npy", f"sample@{tmp_path / 'k.npy'}:{matrix}")
+    assert image.coord is not None
+    wanted = reach * matrix if reach == 0.5 else reach
+    assert float(np.linalg.norm(image.coord[-1])) == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("dims", "words"),
     [
@@ -194,6 +204,8 @@ def test_a_trajectory_for_every_slice_and_a_matrix_that_cuts(tmp_path: Path) -> 
         ("data:sample,coil@zero:16", "zero everywhere"),
         ("data:sample,coil@nan:16", "not finite"),
         ("data:sample,coil@far:16", "rescale it"),
+        ("data:sample,coil@radians:32", "radians a pixel"),
+        ("data:sample,coil@normalised:32", "from -1 to 1"),
         ("data:sample,coil@k:1024", "too few"),
         ("wrong:sample,coil@k:16", "k-space is complex"),
     ],
@@ -201,6 +213,7 @@ def test_a_trajectory_for_every_slice_and_a_matrix_that_cuts(tmp_path: Path) -> 
 def test_trajectories_that_do_not_fit(tmp_path: Path, dims: str, words: str) -> None:
     k = np.linspace(-0.5, 0.5, 40)[:, None] * np.exp(1j)
     others = {"wrong": np.ones((40, 3)), "zero": 0 * k, "nan": k * np.nan, "far": 100 * k}
+    others |= {"radians": 2 * np.pi * k, "normalised": 2 * k}
     scipy.io.savemat(tmp_path / "k.mat", {"data": random_kspace(40, 2), "k": k} | others)
     with pytest.raises(InputError, match=words):
         open_kspace(tmp_path / "k.mat", dims)

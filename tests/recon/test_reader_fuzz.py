@@ -44,7 +44,7 @@ def radial(path: Path) -> None:
 def stack(path: Path) -> None:
     made = []
     for number in range(4 * NY):
-        coord = np.full((NX, 3), 0.1 * (number % NY), np.float32)
+        coord = np.full((NX, 3), 0.5 * (number % NY), np.float32)
         coord[:, 2] = number // NY - 2
         made.append(ismrmrd.Acquisition.from_array(KSPACE[:, number % NY], coord))
     write_mrd(path, header_xml((NX, NY, 4), trajectory="other"), made)

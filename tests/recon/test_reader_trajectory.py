@@ -69,6 +69,23 @@ def test_coordinates_are_over_the_field_of_view_delivered(path: Path, unit: floa
     assert kspace.geometry.fov == (N, N, 1)
 
 
+@pytest.mark.parametrize(("unit", "words"), [(2 * np.pi / N, "radians a pixel"), (2 / N, "from -1 to 1")])
+def test_other_units_are_refused(path: Path, unit: float, words: str) -> None:
+    message = refused(write(path, XML, acquisitions(unit)))
+    assert words in message
+    assert "cycles a pixel (0.5) or over the field of view (32)" in message
+
+
+def test_a_trajectory_of_the_centre_alone_is_read_and_told_of(path: Path) -> None:
+    made = acquisitions(2.0)
+    for acquisition in made:
+        acquisition.discard_post = 7 * N // 4
+    write(path, XML, made)
+    (kspace,) = open_kspace(path)
+    np.testing.assert_allclose(kspace.coord, spokes()[:, : N // 4].reshape(-1, 2), atol=1e-4)
+    assert "reaches 3.5 of 32 cycles" in str(kspace.notes)
+
+
 @pytest.mark.parametrize("compress", [None, 3])
 def test_the_image_stands_where_the_object_is(path: Path, compress: int | None) -> None:
     write(path, XML, acquisitions())
@@ -118,13 +135,20 @@ def test_the_noise_scan_has_its_own_bandwidth(
     np.testing.assert_allclose(np.diag(kspace.noise_covariance).real, power, rtol=0.1)
 
 
-def test_network_hard_dc_and_maps(path: Path) -> None:
+def test_network_and_maps(path: Path) -> None:
     write(path, XML, acquisitions())
     (kspace,) = open_kspace(path)
-    soft = reconstruct(kspace, get_method("qpan+-1bit"))
-    hard = reconstruct(kspace, get_method("qpan+-1bit"), hard_dc=True, mps=phantom()[1])
-    assert hard.figures.residual < soft.figures.residual
-    assert any("maps as given" in note for note in hard.notes)
+    estimated = reconstruct(kspace, get_method("qpan+-1bit"))
+    given = reconstruct(kspace, get_method("qpan+-1bit"), mps=phantom()[1])
+    assert given.figures.residual < estimated.figures.residual
+    assert any("maps as given" in note for note in given.notes)
+
+
+def test_no_sample_can_be_put_back(path: Path) -> None:
+    write(path, XML, acquisitions())
+    (kspace,) = open_kspace(path)
+    with pytest.raises(InputError, match=r"--hard-dc: .* along a trajectory"):
+        reconstruct(kspace, get_method("qpan+-1bit"), hard_dc=True)
 
 
 def test_discarded_samples_and_further_dimensions_are_left_out(path: Path) -> None:

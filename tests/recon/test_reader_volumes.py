@@ -6,7 +6,7 @@ import ismrmrd
 import numpy as np
 import pytest
 import sigpy as sp
-from mrd_files import header_xml, refused, write
+from mrd_files import header_xml, limit_xml, refused, write
 from numpy.typing import NDArray
 
 from mri_qpan import bart
@@ -138,6 +138,43 @@ def test_oversampled_and_missing_partitions(path: Path) -> None:
     assert error(result.image.data, image) < 0.3
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "recon", "fov", "planes"),
+    [(2, 9, 18, 9), (2, 18, 18, 9), (3, 18, 18, 9), (3, 6, 24, 12), (2, 20, 17, 8), (2, 1, 24, 12)],
+)
+def test_planes_keep_the_spacing_that_was_encoded(
+    path: Path, dimensions: int, recon: int, fov: int, planes: int
+) -> None:
+    """A reconSpace of other pixels along z: as on a grid, cropped to its field of view, not interpolated."""
+    image, mps = volume(DEPTH)
+    coord = radial()
+    made = acquisitions(sampled(image, mps, coord), coord, dimensions)
+    sizes = {"fov": (N, N, 2 * DEPTH), "recon_fov": (N, N, fov)}
+    write(path, header_xml((N, N, DEPTH), (N, N, recon), trajectory="radial", **sizes), made)
+    (kspace,) = open_kspace(path)
+    assert kspace.recon_shape == (planes, N, N)
+    assert kspace.geometry.fov == (N, N, 2 * planes)
+    start = DEPTH // 2 - planes // 2
+    wanted = sampled(image, mps, coord[0][..., 1:]).reshape(COILS, DEPTH, -1)[:, start : start + planes]
+    np.testing.assert_allclose(kspace.data[:, :, 0], wanted, atol=2e-3 * np.abs(wanted).max())
+    asked = f"asks for {recon} pixels along z; delivered uninterpolated: {planes}"
+    assert (asked in str(kspace.notes)) == (recon != planes)
+
+
+def test_a_single_partition_is_a_slice(path: Path) -> None:
+    """Of a header that counts slices as partitions: nothing is resolved along z."""
+    image, mps = volume(DEPTH)
+    coord = radial()[:1]
+    coord[..., 0] = 0
+    made = acquisitions(sampled(image, mps, coord), coord, 2)
+    limits = limit_xml("kspace_encoding_step_2", 0, 0)
+    sizes = {"fov": (N, N, 40), "recon_fov": (N, N, 40), "limits": limits}
+    write(path, header_xml((N, N, 8), (N, N, 1), trajectory="radial", **sizes), made)
+    (kspace,) = open_kspace(path)
+    assert kspace.recon_shape == (1, N, N)
+    assert kspace.geometry.fov == (N, N, 40)
+
+
 def test_turned_partitions_take_the_3d_transform(path: Path) -> None:
     image, mps = volume(DEPTH)
     coord = radial(turned=0.3)
@@ -213,5 +250,7 @@ def test_files_that_cannot_be_used(path: Path) -> None:
     made = acquisitions(samples, coord, 2)
     assert "single one" in refused(write(path, header(1), made))
     assert "along z" in refused(write(path.with_name("2.h5"), header(DEPTH - 2), made))
+    mixed = acquisitions(samples, coord * np.array([1, 1 / N, 1 / N], np.float32))
+    assert "in plane alone" in refused(write(path.with_name("4.h5"), header(DEPTH), mixed))
     made[7] = acquisitions(samples, coord)[7]
     assert "others 3-D" in refused(write(path.with_name("3.h5"), header(DEPTH), made))

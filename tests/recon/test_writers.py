@@ -153,12 +153,41 @@ def test_nifti_puts_repetitions_last_and_says_who_made_it(tmp_path: Path) -> Non
     assert json.loads(nifti.header.extensions[0].get_content()) == PROVENANCE
 
 
+def limit(counter: str, count: int) -> str:
+    """Of a counter that goes up to `count` - 1."""
+    return f"<{counter}><minimum>0</minimum><maximum>{count - 1}</maximum></{counter}>"
+
+
+def encoded(
+    lines: int, train: int | str | None, partitions: int = 1, averages: int = 1, times: int = 1
+) -> str:
+    """The part of a header that tells how many shots an image takes."""
+    limits = limit("kspace_encoding_step_1", lines) + limit("kspace_encoding_step_2", partitions)
+    factors = f"<kspace_encoding_step_1>{times}</kspace_encoding_step_1>"
+    return (
+        f"<encoding><encodingLimits>{limits}{limit('average', averages)}</encodingLimits>"
+        f"<parallelImaging><accelerationFactor>{factors}</accelerationFactor></parallelImaging>"
+        + (f"<echoTrainLength>{train}</echoTrainLength>" if train is not None else "")
+        + "</encoding><sequenceParameters><TR>2500</TR></sequenceParameters>"
+    )
+
+
 @pytest.mark.parametrize(
     ("counter", "header", "seconds"),
     [
-        ("repetition", "<sequenceParameters><TR>2500</TR></sequenceParameters>", 2.5),
+        ("repetition", encoded(64, 64), 2.5),
+        ("repetition", encoded(64, 32, times=2), 2.5),
+        ("repetition", encoded(1, 1), 2.5),
+        ("repetition", encoded(64, 1), 0),  # spin echo: 64 TR
+        ("repetition", encoded(64, 32), 0),
+        ("repetition", encoded(64, None), 0),
+        ("repetition", encoded(64, "many"), 0),
+        ("repetition", encoded(64, 64, partitions=8), 0),
+        ("repetition", encoded(64, 64, averages=2), 0),
+        ("repetition", encoded(64, 64).replace("kspace_encoding_step_1>", "segment>"), 0),
+        ("repetition", "<sequenceParameters><TR>2500</TR></sequenceParameters>", 0),
         ("repetition", "", 0),
-        ("contrast", "<sequenceParameters><TR>2500</TR></sequenceParameters>", 0),
+        ("contrast", encoded(64, 64), 0),
     ],
 )
 def test_nifti_tells_no_time_that_it_does_not_know(
