@@ -1,10 +1,27 @@
 """The intensity scale that networks and solvers see."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 LARGEST = 500
 """One pixel in so many is brighter than the robust maximum: integers, so that sizes can be symbols."""
+
+
+class Level(NamedTuple):
+    """How strong an image's A^H y is, for what has to treat another part of it alike.
+
+    Attributes
+    ----------
+    scale
+        Its robust maximum.
+    power
+        Mean of abs(A^H y)^2, at that scale.
+    """
+
+    scale: float
+    power: float
 
 
 def robust_scale(image: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import ifft, ifft_numpy
+from mri_qpan.recon.compression import correlations, outwards
 from mri_qpan.recon.memo import Memo, fingerprint
 
 KERNEL = 6
@@ -104,7 +105,7 @@ def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, noise: flo
     InputError
         If the calibration region is narrower than the kernel.
     """
-    maps = _maps(calib, shape, sets, noise)
+    maps = _maps(calib, shape, sets, noise, _strongest_combination(calib))
     return maps[0] if sets == 1 else maps
 
 
@@ -130,14 +131,18 @@ def maps_of_slice(samples: Complex, mask: NDArray[np.bool_], noise: float = 0.0)
     return espirit(samples[:, block[1], block[2]], (mask.shape[0], mask.shape[1]), noise=noise)
 
 
-def _maps(calib: Complex, shape: tuple[int, int], sets: int, noise: float, floor: float = 0.0) -> Complex:
-    """`espirit`, (set, coil, y, x), from kernels whose singular values are above `floor` too."""
+def _maps(
+    calib: Complex, shape: tuple[int, int], sets: int, noise: float, reference: Tensor, floor: float = 0.0
+) -> Complex:
+    """`espirit`, (set, coil, y, x), from kernels whose singular values are above `floor` too.
+
+    `reference` (coil,) is the combination of the coils that has phase 0.
+    """
     coils = calib.shape[0]
     correlation = _kernel_correlation(calib, noise, floor)
     maps = np.zeros((sets, coils, *shape), np.complex64)
     if correlation is None:
         return maps
-    reference = _strongest_combination(calib)
     if sets == 1:
         start = _settled(correlation, calib, shape, reference)
     else:
@@ -204,6 +209,7 @@ def slab_maps(
     sets: int = 1,
     noise: float = 0.0,
     floor: float = 0.0,
+    reference: Complex | None = None,
 ) -> Complex:
     """Estimate the maps of a 3-D slab: ESPIRiT in the (z, y) plane of every x.
 
@@ -219,6 +225,8 @@ def slab_maps(
         As for `espirit`.
     floor
         Singular values below are noise (see `strongest_floor`), besides those that no x shows.
+    reference
+        Combination of the coils that has phase 0 at every x, (coil, x); None: `references` of this block.
 
     Returns
     -------
@@ -229,8 +237,39 @@ def slab_maps(
     planes = ifft_numpy(padded, (-1,))
     noise *= math.sqrt(calib.shape[3] / shape[2])
     floor = max(floor, *(_spectrum(planes[..., x], noise)[2] for x in range(shape[2])))
-    maps = np.stack([_maps(planes[..., x], shape[:2], sets, noise, floor) for x in range(shape[2])], axis=-1)
+    if reference is None:
+        reference = references(correlations(planes))
+    turns = torch.from_numpy(np.ascontiguousarray(reference.T))
+    maps = np.stack(
+        [_maps(planes[..., x], shape[:2], sets, noise, turns[x], floor) for x in range(shape[2])], axis=-1
+    )
     return maps[0] if sets == 1 else maps
+
+
+def references(correlation: NDArray[np.complex128]) -> Complex:
+    """Return strong combinations of the coils, (coil, x), whose phases go on smoothly along x.
+
+    The strongest ones are known up to a phase each, and jump where two coils are as strong. These start there
+    where there is most signal and take a step of the power method from each x to the next: C is not negative,
+    so neighbours r and C r have no phase between them.
+
+    Parameters
+    ----------
+    correlation
+        C, of the coils at every x, (x, coil, coil), as `compression.correlations` returns it.
+    """
+    power = np.trace(correlation, axis1=1, axis2=2).real
+    first = int(np.argmax(power))
+    # Where there is next to no signal the combination stays what it was.
+    steady = (THRESHOLD**2 * power[first] or 1.0) * np.eye(correlation.shape[1])
+    strongest = np.linalg.eigh(correlation[first])[1][:, -1]
+    found = np.empty(correlation.shape[:2], np.complex128)
+    # The phase does not depend on what LAPACK returns.
+    found[first] = strongest * np.exp(-1j * np.angle(strongest[np.argmax(np.abs(strongest))]))
+    for x, neighbour in outwards(first, len(found)):
+        stepped = (correlation[x] + steady) @ found[neighbour]
+        found[x] = stepped / np.linalg.norm(stepped)
+    return np.ascontiguousarray(found.T, np.complex64)
 
 
 def strongest_floor(plane: Complex, noise: float = 0.0) -> float:

@@ -165,14 +165,16 @@ def aligned(mixer: Complex) -> Complex:
     jump along the readout, and have no smooth sensitivity maps.
     """
     found = mixer.copy()
-    centre = len(mixer) // 2
-    for x, neighbour in [
-        *((x, x - 1) for x in range(centre + 1, len(mixer))),
-        *((x, x + 1) for x in range(centre - 1, -1, -1)),
-    ]:
+    for x, neighbour in outwards(len(mixer) // 2, len(mixer)):
         left, _, right = np.linalg.svd(found[neighbour] @ found[x].conj().T)
         found[x] = (left @ right) @ found[x]
     return found
+
+
+def outwards(first: int, length: int) -> list[tuple[int, int]]:
+    """Return every place but the first with its neighbour on the way to that one, in an order outwards."""
+    after = [(x, x - 1) for x in range(first + 1, length)]
+    return after + [(x, x + 1) for x in range(first - 1, -1, -1)]
 
 
 def _windowed(correlation: NDArray[np.complex128]) -> NDArray[np.complex128]:

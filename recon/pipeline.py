@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mri_qpan.encoding import Encoding, Normal, Reconstructor
-from mri_qpan.errors import ReconError
+from mri_qpan.errors import InputError, ReconError
 from mri_qpan.networks import Network, ProximalNetwork
 from mri_qpan.networks.contraction import of_contraction
 from mri_qpan.noncartesian import NonCartesian
@@ -23,7 +23,7 @@ from mri_qpan.recon.partial_fourier import UNKNOWN, Edge, edge_signal, fill_edge
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.recon.views import Views, take_views
 from mri_qpan.sampling_masks import mask_hash, ratio_of
-from mri_qpan.scaling import robust_scale
+from mri_qpan.scaling import Level, robust_scale
 
 Complex = NDArray[np.complex64]
 
@@ -63,7 +63,7 @@ class Result:
 
     `likeness` are the statistics that are held against the model's training (`familiar.measure`). `maps` are
     those of what the measurement's noise does to it, if asked for (`recon.noise`).
-    `scale` is what the method saw as 1.
+    `level` is what the method took for that of A^H y.
     """
 
     image: Image
@@ -73,7 +73,7 @@ class Result:
     likeness: dict[str, float] = field(default_factory=dict)
     views: Views | None = None
     maps: dict[Quantity, Image] = field(default_factory=dict)
-    scale: float = 1.0
+    level: Level | None = None
 
 
 def reconstruct(
@@ -88,8 +88,9 @@ def reconstruct(
     views: bool = False,
     contraction: bool = False,
     replicas: int = 0,
-    scale: float | None = None,
+    level: Level | None = None,
     floor: float = 0.0,
+    zero_phase: Complex | None = None,
     edge: Edge | None = None,
 ) -> Result:
     """Reconstruct one image.
@@ -109,7 +110,7 @@ def reconstruct(
         Number of virtual channels to compress the channels to (see `compression.Number`); None keeps all.
     hard_dc
         Put the acquired samples back into the k-space of every coil and combine the coils again. With one
-        coil they then agree exactly; with several, as far as their maps and noise let them.
+        coil they then agree exactly; with several, as far as their maps and noise let them. On a grid alone.
     partial_fourier
         What fills an edge of k-space that was never acquired, see `partial_fourier.fill_edge`.
     views
@@ -118,10 +119,12 @@ def reconstruct(
         Work a network once more, in float32, for its contraction figures (`networks.contraction`).
     replicas
         Reconstruct so many copies with the measurement's noise added once more, for maps of what it does.
-    scale
-        What the method is to see as 1 instead of the robust maximum of A^H y.
+    level
+        Of the image that this is a part of; None: its own. Its `scale` is what the method sees as 1.
     floor
         See `coils.slab_maps`.
+    zero_phase
+        See `prepare.prepare`.
     edge
         What became of such an edge before in the series (see `partial_fourier.plan_edge`).
 
@@ -133,18 +136,20 @@ def reconstruct(
     Raises
     ------
     InputError
-        If the samples cannot be used.
+        If the samples cannot be used, or are to be put back (`hard_dc`) along a trajectory.
     ReconError
         If the method fails: out of memory, values that are not finite.
     """
+    if hard_dc and kspace.coord is not None:
+        raise InputError("--hard-dc: samples along a trajectory cannot be put back: leave it out")
     started = time.perf_counter()
-    prepared = prepare(kspace, mps=mps, sets=None, compress=compress, floor=floor)
+    prepared = prepare(kspace, mps=mps, sets=None, compress=compress, floor=floor, zero_phase=zero_phase)
     seconds = time.perf_counter() - started
     options: dict[str, Any] = {
         "device": device,
         "hard_dc": hard_dc,
         "partial_fourier": partial_fourier,
-        "scale": scale,
+        "level": level,
     }
     shown: dict[str, Any] = {"views": views, "contraction": contraction, "edge": edge}
     result = solve(prepared, kspace, method, maps_seconds=seconds, **shown, **options)
@@ -163,13 +168,13 @@ def with_noise_maps(
     device: torch.device | str = "cpu",
     hard_dc: bool = False,
     partial_fourier: str = "auto",
-    scale: float | None = None,
+    level: Level | None = None,
 ) -> Result:
     """Add maps of what the measurement's noise does to the image (see `recon.noise`)."""
     edge = result.figures.partial_fourier
 
     def again(replica: Prepared) -> NDArray[np.complex64]:
-        options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier, "scale": scale}
+        options: dict[str, Any] = {"hard_dc": hard_dc, "partial_fourier": partial_fourier, "level": level}
         # A replica's noise is twice the measurement's: it must not decide again.
         return solve(replica, kspace, method, device=device, edge=edge, **options).image.data
 
@@ -201,7 +206,7 @@ def solve(
     partial_fourier: str = "auto",
     views: bool = False,
     contraction: bool = False,
-    scale: float | None = None,
+    level: Level | None = None,
     edge: Edge | None = None,
 ) -> Result:
     """Run `method` on prepared samples; `kspace` says where the image lies. Else as `reconstruct`."""
@@ -209,9 +214,10 @@ def solve(
     encoding, samples = to_torch(prepared, device)
     sets = prepared.mps.ndim == 5
     adjoint = encoding.adjoint(samples)
-    unit = robust_scale(adjoint) if scale is None else torch.full((), scale, device=adjoint.device)
+    unit = robust_scale(adjoint) if level is None else torch.full((), level.scale, device=adjoint.device)
+    seen = None if level is None else level._replace(scale=1.0)
     try:
-        image, settled = _apply(method, adjoint / unit, encoding.normal, sets)
+        image, settled = _apply(method, adjoint / unit, encoding.normal, sets, seen)
         image = unit * image
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ReconError(f"out of memory on {device}: use another --device") from error
@@ -249,7 +255,7 @@ def solve(
     if card is not None:
         network = getattr(method, "run", method)
         if contraction and isinstance(network, ProximalNetwork):
-            near = network.contraction(adjoint / unit, encoding.normal)
+            near = network.contraction(adjoint / unit, encoding.normal, seen)
             settled |= {name: float(values.max()) for name, values in of_contraction(near).items()}
         likeness = familiar.measure(prepared, adjoint, float(unit.max()), settled)
         strange = familiar.warnings(card, prepared, float(unit.max()), likeness)
@@ -266,7 +272,7 @@ def solve(
         tuple(strange),
         likeness,
         shown,
-        scale=float(unit.max()),
+        level=level or Level(float(unit.max()), (_norm(adjoint) / float(unit.max())) ** 2 / adjoint.numel()),
     )
 
 
@@ -279,7 +285,7 @@ def _edge_signal(prepared: Prepared, covariance: Complex | None) -> float:
 
 
 def _apply(
-    method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool
+    method: Reconstructor, adjoint: torch.Tensor, normal: Normal, sets: bool, level: Level | None
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Call a method, and ask a network how far it has settled.
 
@@ -290,7 +296,7 @@ def _apply(
     """
     network = getattr(method, "run", method)
     if isinstance(network, Network):
-        image, moved = network.reconstruct(adjoint, normal)
+        image, moved = network.reconstruct(adjoint, normal, level)
         return image, {"moved": float(moved.max())}
     if not sets or isinstance(network, torch.nn.Module):
         return method(adjoint, normal), {}

@@ -60,6 +60,7 @@ def prepare(
     sets: int | None = 1,
     compress: compression.Number = None,
     floor: float = 0.0,
+    zero_phase: Complex | None = None,
 ) -> Prepared:
     """Whiten, crop the readout oversampling and find the coil maps.
 
@@ -76,6 +77,9 @@ def prepare(
         See `condition`.
     floor
         Of singular values of a 3-D slab's calibration region (see `coils.slab_maps`).
+    zero_phase
+        Combination of the channels of `kspace` that is to have phase 0 in a 3-D slab's maps, (coil, 1, 1, x);
+        None: see `coils.slab_maps`.
 
     Raises
     ------
@@ -103,7 +107,9 @@ def prepare(
     elif kspace.coord is not None and weights is not None:
         found, notes = _estimate_along(_gridded(kspace, kspace.coord, weights), kspace.coord.shape[1])
     else:
-        found, notes = _estimate(kspace, sets, floor)
+        if zero_phase is not None and mixer is not None:
+            zero_phase = compression.mix(mixer, zero_phase)
+        found, notes = _estimate(kspace, sets, floor, zero_phase)
     notes = [*kspace.notes, *notes]
     return Prepared(kspace.data, mask, found, kspace.recon_shape, notes, kspace.coord, weights)
 
@@ -269,7 +275,9 @@ def checked(mps: Complex, kspace: KSpace) -> Complex:
     return maps.astype(np.complex64)
 
 
-def _estimate(kspace: KSpace, sets: int | None, floor: float = 0.0) -> tuple[Complex, list[str]]:
+def _estimate(
+    kspace: KSpace, sets: int | None, floor: float = 0.0, zero_phase: Complex | None = None
+) -> tuple[Complex, list[str]]:
     """Return the coil maps and notes on how they were found."""
     depth, height, width = kspace.mask.shape
     shape = depth, height, width
@@ -293,8 +301,9 @@ def _estimate(kspace: KSpace, sets: int | None, floor: float = 0.0) -> tuple[Com
     noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
     # One reference scan serves the frames of a series: its maps are found once.
-    key = (fingerprint(region), shape, block[2].start, sets, noise, floor)
-    maps, notes = _maps.get(key, lambda: _calibrated(region, shape, block[2].start, sets, noise, floor))
+    rest = shape, block[2].start, sets, noise, floor
+    key = (fingerprint(region), *rest, None if zero_phase is None else fingerprint(zero_phase))
+    maps, notes = _maps.get(key, lambda: _calibrated(region, *rest, zero_phase))
     return maps, list(notes)
 
 
@@ -311,13 +320,22 @@ def _estimate_along(gridded: KSpace, dimensions: int) -> tuple[Complex, list[str
 
 
 def _calibrated(
-    region: Complex, shape: tuple[int, int, int], start: int, sets: int | None, noise: float, floor: float
+    region: Complex,
+    shape: tuple[int, int, int],
+    start: int,
+    sets: int | None,
+    noise: float,
+    floor: float,
+    zero_phase: Complex | None,
 ) -> tuple[Complex, list[str]]:
     """Return the maps that a calibration region (coil, z, y, x), from `start` along x, gives, and notes."""
     sizes = " x ".join(map(str, region.shape[2:]))
     notes = [f"coil maps by ESPIRiT from a calibration region of {sizes} (y, x)"]
     if shape[0] > 1:
-        maps = coils.slab_maps(region, shape, start, sets=sets or 1, noise=noise, floor=floor)
+        reference = None if zero_phase is None else zero_phase[:, 0, 0]
+        maps = coils.slab_maps(
+            region, shape, start, sets=sets or 1, noise=noise, floor=floor, reference=reference
+        )
         return maps, notes
     share = coils.folded_share(region[:, 0], noise=noise)
     if share > FOLDED and sets in (1, None):

@@ -13,7 +13,7 @@ from mri_qpan.encoding import Reconstructor
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
 from mri_qpan.recon import coils
-from mri_qpan.recon.compression import Number
+from mri_qpan.recon.compression import Number, correlations, mix
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.pipeline import Complex, Result, reconstruct
 from mri_qpan.recon.prepare import condition
@@ -59,8 +59,8 @@ def reconstruct_slabs(
     """Reconstruct a 3-D image part by part; else as `pipeline.reconstruct`.
 
     The part with the most signal sets the scale, the noise level of coil maps, and whether a missing edge of
-    k-space is filled, for all. The image itself is held whole. An edge missing along the readout is filled
-    in the whole image.
+    k-space is filled, for all, and the phase of coil maps goes on from part to part. The image itself is held
+    whole. An edge missing along the readout is filled in the whole image.
 
     Parameters
     ----------
@@ -80,10 +80,14 @@ def reconstruct_slabs(
     """
     whole = Whole(slabs, options)
     floor = _floor(slabs, options.get("compress"), None)
+    zero_phase = None if mps is not None else _zero_phase(slabs, memory, None)
     for part in parts_of(slabs, memory):
         kspace = slabs.part(part.start, part.stop)
-        given = _columns(mps, slabs, part)
-        result = reconstruct(kspace, method, mps=given, floor=floor, **whole.options)
+        given: dict[str, Any] = {
+            "mps": _columns(mps, slabs, part),
+            "zero_phase": _columns(zero_phase, slabs, part),
+        }
+        result = reconstruct(kspace, method, floor=floor, **given, **whole.options)
         whole.add(part, result, float(np.linalg.norm(kspace.data)))
     return whole.result(getattr(method, "name", ""))
 
@@ -117,11 +121,15 @@ def study_slabs(
     whole = Whole(replace(slabs, mask=lines), options)
     beside = {name: np.zeros(slabs.recon_shape, np.complex64) for name in ("reference", "zero_filled")}
     floor = _floor(slabs, options.get("compress"), lines)
+    zero_phase = None if mps is not None else _zero_phase(slabs, memory, lines)
     for part in parts_of(slabs, memory):
         kspace = slabs.part(part.start, part.stop)
-        given = _columns(mps, slabs, part)
+        given: dict[str, Any] = {
+            "mps": _columns(mps, slabs, part),
+            "zero_phase": _columns(zero_phase, slabs, part),
+        }
         here = np.repeat(lines, part.stop - part.start, axis=2)
-        one = study(kspace, method, undersampling, mps=given, kept=here, floor=floor, **whole.options)
+        one = study(kspace, method, undersampling, kept=here, floor=floor, **given, **whole.options)
         whole.add(part, one.result, float(np.linalg.norm(kspace.data * here)))
         for name, image in beside.items():
             image[..., part.keep] = getattr(one, name).data[..., part.inner]
@@ -144,9 +152,29 @@ def _floor(slabs: Slabs, compress: Number, kept: NDArray[np.bool_] | None) -> fl
     return coils.strongest_floor(plane) if min(plane.shape[1:]) >= coils.KERNEL else 0.0
 
 
-def _columns(mps: Complex | None, slabs: Slabs, part: Part) -> Complex | None:
-    """Return the maps of a part, of maps on the encoded matrix or the delivered one."""
-    if mps is None:
+def _zero_phase(slabs: Slabs, memory: int, kept: NDArray[np.bool_] | None) -> Complex | None:
+    """Return `coils.references` (of the lines kept) for all x, (coil, 1, 1, x) of the measured channels."""
+    spool, mask = slabs.calibration, slabs.calib_mask
+    if spool is None or mask is None or kept is not None:
+        spool, mask = slabs.imaging, slabs.mask if kept is None else kept
+    assert spool is not None
+    block = coils.calibration_region(mask)
+    if block is None or spool.coils == 1:
         return None
-    across = centre(mps.shape[-1:], (slabs.width,))[0]
-    return mps[..., across][..., part.start : part.stop]
+    strongest = slabs.strongest()
+    _, whitener = condition(slabs.part(strongest, strongest + 1))
+    correlation = np.empty((slabs.width, spool.coils, spool.coils), np.complex128)
+    for part in parts_of(slabs, memory):
+        samples = spool.read(part.keep.start, part.keep.stop)[:, block[0], block[1]]
+        correlation[part.keep] = correlations(samples if whitener is None else mix(whitener, samples))
+    found = coils.references(correlation)
+    measured = found if whitener is None else np.linalg.solve(whitener, found)
+    return measured[:, None, None].astype(np.complex64)
+
+
+def _columns(maps: Complex | None, slabs: Slabs, part: Part) -> Complex | None:
+    """Return a part of maps on the encoded matrix or the delivered one."""
+    if maps is None:
+        return None
+    across = centre(maps.shape[-1:], (slabs.width,))[0]
+    return maps[..., across][..., part.start : part.stop]

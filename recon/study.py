@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from mri_qpan import metrics
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
-from mri_qpan.recon.compression import Number, mix_maps
+from mri_qpan.recon.compression import Number, mix, mix_maps
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
 from mri_qpan.recon.prepare import Prepared, checked, condition, prepare
 from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
+from mri_qpan.scaling import Level
 
 METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "nmse": metrics.nmse, "hfen": metrics.hfen}
 
@@ -101,8 +102,9 @@ def study(
     contraction: bool = False,
     replicas: int = 0,
     kept: NDArray[np.bool_] | None = None,
-    scale: float | None = None,
+    level: Level | None = None,
     floor: float = 0.0,
+    zero_phase: Complex | None = None,
     edge: Edge | None = None,
 ) -> Study:
     """Undersample a fully sampled measurement, reconstruct it and compare.
@@ -122,7 +124,7 @@ def study(
         Where the method runs.
     mps
         Coil sensitivities (coil, z, y, x) to use instead of estimated ones.
-    compress, hard_dc, partial_fourier, views, contraction, replicas, scale, floor, edge
+    compress, hard_dc, partial_fourier, views, contraction, replicas, level, floor, zero_phase, edge
         See `pipeline.reconstruct`.
     kept
         The mask itself (z, y, x), of a part of an image that it was made for.
@@ -143,15 +145,17 @@ def study(
     if mps is not None:
         mps = np.ascontiguousarray(mps[..., centre(mps.shape[-1:], full.data.shape[3:])[0]])
         mps = mps if mixer is None else mix_maps(mixer, mps)
+    if zero_phase is not None and mixer is not None:
+        zero_phase = mix(mixer, zero_phase)
     kept = undersampling.mask(full.mask.shape) if kept is None else kept
     partial = replace(full, data=full.data * kept, mask=kept, calib=None, calib_mask=None)
-    prepared = prepare(partial, mps=mps, sets=None, floor=floor)
+    prepared = prepare(partial, mps=mps, sets=None, floor=floor, zero_phase=zero_phase)
     seconds = time.perf_counter() - started
     options: dict[str, Any] = {
         "device": device,
         "hard_dc": hard_dc,
         "partial_fourier": partial_fourier,
-        "scale": scale,
+        "level": level,
     }
     shown: dict[str, Any] = {"views": views, "contraction": contraction, "edge": edge}
     result = solve(prepared, kspace, method, maps_seconds=seconds, **shown, **options)

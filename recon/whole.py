@@ -71,7 +71,7 @@ class Whole:
         self._slabs = slabs
         self._mode = str(options.get("partial_fourier", "auto"))
         self._before: Edge | None = options.get("edge")
-        self.options = options | {"scale": None}
+        self.options = options | {"level": None}
         if slabs.span is not None and options.get("replicas") and self._mode != "none":
             raise InputError(
                 "--uncertainty of asymmetric echoes needs all of the image at once, in which POCS fills their"
@@ -87,7 +87,7 @@ class Whole:
     def add(self, part: Part, result: Result, norm: float) -> None:
         """Take a part; `norm` is that of its samples."""
         if not self._results:
-            self.options |= {"scale": result.scale, "compress": self._coils(result)}
+            self.options |= {"level": result.level, "compress": self._coils(result)}
             if result.figures.partial_fourier is not None:
                 self.options["edge"] = result.figures.partial_fourier
         self._image[..., part.keep] = result.image.data[..., part.inner]

@@ -133,7 +133,7 @@ class ADMMNetwork(Network[ADMMConfig]):
         self.layers = nn.ModuleList(Stage(config, last=i == stages) for i in range(stages + 1))
 
     def _unfold(
-        self, target: Tensor, normal: Normal, constrained: frozenset[int]
+        self, target: Tensor, normal: Normal, constrained: frozenset[int], power: float | None = None
     ) -> tuple[list[Tensor], Tensor]:
         run = self._general if self.config.layer == "admm-csnet" else self._net
         images = run(target, normal)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mri_qpan.encoding import Normal
 from mri_qpan.networks.config import Config
-from mri_qpan.scaling import robust_scale
+from mri_qpan.scaling import Level, robust_scale
 
 C = TypeVar("C", bound=Config)
 
@@ -75,8 +75,17 @@ class Network(nn.Module, ABC, Generic[C]):
         """
         return self._scaled(adjoint, normal, frozenset())[0][-1]
 
-    def reconstruct(self, adjoint: Tensor, normal: Normal) -> tuple[Tensor, Tensor]:
+    def reconstruct(
+        self, adjoint: Tensor, normal: Normal, level: Level | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Reconstruct as `forward` does, and say how far the network has settled.
+
+        Parameters
+        ----------
+        adjoint, normal
+            As `forward` takes them.
+        level
+            To take instead of its own, for a part of an image; a network of one channel has none.
 
         Returns
         -------
@@ -85,7 +94,7 @@ class Network(nn.Module, ABC, Generic[C]):
         moved
             (batch,): how far the last layer has moved the image, relative to it.
         """
-        before, image = self._scaled(adjoint, normal, frozenset())[0][-2:]
+        before, image = self._scaled(adjoint, normal, frozenset(), level)[0][-2:]
         size = image.abs().flatten(1).square().sum(1)
         apart = (image - before).abs().flatten(1).square().sum(1)
         return image, (apart / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
@@ -97,7 +106,7 @@ class Network(nn.Module, ABC, Generic[C]):
         return self._scaled(adjoint, normal, constrained)
 
     def _scaled(
-        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int]
+        self, adjoint: Tensor, normal: Normal, constrained: frozenset[int], level: Level | None = None
     ) -> tuple[list[Tensor], Tensor]:
         complex_valued = self.config.channels == 2
         if adjoint.is_complex() != complex_valued:
@@ -105,15 +114,18 @@ class Network(nn.Module, ABC, Generic[C]):
             raise ValueError(f"this network takes {kind} images, got {adjoint.dtype}")
         if not complex_valued:
             return self._unfold(adjoint, normal, constrained)
-        scale = robust_scale(adjoint)
-        images, constraint = self._unfold(adjoint / scale, normal, constrained)
+        scale, power = (robust_scale(adjoint), None) if level is None else level
+        images, constraint = self._unfold(adjoint / scale, normal, constrained, power)
         return [image * scale for image in images], constraint
 
     @abstractmethod
     def _unfold(
-        self, target: Tensor, normal: Normal, constrained: frozenset[int]
+        self, target: Tensor, normal: Normal, constrained: frozenset[int], power: float | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Return images and constraint of A^H y at unit scale; without gradients the last two images."""
+        """Return images and constraint of A^H y at unit scale; without gradients the last two images.
+
+        `power` is the `Level.power` to take instead of its own.
+        """
 
     def compile_step(self) -> None:
         """Run through `torch.compile` what gains by it (needs a C++ compiler on a CPU)."""

@@ -90,13 +90,24 @@ def solve(x: Tensor, residual: Tensor, adjoint: Tensor, system: Normal, iteratio
     return _iterate(x, residual, adjoint.real.new_zeros(()), adjoint, system, iterations)
 
 
-def mismatch(residual: Tensor, adjoint: Tensor) -> Tensor:
+def energy(image: Tensor) -> Tensor:
+    """Return abs(x)^2 of each of the batch, without a gradient."""
+    return _dot(_real(image), _real(image)).flatten()
+
+
+def mismatch(residual: Tensor, scale: Tensor) -> Tensor:
     """Return the logarithm of abs(A^H y - A^H A z) / abs(A^H y) of each of the batch, at least log 0.0001.
 
     After a layer it is about the noise that the layer took away, so it tells clean data from noisy ones.
+
+    Parameters
+    ----------
+    residual
+        A^H y - A^H A z, (batch, ...).
+    scale
+        abs(A^H y)^2, (batch,).
     """
-    power, scale = (_dot(_real(x), _real(x)).flatten() for x in (residual.detach(), adjoint))
-    return 0.5 * torch.log((power / (scale + torch.finfo(scale.dtype).tiny)).clamp_min(1e-8))
+    return 0.5 * torch.log((energy(residual) / (scale + torch.finfo(scale.dtype).tiny)).clamp_min(1e-8))
 
 
 def conditioning(residual: Tensor, applied: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from mri_qpan.networks.consistency import (
     conditioning,
     conjugate_gradient,
     data_consistency,
+    energy,
     mismatch,
 )
 from mri_qpan.networks.contraction import Contraction, contraction
@@ -31,7 +32,7 @@ from mri_qpan.networks.convolution import Convolution
 from mri_qpan.networks.floor import floor_of, lifted, share_acquired
 from mri_qpan.networks.layer import TYPICAL_MISMATCH, Layer
 from mri_qpan.penalties import proximal_average
-from mri_qpan.scaling import robust_scale
+from mri_qpan.scaling import Level, robust_scale
 
 Convolve = Callable[[Tensor, Tensor, bool], Tensor]
 """(x, weight, rectified) -> their convolution, see `engines.convolutions`."""
@@ -118,12 +119,15 @@ class State(NamedTuple):
         `consistency.mismatch` of the image before data consistency, (batch,).
     gain
         How many times larger than a typical image's its thresholds were, (batch,).
+    scale
+        abs(A^H y)^2 that `apart` is relative to, (batch,).
     """
 
     x: Tensor
     carried: Tensor | fused.Features | gpu.Features | None
     apart: Tensor
     gain: Tensor
+    scale: Tensor
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -170,22 +174,25 @@ class ProximalNetwork(Network[NetworkConfig]):
         return self._from_channels(worked, image.shape)
 
     @torch.inference_mode()
-    def contraction(self, adjoint: Tensor, normal: Normal) -> Contraction:
+    def contraction(self, adjoint: Tensor, normal: Normal, level: Level | None = None) -> Contraction:
         """Return how the last layer acts near the network's result, as float32 has it.
 
         Features that it carries and the gain of its thresholds stay those of the result.
 
         Parameters
         ----------
-        adjoint, normal
-            As `forward` takes them.
+        adjoint, normal, level
+            As `reconstruct` takes them.
         """
         # Eight bits or bfloat16 would round away the small steps that are compared.
         plain = copy(self)
         plain.dtype, plain._compiled, plain._proximal_step = torch.float32, False, proximal_step
-        target = adjoint / robust_scale(adjoint) if self.config.channels == 2 else adjoint
+        target, power = adjoint, None
+        if self.config.channels == 2:
+            scale, power = (robust_scale(adjoint), None) if level is None else level
+            target = adjoint / scale
         last = len(self.layers) - 1
-        state = before = plain._start(target, normal)
+        state = before = plain._start(target, normal, power)
         for index in range(last + 1):
             before, state = state, plain._advance(index, state, target, normal, False, False)[0]
 
@@ -233,9 +240,9 @@ class ProximalNetwork(Network[NetworkConfig]):
                 module.follow()
 
     def _unfold(
-        self, target: Tensor, normal: Normal, constrained: frozenset[int]
+        self, target: Tensor, normal: Normal, constrained: frozenset[int], power: float | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        state = self._start(target, normal)
+        state = self._start(target, normal, power)
         images = [state.x]
         total = state.apart.new_zeros(())
         training = self._needs_gradient(target)
@@ -248,10 +255,11 @@ class ProximalNetwork(Network[NetworkConfig]):
                 total = total + term
         return images, total
 
-    def _start(self, target: Tensor, normal: Normal) -> State:
+    def _start(self, target: Tensor, normal: Normal, power: float | None) -> State:
         apart = target.real.new_full((target.shape[0],), TYPICAL_MISMATCH)
         x = conjugate_gradient(target, normal, self.config.start)
-        return State(x, None, apart, torch.ones_like(apart))
+        scale = energy(target) if power is None else torch.full_like(apart, power * target[0].numel())
+        return State(x, None, apart, torch.ones_like(apart), scale)
 
     def _advance(
         self, index: int, state: State, target: Tensor, normal: Normal, training: bool, constrain: bool
@@ -259,7 +267,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         """Work a layer; return what it hands on, the noise floor after the last, and its constraint term."""
         layer = self.layers[index]
         assert isinstance(layer, Layer)
-        x, carried, apart, gain = state
+        x, carried, apart, gain, scale = state
         kernel = None if training or is_compiling() else self._kernel
         if kernel is not None and kernel.device != target.device:
             kernel = None
@@ -286,7 +294,7 @@ class ProximalNetwork(Network[NetworkConfig]):
             x = x * _per_image(gain, x)
         if self.config.consistency:
             residual = target - normal(x)
-            apart = mismatch(residual, target)
+            apart = mismatch(residual, scale)
             applied = normal(residual)
             conditioned = conditioning(residual, applied)
             mu = layer.trust(apart, conditioned)
@@ -295,7 +303,7 @@ class ProximalNetwork(Network[NetworkConfig]):
             x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
         if self.config.exact and index + 1 == len(self.layers):
             x = x - (normal(x) - target)
-        return State(x, carried, apart, gain), lift, term
+        return State(x, carried, apart, gain, scale), lift, term
 
     def _work(
         self, layer: Layer, channels: Tensor, carried: Tensor | None, training: bool, constrain: bool

@@ -50,6 +50,24 @@ def folded_images() -> NDArray[np.complex64]:
     return whole[:, :N] + whole[:, N:]
 
 
+def slab_images(seed: int, far_apart: bool = False) -> NDArray[np.complex64]:
+    """A real ball in a random array, or a rod in one of two groups that hardly see each other's end."""
+    rng, shape, number = np.random.default_rng(seed), (20, 20, 48), 6
+    z, y, x = np.meshgrid(*((np.arange(n) - n // 2) / n * 2 for n in shape), indexing="ij")
+    images = np.empty((number, *shape), np.complex64)
+    for coil in range(number):
+        place = rng.normal(size=3)
+        place *= 1.3 / np.linalg.norm(place)
+        reach = np.full(shape, 1.0)
+        if far_apart:
+            middle, place[2] = (-0.6 if coil < number // 2 else 0.6), 0.0
+            reach = np.exp(-((x - middle) ** 2) / 0.08)
+        distance = (z - place[0]) ** 2 + (y - place[1]) ** 2 + (not far_apart) * (x - place[2]) ** 2
+        phase = rng.uniform(-3, 3) + rng.uniform(-1, 1) * x + rng.uniform(-1, 1) * y
+        images[coil] = reach / (1 + distance / 0.8) ** 1.5 * np.exp(1j * phase)
+    return images * (z**2 + y**2 + (not far_apart) * x**2 < 0.8) * (1 + 0.2 * np.cos(5 * x))
+
+
 @pytest.fixture(scope="module")
 def images() -> NDArray[np.complex64]:
     return coil_images(noise=0.002)
@@ -171,6 +189,21 @@ class TestEspirit:
         maps = coils.slab_maps(np.ascontiguousarray(kspace[:, 2:14, 8:24]), (16, 32, 24), 0)
         assert maps.shape == (4, 16, 32, 24)
         assert projection_error(maps[None], images) < 0.1
+
+    @pytest.mark.parametrize("far_apart", [False, True])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_phase_of_a_slab_goes_on_along_x(self, seed, far_apart):
+        """Of a real object it is that of the coils, which turns slowly: reconstruction must not add to it."""
+        images = slab_images(seed, far_apart)
+        shape = images.shape[1:]
+        maps = coils.slab_maps(np.ascontiguousarray(fft_numpy(images, (1, 2, 3))[:, 2:18, 2:18]), shape, 0)
+        combined = (maps.conj() * images).sum(axis=0)
+        steps = combined[..., 1:] * combined[..., :-1].conj()
+        assert np.count_nonzero(steps) > 0.3 * steps.size
+        assert np.abs(np.angle(steps[steps != 0])).max() < 0.5
+
+    def test_a_slab_of_zeros_has_no_maps(self):
+        assert not coils.slab_maps(np.zeros((3, 12, 12, 8), np.complex64), (16, 16, 8), 0).any()
 
     def test_real_head(self, shared_data):
         from mri_qpan.recon.readers import open_kspace

@@ -9,7 +9,7 @@ from torch import Tensor
 from mri_qpan.encoding import Normal
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
-from mri_qpan.methods import get_method
+from mri_qpan.methods import as_reconstructor, get_method
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.pipeline import reconstruct, solve
@@ -107,6 +107,35 @@ def test_methods_see_one_scale_and_images_keep_theirs(small_kspace: Maker, facto
     plain = reconstruct(kspace, threshold)
     assert 0.9 < seen[0] < 2
     np.testing.assert_allclose(scaled.image.data / factor, plain.image.data, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["wavelet", "qpan+-fp", "qpan+-3bit"])
+def test_a_given_level_is_what_methods_see(small_kspace: Maker, method: str) -> None:
+    under, run = undersampled(small_kspace(coils=1)), get_method(method)
+    own = reconstruct(under, run)
+    again = reconstruct(under, run, level=own.level).image.data
+    assert own.level is not None
+    assert np.linalg.norm(again - own.image.data) < 0.01 * np.linalg.norm(again)  # eight bits round apart
+    dim = own.level._replace(scale=10 * own.level.scale)
+    other = reconstruct(under, run, level=dim, contraction=True)
+    assert other.level == dim
+    # Thresholds are ten times as large for an image that is a tenth as bright.
+    assert np.linalg.norm(other.image.data - again) > 0.02 * np.linalg.norm(again)
+
+
+def test_a_function_sees_a_given_level_too(small_kspace: Maker) -> None:
+    kspace, seen = small_kspace(coils=1), []
+
+    def note(adjoint: Tensor, normal: Normal) -> Tensor:
+        seen.append(float(adjoint.abs().max()))
+        return adjoint
+
+    own = reconstruct(kspace, as_reconstructor(note))
+    assert own.level is not None
+    level = own.level._replace(scale=10 * own.level.scale)
+    other = reconstruct(kspace, as_reconstructor(note), level=level)
+    assert seen[1] == pytest.approx(seen[0] / 10)
+    np.testing.assert_allclose(other.image.data, own.image.data, atol=1e-6 * np.abs(own.image.data).max())
 
 
 def test_the_normal_operator_is_that_of_the_measurement(small_kspace: Maker) -> None:

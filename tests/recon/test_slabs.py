@@ -21,6 +21,7 @@ from mri_qpan.recon.slabs import parts_of, reconstruct_slabs, study_slabs
 from mri_qpan.recon.study import Undersampling, study
 from mri_qpan.recon.views import PLANES
 from mri_qpan.recon.writers.ismrmrd_raw import draw_noise_scan, write_raw
+from mri_qpan.sampling_masks import make_mask
 
 CPU = torch.device("cpu")
 SHAPE = (20, 24, 64)
@@ -189,6 +190,108 @@ def test_partial_fourier_in_parts_is_that_of_the_whole(tmp_path: Path, direction
     assert found.figures.partial_fourier == wanted.figures.partial_fourier
     # Along x every part has blurred samples of coils that hardly change: nearly what the whole makes.
     assert apart(found, wanted) < (0.6 if "x" in direction else 0.3) * apart(left, wanted)
+
+
+def in_a_random_array(seed: int, coils: int) -> tuple[KSpace, NDArray[np.float64]]:
+    """k-space of a real ball, and the magnitude that all coils see together."""
+    rng, shape = np.random.default_rng(seed), (16, 32, 64)
+    z, y, x = np.meshgrid(*((np.arange(n) - n // 2) / n * 2 for n in shape), indexing="ij")
+    ball = (z**2 + y**2 + x**2 < 0.8) * (1 + 0.25 * np.cos(9 * x) + 0.2 * np.sin(11 * y + 4 * z))
+    images = np.empty((coils, *shape), np.complex64)
+    for coil in range(coils):
+        place = rng.normal(size=3)
+        distance = sum(
+            (a - 1.3 * b) ** 2 for a, b in zip((z, y, x), place / np.linalg.norm(place), strict=True)
+        )
+        phase = rng.uniform(-3, 3) + rng.uniform(-1, 1) * x + rng.uniform(-1, 1) * y
+        images[coil] = ball / (1 + distance / 0.8) ** 1.5 * np.exp(1j * phase)
+    noise = rng.standard_normal((2, *images.shape))
+    data = fft_numpy(images, (1, 2, 3)) + 0.003 * (noise[0] + 1j * noise[1])
+    kspace = KSpace(data.astype(np.complex64), np.ones(shape, bool), shape, Geometry((100.0, 100.0, 100.0)))
+    return kspace, np.linalg.norm(images, axis=0).astype(np.float64)
+
+
+RANDOM_ARRAYS = [(0, 6, None), (1, 6, None), (3, 8, 5), (4, 8, 5)]
+
+
+@pytest.mark.parametrize(("seed", "coils", "compress"), RANDOM_ARRAYS)
+def test_the_phase_goes_on_from_part_to_part(
+    tmp_path: Path, seed: int, coils: int, compress: int | None
+) -> None:
+    kspace, magnitude = in_a_random_array(seed, coils)
+    write_raw(tmp_path / "slab.h5", [kspace], noise=draw_noise_scan(1.8e-5 * np.eye(coils), 0))
+    memory = 8 * coils * 16 * 32 * 12 * 20
+    (parts,) = open_kspace(tmp_path / "slab.h5", memory=memory)
+    (whole,) = open_kspace(tmp_path / "slab.h5")
+    assert isinstance(parts, Slabs)
+    assert len(parts_of(parts, memory)) > 4
+    run = get_method("zero-filled")
+    found = reconstruct_slabs(parts, run, memory, compress=compress).image.data
+    wanted = reconstruct(whole, run, compress=compress).image.data
+    inside = magnitude > 0.3 * magnitude.max()
+    for image in (found, wanted):
+        steps = np.angle(image[..., 1:] * image[..., :-1].conj())
+        assert np.abs(steps[inside[..., 1:] & inside[..., :-1]]).max() < 0.5
+    found = found * np.exp(-1j * np.angle(np.vdot(wanted, found)))
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(("seed", "coils", "compress"), RANDOM_ARRAYS)
+def test_asymmetric_echoes_of_any_array_are_filled(
+    tmp_path: Path, seed: int, coils: int, compress: int | None
+) -> None:
+    """POCS takes what the coils' maps leave of their phase for the object's."""
+    kspace, magnitude = in_a_random_array(seed, coils)
+    kspace.mask[..., :20] = False
+    kspace.data[:] *= kspace.mask
+    write_raw(tmp_path / "slab.h5", [kspace], noise=draw_noise_scan(1.8e-5 * np.eye(coils), 0))
+    memory = 8 * coils * 16 * 32 * 12 * 26
+    (parts,) = open_kspace(tmp_path / "slab.h5", memory=memory)
+    (whole,) = open_kspace(tmp_path / "slab.h5")
+    assert isinstance(parts, Slabs)
+    run = get_method("cg-sense")
+
+    def error(result: Result) -> float:
+        return float(np.linalg.norm(np.abs(result.image.data) - magnitude) / np.linalg.norm(magnitude))
+
+    left, filled = (
+        error(reconstruct_slabs(parts, run, memory, compress=compress, partial_fourier=mode))
+        for mode in ("none", "auto")
+    )
+    assert filled < 0.5 * left
+    assert error(reconstruct(whole, run, compress=compress)) < 0.025
+
+
+@pytest.mark.parametrize(
+    ("method", "tolerance"), [("wavelet", 0.01), ("qpan+-fp", 0.06), ("qpan+-3bit", 0.08)]
+)
+def test_dim_parts_are_those_of_the_whole(tmp_path: Path, method: str, tolerance: float) -> None:
+    """Half of the object is far from the coil: alone, a part of it would be scaled up and smoothed less."""
+    shape = (8, 64, 160)
+    z, y, x = np.meshgrid(*((np.arange(n) - n // 2) / n * 2 for n in shape), indexing="ij")
+    rod = ((z**2 + y**2 < 0.7) & (np.abs(x) < 0.95)) * (
+        1 + 0.25 * np.cos(19 * x) + 0.2 * np.sin(11 * y + 4 * z)
+    )
+    rng = np.random.default_rng(0)
+    noise = 0.02 * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    mask = make_mask("lines", shape, 0.33)
+    data = ((fft_numpy(rod * np.where(x > 0.3, 0.06, 1.0), (0, 1, 2)) + noise) * mask).astype(np.complex64)
+    write_raw(tmp_path / "rod.h5", [KSpace(data[None], mask, shape, Geometry((160.0, 64.0, 8.0)))])
+    memory = 8 * shape[0] * shape[1] * 12 * 64
+    (parts,) = open_kspace(tmp_path / "rod.h5", memory=memory)
+    (whole,) = open_kspace(tmp_path / "rod.h5")
+    assert isinstance(parts, Slabs)
+    run = get_method(method)
+    found, wanted = (
+        np.abs(result.image.data)
+        for result in (
+            reconstruct_slabs(parts, run, memory, partial_fourier="none"),
+            reconstruct(whole, run, partial_fourier="none"),
+        )
+    )
+    for columns in (slice(10, 90), slice(112, 152)):
+        difference = np.linalg.norm((found - wanted)[..., columns])
+        assert difference < tolerance * np.linalg.norm(wanted[..., columns])
 
 
 def test_readouts_of_several_lengths_are_not_worked_in_parts(tmp_path: Path) -> None:
