@@ -36,10 +36,13 @@ def kernel_network(seed: int = 0, **changes: Any) -> ProximalNetwork:
     assert isinstance(config, NetworkConfig)
     network = ProximalNetwork(config).requires_grad_(False)
     for name, parameter in network.named_parameters():
+        if parameter.ndim == 4 and not name.endswith(("D.weight", "G.weight")):
+            torch.nn.init.kaiming_normal_(parameter)  # what they start from is mostly zeros
         if "carry" in name:
             torch.nn.init.normal_(parameter, std=0.3)
         if "raw_thresholds" in name:
             torch.nn.init.uniform_(parameter, -4, 0)
+    network.refit()
     return network
 
 
