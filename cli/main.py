@@ -70,6 +70,10 @@ def run() -> None:
     except MriQpanError as error:
         typer.echo(f"mri-qpan: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder in a file's place: nobody's fault in here
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"mri-qpan: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
     except UsageError as error:
         error.show()
         sys.exit(error.exit_code)

@@ -88,11 +88,14 @@ def serve(
     """
     from mri_qpan import models
     from mri_qpan.methods import find_device
+    from mri_qpan.recon.files import check_output_folder
     from mri_qpan.recon.metrics import ServerMeter, metered
     from mri_qpan.recon.server import Server, Settings, warm_up
 
     start_logging(log_format)
     place = find_device(device)
+    if save is not None:
+        check_output_folder(save)
     jobs = _jobs(models.DEFAULT if method is None else method, config_dir, place)
     default = jobs[DEFAULT]()  # wrong names end here, not at the first client
     jobs[DEFAULT] = lambda: default

@@ -46,7 +46,8 @@ class QPanRecon(sp.app.App):
     Raises
     ------
     ValueError
-        If `y`, `mps`, `weights` and `coord` do not fit each other, or the maps are zero or not finite.
+        If `y`, `mps`, `weights` and `coord` do not fit each other, the maps are zero, or anything is not
+        finite.
     ModelError
         If the model cannot be used.
 
@@ -147,6 +148,8 @@ def _check(
             f"coord must be {(*y.shape[1:], mps.ndim - 1)} for y of {y.shape} and mps of {mps.shape}, "
             f"got {coord.shape}"
         )
+    if not np.isfinite(y).all():
+        raise ValueError("y must be finite")
     if weights is not None:
         if not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError("weights must be finite and not negative")

@@ -183,4 +183,4 @@ def _rescale(input: Any, magnitude: Any, shrunk: Any) -> Any:
     """Give `input` the magnitude min(magnitude, shrunk): neither penalty ever enlarges a value."""
     xp = backend.get_array_module(input)
     ratio = xp.minimum(magnitude, shrunk) / xp.where(magnitude > 0, magnitude, 1)
-    return input * ratio.astype(magnitude.dtype)
+    return input * ratio.astype(xp.result_type(magnitude.dtype, xp.float32))  # integers have no such ratio

@@ -78,6 +78,8 @@ def reconstruct(arrays: Arrays, model: Model, device: torch.device) -> Complex:
     _check(arrays)
     if not np.isfinite(arrays.sensitivities).all() or not arrays.sensitivities.any():
         raise InputError("the sensitivities are zero, or not finite")
+    if arrays.pattern is not None and not np.isfinite(arrays.pattern).all():
+        raise InputError("the pattern is not finite")
     # A^H A is to have a norm of at most 1: maps over g are the same problem for the image times g.
     g = _norm(arrays.sensitivities)
     outer = arrays.kspace.shape[:LOOPED]

@@ -60,7 +60,7 @@ def find_inputs(
     Raises
     ------
     InputError
-        If a list cannot be read, or names itself.
+        If a list cannot be read, or names itself, or a folder of inputs is the output folder.
     """
     troubles: list[Trouble] = []
     found: dict[Path, Source] = {}
@@ -79,6 +79,8 @@ def _expand(
 ) -> Iterator[Source]:
     """Yield the inputs that a path stands for; `lists` are those on the way to it."""
     if path.is_dir():
+        if path.resolve() == out.resolve():
+            raise InputError(f"{path}: outputs would lie among the inputs; choose another output folder")
         yield from _walk(path, out.resolve(), suffixes, troubles)
     elif path.suffix.lower() == LIST:
         if path.resolve() in lists:

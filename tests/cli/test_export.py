@@ -1,8 +1,9 @@
 """`mri-qpan export`: one file that is the network, or a line that says why not."""
 
+import pytest
 from typer.testing import CliRunner
 
-from mri_qpan.cli.main import app
+from mri_qpan.cli.main import app, run
 from mri_qpan.errors import InputError
 from mri_qpan.models import DEFAULT
 
@@ -25,3 +26,14 @@ def test_nothing_is_left_where_it_fails(tmp_path):
     result = export("qpan+-fp", "-o", tmp_path / "model.h")
     assert isinstance(result.exception, InputError)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_file_system_refuses_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.h").mkdir()
+    monkeypatch.setattr("sys.argv", ["mri-qpan", "export", DEFAULT, "-o", str(tmp_path / "model.h")])
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mri-qpan: ")
+    assert "directory" in line

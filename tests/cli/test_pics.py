@@ -238,6 +238,8 @@ def test_what_does_not_fit_is_said(tmp_path):
     refused(tmp_path, ["twice", "short", "out"], "dimension 5")
     write_cfl(tmp_path / "pattern", np.ones((4, 1, 16, 12)))
     refused(tmp_path, ["-p", "pattern", "kspace", "maps", "out"], "each coil")
+    write_cfl(tmp_path / "pattern", np.full((1, 1, 16, 12), np.nan))
+    refused(tmp_path, ["-p", "pattern", "kspace", "maps", "out"], "pattern is not finite")
     noise[0, 0, 0, 0] = np.nan
     write_cfl(tmp_path / "short", noise)
     refused(tmp_path, ["short", "maps", "out"], "NaN")

@@ -110,6 +110,7 @@ def test_the_progress_bar_counts_to_its_end(scan, capsys):
     [
         ({"mps": np.ones((4, 64))}, "mps must be"),
         ({"mps": np.zeros((4, *SHAPE))}, "mps are zero"),
+        ({"y": np.full((4, *SHAPE), np.nan + 0j)}, "y must be finite"),
         ({"mps": np.ones((3, *SHAPE))}, "4 coils, mps 3"),
         ({"mps": np.ones((4, 64, 40))}, "shaped as mps"),
         ({"weights": -np.ones(SHAPE)}, "not negative"),

@@ -32,6 +32,13 @@ def test_against_a_brute_force_minimiser(prox, value, alpha: float) -> None:
     np.testing.assert_allclose(prox(alpha, x), grid[objective.argmin(1)], atol=2e-4)
 
 
+@pytest.mark.parametrize("reg", [MCPReg, SCADReg])
+def test_integers_are_shrunk_as_numbers(reg) -> None:
+    x = np.array([0, 1, 2, -3])
+    assert np.allclose(reg((4,), 0.5)(1.0, x), reg((4,), 0.5)(1.0, x.astype(float)))
+    assert reg((4,), 0.5)(1.0, x.astype(np.float32)).dtype == np.float32
+
+
 def test_unit_step_is_the_torch_penalties() -> None:
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((50, 4)) + 1j * rng.standard_normal((50, 4))).astype(np.complex64)

@@ -123,3 +123,9 @@ def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("a.txt\n")
     with pytest.raises(InputError, match="the list names itself"):
         find_inputs([tmp_path / "a.txt"], tmp_path / "out")
+
+
+def test_outputs_are_kept_apart_from_inputs(tmp_path):
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(InputError, match="choose another output folder"):
+        find_inputs([tmp_path], tmp_path / "b" / "..")
