@@ -23,7 +23,8 @@ class Recipe:
     network
         Its architecture.
     init
-        Name of the recipe whose model it starts from, or None to start from random weights.
+        Name of the recipe whose model it starts from, or None to start from random weights (in a file "",
+        where the recipe that it is like starts from a model).
     groups
         Data sets (folder names) to train on.
     steps
@@ -157,7 +158,7 @@ def _parse(values: dict[str, Any]) -> Recipe:
     return Recipe(
         network=config,
         published=published,
-        init=values.pop("init", None),
+        init=values.pop("init", None) or None,
         groups=tuple(values.pop("groups")),
         sizes=tuple((int(y), int(x)) for y, x in values.pop("sizes")),
         ratios=(float(values["ratios"][0]), float(values.pop("ratios")[1])),

@@ -149,6 +149,12 @@ def test_the_published_experiment_trains_a_network_of_one_channel(bank, tmp_path
         recipe.load(str(path))
 
 
+def test_a_recipe_like_one_with_a_start_can_begin_at_random(tmp_path):
+    (tmp_path / "a.toml").write_text('name = "a"\nlike = "brain-pan++"\ninit = ""')
+    assert recipe.load("brain-pan++").init == "brain-pan+"
+    assert recipe.load(str(tmp_path / "a.toml")).init is None
+
+
 def test_training_starts_from_a_network_of_other_penalties(bank, tmp_path):
     config = NetworkConfig(layers=2, filters=4, penalties=("scad", "l1"))
     source = ProximalNetwork(config)
