@@ -365,7 +365,13 @@ def _seconds(done: list[Done], read: float, write: float) -> dict[str, float]:
 
 
 def _write(stem: Path, done: list[Done], xml: str | None, record: Record, job: Job) -> Record:
-    """Write images and sheets of every encoding; return the names written and the notes with any new one."""
+    """Write images and sheets of every encoding; return the names written and the notes with any new one.
+
+    Raises
+    ------
+    ReconError
+        If no format can hold them.
+    """
     encodings: dict[int, list[Done]] = defaultdict(list)
     for d in done:
         encodings[d.result.image.index.encoding].append(d)
@@ -388,6 +394,8 @@ def _write(stem: Path, done: list[Done], xml: str | None, record: Record, job: J
             written = ImageSeries(maps, xml, named, quantity)
             notes += _write_series(stem.with_name(f"{name}_{quantity.suffix}"), written, [], formats)
     names = sorted(path.name for path in stem.parent.iterdir())
+    if not names:
+        raise ReconError("; ".join(note for note in notes if note not in record["notes"]))
     return {"outputs": [*names, f"{stem.name}.json"], "notes": notes}
 
 

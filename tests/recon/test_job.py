@@ -300,3 +300,19 @@ def test_other_files_are_no_maps(tmp_path: Path) -> None:
     for name in ("maps.npy", "maps.npz", "missing.npy", "open.npy"):
         with pytest.raises(InputError, match=name):
             load_maps(tmp_path / name)
+
+
+def test_a_run_that_writes_no_image_fails(tmp_path: Path, small_kspace: Maker) -> None:
+    """An animation of a single frame is none; beside another format that is a note."""
+    path = tmp_path / "one.h5"
+    write_raw(path, [small_kspace(Index(), coils=1)])
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with pytest.raises(ReconError, match="no animation file"):
+        reconstruct_file(path, tmp_path / "a", replace(ZERO_FILLED, formats=find_formats(["animation"])))
+    assert not names(tmp_path / "a")
+    record = reconstruct_file(
+        path, tmp_path / "b", replace(ZERO_FILLED, formats=find_formats(["npy", "animation"]))
+    )
+    assert sorted(record["outputs"]) == ["one_zero-filled.json", "one_zero-filled.npy"]
+    assert any("no animation file" in note for note in record["notes"])
