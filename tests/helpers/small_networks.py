@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mri_qpan.encoding import Encoding, Normal, RealEncoding
 from mri_qpan.models import DEFAULT, model_path, store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork, config_from_dict, named_config
 
@@ -55,3 +56,19 @@ def measurement(
     mps = mps / mps.abs().square().sum(1, keepdim=True).sqrt()
     mask = torch.rand(batch, *shape, generator=generator) < 0.5
     return torch.randn(batch, coils, *shape, dtype=dtype, generator=generator), mps, mask
+
+
+def problem(
+    channels: int = 2, batch: int = 1, shape: tuple[int, int] = (12, 10), coils: int = 2
+) -> tuple[torch.Tensor, Normal]:
+    """A^H y and x -> A^H A x of random samples, as networks take them; real for one channel."""
+    torch.manual_seed(0)
+    mask = torch.rand(batch, *shape) < 0.5
+    if channels == 1:
+        encoding = RealEncoding(mask)
+        return torch.rand(batch, *shape), encoding.normal
+    mps = torch.randn(batch, coils, *shape, dtype=torch.complex64)
+    mps = mps / mps.abs().square().sum(1, keepdim=True).sqrt()
+    encoding = Encoding(mask, mps)
+    image = torch.randn(batch, *shape, dtype=torch.complex64)
+    return encoding.adjoint(encoding.forward(image)), encoding.normal

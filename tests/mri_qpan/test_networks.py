@@ -1,34 +1,15 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
+from small_networks import problem
 
 from mri_qpan.encoding import Encoding, RealEncoding, from_linop
-from mri_qpan.engines import convolutions
-from mri_qpan.models import load_model
-from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, build, config_from_dict, named_config
+from mri_qpan.networks import SYSTEMS, NetworkConfig, ProximalNetwork, config_from_dict, named_config
 from mri_qpan.networks.consistency import DAMPING, conditioning, conjugate_gradient, data_consistency
 from mri_qpan.networks.convolution import Convolution
-from mri_qpan.networks.pan import proximal_step
-from mri_qpan.penalties import proximal_average
 from mri_qpan.sampling_masks import spokes
-from mri_qpan.scaling import Level, robust_scale
 
 SMALL = {"layers": 2, "filters": 4}
-
-
-def problem(channels=2, batch=1, shape=(12, 10), coils=2):
-    torch.manual_seed(0)
-    mask = torch.rand(batch, *shape) < 0.5
-    if channels == 1:
-        encoding = RealEncoding(mask)
-        return torch.rand(batch, *shape), encoding.normal
-    mps = torch.randn(batch, coils, *shape, dtype=torch.complex64)
-    mps = mps / mps.abs().square().sum(1, keepdim=True).sqrt()
-    encoding = Encoding(mask, mps)
-    image = torch.randn(batch, *shape, dtype=torch.complex64)
-    return encoding.adjoint(encoding.forward(image)), encoding.normal
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -47,62 +28,6 @@ def test_every_system_runs_and_trains(system, channels, bits):
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert bool(torch.isfinite(parameter.grad).all()), name
-
-
-def test_a_pan_plus_layer_is_equation_11():
-    """One layer computed by hand from the method's text."""
-    network = ProximalNetwork(NetworkConfig(layers=1, filters=4, channels=1))
-    adjoint, normal = problem(1)
-    layer = network.layers[0]
-    w = {name: conv().detach() for name, conv in layer.convolutions.items()}
-    lam, gamma, a = (t.detach() for t in layer.thresholds())
-
-    def conv(x, name):
-        return torch.nn.functional.conv2d(x, w[name], padding=1)
-
-    r = (adjoint - layer.step().detach() * (normal(adjoint) - adjoint)).unsqueeze(1)
-    features = conv(conv(conv(r, "D"), "H1").relu(), "H2")
-    shrunk = proximal_average(features, list(lam), gamma, a)
-    expected = r + conv(conv(conv(shrunk, "T1").relu(), "T2"), "G")
-    assert torch.allclose(network(adjoint, normal), expected.squeeze(1), atol=1e-5)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_pan_layer_is_equation_8(compiled):
-    """One layer computed by hand; 32 filters go through the kernels, in training and without gradients."""
-    network = ProximalNetwork(NetworkConfig(layer="pan", layers=1, filters=32, channels=1))
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            torch.nn.init.normal_(parameter, std=0.2)
-    adjoint, normal = problem(1)
-    layer = network.layers[0]
-    w = {name: conv().detach() for name, conv in layer.convolutions.items()}
-    lam, gamma, a = (t.detach() for t in layer.thresholds())
-
-    def conv(x, name):
-        return torch.nn.functional.conv2d(x, w[name], padding=1)
-
-    r = (adjoint - layer.step().detach() * (normal(adjoint) - adjoint)).unsqueeze(1)
-    shrunk = proximal_average(conv(conv(r, "H1").relu(), "H2"), list(lam), gamma, a)
-    expected = conv(conv(shrunk, "T1").relu(), "T2").squeeze(1)
-    if compiled:
-        network._proximal_step = partial(proximal_step, convolve=convolutions.convolve)
-    assert torch.allclose(network(adjoint, normal), expected, atol=1e-4)
-    with torch.no_grad():
-        assert torch.allclose(network(adjoint, normal), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("layer", ["pan", "pan+"])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_layers_start_near_the_identity(layer, channels):
-    image = problem(channels, shape=(32, 32))[0]
-    image = image / image.abs().max()
-    steps = []
-    for seed in range(9):
-        torch.manual_seed(seed)
-        network = ProximalNetwork(NetworkConfig(layer=layer, channels=channels, layers=1))
-        steps.append(float((network.proximal_step(0, image) - image).norm() / image.norm()))
-    assert 0.05 < np.median(steps) < 0.4
 
 
 def test_ista_net_plus_is_pan_plus_with_soft_thresholds_alone():
@@ -323,49 +248,6 @@ def test_adaptive_thresholds_are_those_of_the_layer_times_the_gain():
         thresholds = layer.thresholds()
         layer.thresholds = lambda: (thresholds[0] * gain, *thresholds[1:])
         assert torch.allclose(network._work(layer, r, None, False, False)[0], scaled, atol=1e-5)
-
-
-def level_of(image):
-    scale = float(robust_scale(image))
-    return Level(scale, float((image / scale).abs().square().mean()))
-
-
-@pytest.mark.parametrize("system", [*SYSTEMS, "admm-net", "admm-csnet"])
-def test_a_level_is_that_of_the_image_that_a_part_is_of(system):
-    config = named_config(system, layers=2, filters=8 if "admm" in system else 4, channels=2)
-    network = build(config).eval()
-    adjoint, normal = problem()
-    with torch.no_grad():
-        own = network(adjoint, normal)
-        level = level_of(adjoint)
-        torch.testing.assert_close(network.reconstruct(adjoint, normal, level)[0], own, rtol=1e-5, atol=1e-5)
-        brighter = Level(3 * level.scale, level.power)
-        dim = network.reconstruct(adjoint, normal, brighter)[0]
-        assert float((dim - own).norm() / own.norm()) > 1e-3
-        scaled = network.reconstruct(3 * adjoint, normal, Level(9 * level.scale, level.power))[0]
-        torch.testing.assert_close(scaled, 3 * dim, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("engine", ["float32", "bfloat16", "auto"])
-def test_a_part_alone_is_what_it_is_in_the_image(engine):
-    """Parts that A^H A does not tie together, one of a tenth of the other's brightness, in noise."""
-    network = load_model("qpan+-3bit", engine=engine)
-    draw = torch.Generator().manual_seed(0)
-    y, x = torch.linspace(-1, 1, 96)[:, None], torch.linspace(0, 40, 192)
-    image = (1 + 0.3 * torch.sin(9 * y + x)) * (y.abs() < 0.7) * torch.where(x < 20, 1.0, 0.1)
-    image = image + 0.04 * torch.randn(1, 96, 192, generator=draw, dtype=torch.complex64)
-    lines = torch.rand(96, 1, generator=draw) < 0.4
-    lines[40:56] = True
-    whole, part = (Encoding(lines.expand(1, 96, columns)) for columns in (192, 96))
-    adjoint = whole.adjoint(whole.forward(image))
-    dim = adjoint[..., 96:].contiguous()
-    with torch.inference_mode():
-        wanted = network(adjoint, whole.normal)[..., 96:]
-        found = network.reconstruct(dim, part.normal, level_of(adjoint))[0]
-        rescaled = network(dim, part.normal)
-    away = slice(8, 88)  # from the edges, over which layers look
-    errors = [float((one - wanted)[..., away].norm() / wanted[..., away].norm()) for one in (found, rescaled)]
-    assert errors[0] < 0.05 < 0.1 < errors[1]
 
 
 def test_adaptive_networks_start_as_plain_ones():
