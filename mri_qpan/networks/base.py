@@ -114,8 +114,8 @@ class Network(nn.Module, ABC, Generic[C]):
             raise ValueError(f"this network takes {kind} images, got {adjoint.dtype}")
         if not complex_valued:
             return self._unfold(adjoint, normal, constrained)
-        scale, power = (robust_scale(adjoint), None) if level is None else level
-        images, constraint = self._unfold(adjoint / scale, normal, constrained, power)
+        target, scale, power = at_unit_scale(adjoint, level)
+        images, constraint = self._unfold(target, normal, constrained, power)
         return [image * scale for image in images], constraint
 
     @abstractmethod
@@ -147,3 +147,9 @@ class Network(nn.Module, ABC, Generic[C]):
         return torch.is_grad_enabled() and (
             adjoint.requires_grad or any(p.requires_grad for p in self.parameters())
         )
+
+
+def at_unit_scale(adjoint: Tensor, level: Level | None) -> tuple[Tensor, Tensor | float, float | None]:
+    """Return complex A^H y at unit scale, the scale, and the `Level.power` to take, None for its own."""
+    scale, power = (robust_scale(adjoint), None) if level is None else level
+    return adjoint / scale, scale, power

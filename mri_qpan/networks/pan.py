@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 from mri_qpan import engines
 from mri_qpan.encoding import Normal
 from mri_qpan.engines import convolutions, fused, gpu, inplace
-from mri_qpan.networks.base import Network
+from mri_qpan.networks.base import Network, at_unit_scale
 from mri_qpan.networks.config import NetworkConfig
 from mri_qpan.networks.consistency import (
     conditioning,
@@ -32,7 +32,7 @@ from mri_qpan.networks.convolution import Convolution
 from mri_qpan.networks.floor import floor_of, lifted, share_acquired
 from mri_qpan.networks.layer import TYPICAL_MISMATCH, Layer
 from mri_qpan.penalties import proximal_average
-from mri_qpan.scaling import Level, robust_scale
+from mri_qpan.scaling import Level
 
 Convolve = Callable[[Tensor, Tensor, bool], Tensor]
 """(x, weight, rectified) -> their convolution, see `engines.convolutions`."""
@@ -189,8 +189,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         plain.dtype, plain._compiled, plain._proximal_step = torch.float32, False, proximal_step
         target, power = adjoint, None
         if self.config.channels == 2:
-            scale, power = (robust_scale(adjoint), None) if level is None else level
-            target = adjoint / scale
+            target, _, power = at_unit_scale(adjoint, level)
         last = len(self.layers) - 1
         state = before = plain._start(target, normal, power)
         for index in range(last + 1):
