@@ -38,7 +38,6 @@ def test_a_worker_elsewhere_finds_the_trajectory(along, tmp_path, monkeypatch):
     _, _, words = near.dims.partition("@")
     assert os.path.isabs(words)
     assert words.endswith(":32x24")
-    assert digest(near) == digest(near)
     assert Path(words.rpartition(":")[0]).samefile(tmp_path / "k.npy")
 
 
