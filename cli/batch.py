@@ -16,14 +16,13 @@ import typer
 from mri_qpan.cli import options
 from mri_qpan.cli.logs import start_logging
 from mri_qpan.cli.signals import TERMINATED, stop_on_sigterm
-from mri_qpan.errors import InputError
+from mri_qpan.errors import PART_FAILED, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mri_qpan.recon.batch.run import Summary
 
-PART_FAILED = 4
 
 EPILOG = """
 Examples:

@@ -15,7 +15,7 @@ import typer
 from mri_qpan.cli.benchmark_batch import batch
 from mri_qpan.cli.benchmark_soak import soak
 from mri_qpan.cli.benchmark_speed import speed
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from mri_qpan.benchmark.peers import Method
@@ -187,7 +187,7 @@ def serve(
     check_output_folder(output)
     words = [word.strip() for word in clients.split(",")]
     if not all(word.isdecimal() and 0 < int(word) <= 64 for word in words):
-        raise InputError(f"--clients {clients}: numbers from 1 to 64, separated by commas")
+        raise OptionError(f"--clients {clients}: numbers from 1 to 64, separated by commas")
     name = models.DEFAULT if method is None else method
     with progress_bar(len(words)) as advance:
         found = load.load(file, name, [int(word) for word in words], slices, workers, interval, advance)
@@ -210,7 +210,7 @@ def _choose(names: str | None, threads: int) -> list[Method]:
     wanted = everybody if names is None else [name.strip() for name in names.split(",")]
     chosen = [known[name] if name in known else _network(name, [*known]) for name in wanted]
     if not any(method.classical for method in chosen):
-        raise InputError("--methods names no classical method to compare with: add zero-filled at least")
+        raise OptionError("--methods names no classical method to compare with: add zero-filled at least")
     return chosen
 
 
@@ -221,7 +221,7 @@ def _network(name: str, classical: list[str]) -> Method:
     try:
         method = get_method(name)
     except InputError as error:
-        raise InputError(f"--methods: {error}; and, to compare with, {', '.join(classical)}") from error
+        raise OptionError(f"--methods: {error}; and, to compare with, {', '.join(classical)}") from error
     stated = {} if method.sha256 is None else {"sha256": method.sha256[:12], "engine": method.engine}
     return peers.network(method.name, method.run, **stated)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import OptionError
 
 PARTS = ("engines", "bart", "starts", "commands", "sizes")
 STEM = "benchmark-speed"
@@ -56,7 +56,7 @@ def speed(
     counts = _counts(threads)
     wanted = [part.strip() for part in parts.split(",")]
     if not set(wanted) <= set(PARTS):
-        raise InputError(f"--parts {parts}: choose from {', '.join(PARTS)}")
+        raise OptionError(f"--parts {parts}: choose from {', '.join(PARTS)}")
     names = [name.strip() for name in models.split(",")] if models else shipped.list_models(channels=2)
     for name in names:
         shipped.load_model(name)
@@ -138,11 +138,11 @@ def _case(file: Path | None, matrix: int, mask: str) -> Any:
     try:
         return head_case((matrix, matrix), 8, mask)
     except MaskError as error:
-        raise InputError(f"--mask {mask}: {error}") from error
+        raise OptionError(f"--mask {mask}: {error}") from error
 
 
 def _counts(threads: str) -> list[int]:
     words = [word.strip() for word in threads.split(",")]
     if not all(word.isdecimal() and 0 < int(word) <= 256 for word in words):
-        raise InputError(f"--threads {threads}: numbers from 1 to 256, separated by commas")
+        raise OptionError(f"--threads {threads}: numbers from 1 to 256, separated by commas")
     return sorted({int(word) for word in words})

@@ -38,15 +38,24 @@ def info(
     ] = None,
 ) -> None:
     """Say what is in a k-space file: matrix, coils, images, sampling, calibration, noise scan, oddities."""
+    from mri_qpan.errors import MriQpanError, exit_code
     from mri_qpan.recon.readers import is_ismrmrd
     from mri_qpan.recon.readers.ismrmrd import inspect
 
+    failures: list[MriQpanError] = []
     for number, file in enumerate(files):
-        rows = list(_rows(inspect(file)) if is_ismrmrd(file) else _array_rows(file, dims))
+        try:
+            rows = list(_rows(inspect(file)) if is_ismrmrd(file) else _array_rows(file, dims))
+        except MriQpanError as error:
+            typer.echo(f"mri-qpan: {error}", err=True)
+            failures.append(error)
+            continue
         width = max(len(name) for name, _ in rows) + 2
         typer.echo("\n" * bool(number) + str(file))
         for name, words in rows:
             typer.echo(f"  {name:<{width}}{words}")
+    if failures:
+        raise typer.Exit(exit_code(failures, len(files)))
 
 
 def _rows(measurement: Measurement) -> Iterator[Row]:

@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import OptionError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +59,7 @@ def start_logging(kind: str, console: Console | None = None) -> None:
         If the kind is another.
     """
     if kind not in FORMATS:
-        raise InputError(f"--log-format {kind}: choose {' or '.join(FORMATS)}")
+        raise OptionError(f"--log-format {kind}: choose {' or '.join(FORMATS)}")
     handler: logging.Handler
     if kind == "json":
         handler = logging.StreamHandler()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from mri_qpan.sampling_masks.geometry import Mask
@@ -66,7 +66,7 @@ def _make(spec: str, shape: str | None, calib: int | None) -> tuple[str, Mask]:
     try:
         sizes = tuple(int(size) for size in shape.lower().split("x"))
     except ValueError:
-        raise InputError(f"--shape is YxX or ZxYxX, such as 256x256, not {shape!r}") from None
+        raise OptionError(f"--shape is YxX or ZxYxX, such as 256x256, not {shape!r}") from None
     return f"{kind}, seed {seed}", make_mask(kind, sizes, ratio, calib=calib, seed=seed)
 
 

@@ -108,6 +108,8 @@ def pics(
         None if trajectory is None else _read(trajectory),
     )
     image = work.reconstruct(arrays, network, device)
+    if not image.any():  # as `bart pics` gives it too
+        typer.echo("mri-qpan pics: no sample above zero, or none in the pattern: the image is zero", err=True)
     if not rescale:
         image = image / (scale or work.scaling(arrays))
     files = " ".join(f"<{path}" for path in (trajectory, pattern, sensitivities, kspace) if path is not None)

@@ -10,12 +10,11 @@ import typer
 
 from mri_qpan.cli import options
 from mri_qpan.cli.signals import TERMINATED, stop_on_sigterm
-from mri_qpan.errors import InputError, MriQpanError, ReconError
+from mri_qpan.errors import InputError, MriQpanError, ReconError, exit_code
 
 if TYPE_CHECKING:
     from mri_qpan.recon.job import Job
 
-PART_FAILED = 4
 METRIC_HEADINGS = {"psnr": "PSNR / dB", "ssim": "SSIM", "nmse": "NMSE", "hfen": "HFEN"}
 
 EPILOG = """
@@ -104,7 +103,7 @@ def recon(
     if failures and stop.is_set():
         raise typer.Exit(TERMINATED)
     if failures:
-        raise typer.Exit(_exit_code(failures, len(files)))
+        raise typer.Exit(exit_code(failures, len(files)))
 
 
 def _one_file(path: Path, folder: Path, job: Job, stop: Event) -> MriQpanError | None:
@@ -117,13 +116,6 @@ def _one_file(path: Path, folder: Path, job: Job, stop: Event) -> MriQpanError |
         return ReconError(f"{path}: {type(error).__name__}: {error}")
     _report(path, folder, record)
     return None
-
-
-def _exit_code(failures: list[MriQpanError], files: int) -> int:
-    if len(failures) < files:
-        return PART_FAILED
-    codes = {failure.exit_code for failure in failures}
-    return codes.pop() if len(codes) == 1 else ReconError.exit_code
 
 
 def _check_names(files: list[Path]) -> None:

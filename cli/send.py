@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
+
+PORT = 9002
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def send(
     file: Annotated[Path, typer.Argument(help="ISMRMRD raw data.")],
-    to: Annotated[str, typer.Option(metavar="HOST[:PORT]", help="The MRD server.")] = "127.0.0.1:9002",
+    to: Annotated[
+        str, typer.Option(metavar="HOST[:PORT]", help="The MRD server; [ADDRESS]:PORT in IPv6.")
+    ] = f"127.0.0.1:{PORT}",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -35,9 +39,7 @@ def send(
     """
     from mri_qpan.recon import client
 
-    host, _, port = to.rpartition(":") if ":" in to else (to, "", "9002")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(f"--to {to}: the port is a number from 1 to 65535")
+    address = _address(to)
     target = file.with_name(f"{file.stem}_images.h5") if output is None else output
     if not target.parent.is_dir():
         raise InputError(f"{target.parent}: no such folder")
@@ -45,5 +47,20 @@ def send(
     def tell(words: str) -> None:
         typer.echo(f"  server: {words}")
 
-    count = client.send(file, (host, int(port)), config, target, patience=patience, tell=tell)
+    count = client.send(file, address, config, target, patience=patience, tell=tell)
     typer.echo(f"{file}: {count} image{'' if count == 1 else 's'} in {target}")
+
+
+def _address(to: str) -> tuple[str, int]:
+    """Return host and port of HOST[:PORT]; an IPv6 address with a port stands in brackets."""
+    bracketed, bracket, rest = to[1:].partition("]") if to.startswith("[") else ("", "", "")
+    if bracket:
+        host, colon, port = bracketed, rest[:1], rest[1:]
+        good = rest == "" or colon == ":"
+    else:
+        host, colon, port = to.partition(":") if to.count(":") == 1 else (to, "", "")
+        good = "]" not in to
+    port = port if colon else str(PORT)
+    if not (good and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise OptionError(f"--to {to}: it is HOST, HOST:PORT or [ADDRESS]:PORT, the port from 1 to 65535")
+    return host, int(port)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mri_qpan import models
 from mri_qpan.encoding import Normal, Reconstructor
-from mri_qpan.errors import InputError, ReconError
+from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.solvers import SOLVERS
 
 GROUP = "mri_qpan.methods"
@@ -119,7 +119,7 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
         for point in entry_points(group=GROUP, name=name):
             return as_reconstructor(point.load(), name)
     if name not in models.list_models() and not _is_path(name):
-        raise InputError(_unknown(name))
+        raise OptionError(_unknown(name))
     model = models.load_model(name, device)
     if model.config.channels == 1:
         raise InputError(
@@ -138,7 +138,7 @@ def find_device(name: str) -> torch.device:
         If the name is another, or "cuda" is asked for where PyTorch finds no GPU.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}: choose auto, cpu or cuda")
+        raise OptionError(f"unknown device {name!r}: choose auto, cpu or cuda")
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise InputError("no GPU found by this PyTorch: use --device cpu")

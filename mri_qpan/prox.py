@@ -130,7 +130,8 @@ class QPanReg(prox.Prox):
     Parameters
     ----------
     shape
-        Input's shape, (y, x) or (..., y, x), whose (y, x) planes are worked one by one; complex.
+        Input's shape, (y, x) or (..., y, x), whose (y, x) planes are worked one by one; real or
+        complex.
     lamda
         Weight, positive; the step `alpha` multiplies it.
     model
@@ -175,7 +176,8 @@ class QPanReg(prox.Prox):
         scale = robust_scale(image[None])[0]
         worked = self._network.proximal_step(self._layer, image / scale) * scale
         weight = float(alpha) * self.lamda
-        regular = (values + weight * worked.numpy()) / (1 + weight)
+        found = worked.numpy() if np.iscomplexobj(values) else worked.numpy().real
+        regular = (values + weight * found) / (1 + weight)
         return backend.to_device(regular.astype(values.dtype, copy=False), home)
 
 

@@ -38,6 +38,8 @@ def load_maps(path: Path) -> Complex:
         maps = _from_bart(path) if path.suffix in CFL else np.load(path, allow_pickle=False)
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged header is read as Python: syntax, tokens, types
         raise InputError(f"{path}: cannot read coil maps: not a .npy file of numbers") from error
     if not isinstance(maps, np.ndarray) or maps.ndim not in (3, 4, 5) or not np.iscomplexobj(maps):

@@ -338,6 +338,8 @@ def _batch(array: NDArray[np.generic], device: torch.device | str) -> torch.Tens
 def _residual(encoding: Encoding | NonCartesian, image: torch.Tensor, samples: torch.Tensor) -> float:
     size = _norm(samples)
     if size == 0:
+        if bool(samples.any()):
+            raise ReconError("the samples are too small for single precision: scale them up")
         raise ReconError("all samples are zero: there is no signal to reconstruct")
     return _norm(encoding.forward(image) - samples) / size
 

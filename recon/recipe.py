@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mri_qpan import models
 from mri_qpan._version import __version__
-from mri_qpan.errors import InputError
+from mri_qpan.errors import OptionError
 from mri_qpan.methods import Method, find_device, get_method, method_names
 from mri_qpan.recon.compression import Number
 from mri_qpan.recon.job import Job
@@ -67,7 +67,7 @@ class Recipe:
             If the model's file cannot.
         """
         if self.replicas == 1:
-            raise InputError("--uncertainty 1: a standard deviation needs at least 2 reconstructions")
+            raise OptionError("--uncertainty 1: a standard deviation needs at least 2 reconstructions")
         device = find_device(self.device)
         formats = find_formats(self.formats)
         return Job(

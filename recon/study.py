@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mri_qpan import metrics
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.methods import Method
 from mri_qpan.recon.compression import Number, mix, mix_maps
 from mri_qpan.recon.geometry import centre
@@ -46,7 +46,7 @@ class Undersampling:
         try:
             return cls(spec, *parse_spec(spec))
         except MaskError as error:
-            raise InputError(f"--undersample: {error}") from error
+            raise OptionError(f"--undersample: {error}") from error
 
     def mask(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         """Return the mask (z, y, x); a slice's is that of its (y, x).

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from mri_qpan.errors import InputError, ModelError
+from mri_qpan.errors import InputError, ModelError, OptionError
 from mri_qpan.models import user_folder
 from mri_qpan.models.store import MAX_BYTES, read_header
 
@@ -42,7 +42,7 @@ def fetch(source: str, sha256: str) -> Path:
     """
     wanted = sha256.strip().lower()
     if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-        raise InputError(f"--sha256 {sha256!r:.80}: give the 64 hexadecimal digits of the file's SHA-256")
+        raise OptionError(f"--sha256 {sha256!r:.80}: give the 64 hexadecimal digits of the file's SHA-256")
     folder = user_folder()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{wanted[:16]}.{os.getpid()}.part"

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from mri_qpan.errors import InputError, ReconError
+from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.recon.batch.crew import Crew
 from mri_qpan.recon.batch.inline import Inline
 from mri_qpan.recon.batch.inputs import find_inputs
@@ -102,7 +102,7 @@ def measure(
         If a file fails.
     """
     if files <= max(local, default=0):
-        raise InputError(f"--files {files}: more files than workers ({max(local)}), or none is left to time")
+        raise OptionError(f"--files {files}: more files than workers ({max(local)}), or none is left to time")
     found = []
     with tempfile.TemporaryDirectory(prefix="mri-qpan-scale-") as name:
         room = Path(name)

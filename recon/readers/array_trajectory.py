@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
 from mri_qpan.recon.readers.mrd_checks import SMALLEST_RATIO
 from mri_qpan.recon.readers.samples import check_samples
@@ -47,7 +47,7 @@ class Trajectory:
         name, _, size = words.rpartition(":")
         numbers = [int(n) if n.isdecimal() else 0 for n in size.split("x")]
         if not name or len(numbers) > 2 or not all(2 <= n <= LARGEST_MATRIX for n in numbers):
-            raise InputError(f"--dims …@{words}: a trajectory is NAME:MATRIX, such as k:256 or k:256x192")
+            raise OptionError(f"--dims …@{words}: a trajectory is NAME:MATRIX, such as k:256 or k:256x192")
         return cls(name, (numbers[-1], numbers[0]))
 
 

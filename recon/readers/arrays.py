@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
 from mri_qpan.recon.readers import array_trajectory
 from mri_qpan.recon.readers.array_trajectory import ALONG, Trajectory
@@ -70,7 +70,7 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
     possible, needed = ((*COUNTERS, "coil", *ALONG), {"sample"}) if at else (NAMES, {"x", "y"})
     if not needed <= set(names) <= set(possible) or len(set(names)) < len(names):
         among = " and ".join(sorted(needed))
-        raise InputError(f"--dims {dims}: names of {', '.join(possible)}, each once, {among} among them")
+        raise OptionError(f"--dims {dims}: names of {', '.join(possible)}, each once, {among} among them")
     trajectory = Trajectory.parse(words) if at else None
     if not path.is_file():
         raise InputError(f"{path}: no such file")

@@ -47,6 +47,8 @@ class TrajectoryPlan:
         The imaging acquisitions of every image, in the order of `Index`.
     recon_shape
         Matrix (z, y, x) to deliver; z is 1 of slices.
+    deep
+        Whether images are volumes; a volume may have one plane to deliver.
     fov
         Its field of view (x, y, z) in mm.
     asked
@@ -61,6 +63,7 @@ class TrajectoryPlan:
     measurement: Measurement
     images: dict[Index, Rows]
     recon_shape: tuple[int, int, int]
+    deep: bool
     fov: Vector
     asked: int
     encoded: NDArray[np.float64]
@@ -96,7 +99,7 @@ class TrajectoryPlan:
             raise InputError(
                 f"{self.measurement.path}: the trajectory of {name_of(heads, row)} is not finite"
             )
-        wanted = 3 if self.recon_shape[0] > 1 and self.centre is None else 2
+        wanted = 3 if self.deep and self.centre is None else 2
         return np.ascontiguousarray(path.reshape(samples, dimensions)[:, wanted - 1 :: -1])
 
     def in_encoded_field_of_view(
@@ -144,8 +147,13 @@ class TrajectoryPlan:
         notes.append(
             f"{len(heads)} readouts along a trajectory as the file has it: gradient delays uncorrected"
         )
-        if self.recon_shape[0] == 1 and (heads["trajectory_dimensions"] > 2).any():
+        if not self.deep and (heads["trajectory_dimensions"] > 2).any():
             notes.append("only kx and ky of the trajectory were used")
+        if not self.deep and self.encoded[0] > 1:
+            notes.append(
+                f"the header says {self.encoded[0]:g} partitions but all readouts are of one: read as 2-D, "
+                f"{self.fov[2]:g} mm thick as reconSpace has them"
+            )
         notes += unused(measurement.skipped)
         notes += noise_notes(measurement, self._head(index))
         return tuple(notes)
@@ -184,9 +192,11 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
     if recon.fov is not None and encoded.fov is None:
         raise InputError(f"{path}: the header gives reconSpace a field of view and encodedSpace none: add it")
     fov_encoded = encoded.fov or tuple(float(n) for n in encoded.matrix)
+    deep, centre = _third_direction(measurement, described, used)
     fov = recon.fov or fov_encoded
     nx, ny, nz = recon.matrix
-    deep, centre = _third_direction(measurement, described, used)
+    if not deep:
+        fov = (*fov[:2], fov[2] / nz)
     shape = (min(nz, described.encoded.matrix[2]) if deep else 1, ny, nx)
     for rows in images.values():
         samples = int(heads["number_of_samples"][rows].sum())
@@ -200,6 +210,7 @@ def plan_trajectory(measurement: Measurement) -> TrajectoryPlan:
         measurement=measurement,
         images=images,
         recon_shape=shape,
+        deep=deep,
         fov=(fov[0], fov[1], fov[2]),
         asked=nz,
         encoded=np.array(encoded.matrix[::-1], np.float64),
@@ -229,6 +240,8 @@ def _third_direction(
         raise InputError(
             f"{path}: some trajectories are 2-D, others 3-D: add the coordinates that are missing"
         )
+    if np.ptp(partitions) == 0:
+        return False, None
     centre = depth // 2 if described.step_2 is None else described.step_2.center
     outside = used[(partitions - centre < -(depth // 2)) | (partitions - centre >= depth - depth // 2)]
     if outside.size:

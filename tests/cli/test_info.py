@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from mri_qpan import bart
 from mri_qpan.cli.main import app
-from mri_qpan.errors import InputError
 
 KSPACE = random_kspace(4, 24, 32)
 
@@ -90,9 +89,14 @@ class TestInfo:
         write(path, header_xml((32, 24, 1)), lines(KSPACE))
         assert info(path, path)["images"] == "1"
 
-    def test_not_a_file(self, path):
-        with pytest.raises(InputError, match="no such file"):
-            CliRunner().invoke(app, ["info", str(path)], catch_exceptions=False)
+    def test_bad_files_do_not_stop_the_others(self, path):
+        write(path, header_xml((32, 24, 1)), lines(KSPACE))
+        nothing = str(path.with_name("nothing.h5"))
+        result = CliRunner().invoke(app, ["info", nothing, str(path)])
+        assert result.exit_code == 4
+        assert f"{nothing}: no such file" in result.stderr
+        assert "32 x 24 x 1" in result.stdout
+        assert CliRunner().invoke(app, ["info", nothing]).exit_code == 3
 
     def test_real_file(self, shared_data):
         rows = info(shared_data / "kspace/head_8ch_256_R3_acs24.h5")

@@ -92,6 +92,16 @@ def test_a_pattern_of_zeros_and_ones_masks(scan):
     assert np.allclose(read_cfl(scan / "out"), alone, atol=1e-4 * np.abs(alone).max())
 
 
+def test_no_samples_give_no_image_and_a_word(tmp_path):
+    write_cfl(tmp_path / "kspace", np.ones((2, 1, 16, 12), np.complex64))
+    write_cfl(tmp_path / "maps", np.ones((2, 1, 16, 12), np.complex64) / 2)
+    write_cfl(tmp_path / "pattern", np.zeros((16, 12), np.complex64))
+    result = pics(tmp_path, "-p", "pattern", "kspace", "maps", "out")
+    assert result.exit_code == 0
+    assert "the image is zero" in result.stderr
+    assert not read_cfl(tmp_path / "out").any()
+
+
 @needs_bart
 def test_looped_dimensions_are_worked_one_by_one(scan):
     bart(scan, "join", 10, "kspace", "noisy", "twice")

@@ -17,7 +17,7 @@ from mrd_sessions import XML, flagged, images
 from typer.testing import CliRunner
 
 from mri_qpan.cli.main import app
-from mri_qpan.errors import InputError, ReconError
+from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.recon.mrd_stream import HeaderText, MrdReader, MrdWriter
 
 COMMAND = [sys.executable, "-m", "mri_qpan.cli", "serve", "--port", "0", "--device", "cpu"]
@@ -114,7 +114,11 @@ def test_an_address_in_use() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (["--to", "127.0.0.1:x"], InputError, "the port"),
+        *(
+            (["--to", to], OptionError, "the port")
+            for to in (":1", "a:x", "a:0", "[::1]9", "[::1]:", "::1:9]")
+        ),
+        (["--to", "[::1]:9"], ReconError, "::1:9"),
         (["--to", "127.0.0.1:9", "-o", "nowhere/out.h5"], InputError, "no such folder"),
         (["--to", "127.0.0.1:9"], ReconError, "127.0.0.1:9"),
     ],

@@ -116,6 +116,8 @@ def test_a_layer_scales_with_its_input_and_takes_stacks(scan) -> None:
     assert worked.dtype == np.complex64
     assert np.linalg.norm(worked - x) > 0.01 * np.linalg.norm(x)
     np.testing.assert_allclose(single(1, 1000 * x), 1000 * worked, rtol=1e-3, atol=1e-2)
+    real = QPanReg(x.shape, lamda=0.5)(1, x.real)  # without a warning of lost parts
+    np.testing.assert_allclose(real, QPanReg(x.shape, lamda=0.5)(1, x.real + 0j).real, atol=1e-6)
     stacked = QPanReg((2, *x.shape), lamda=0.5)(1, np.stack([x, x]))
     np.testing.assert_allclose(stacked, np.stack([worked, worked]), atol=1e-4)
     # (1 + w) P_w(x) - x = w f(x) for every weight w = alpha lamda.

@@ -214,5 +214,7 @@ def test_failures_are_named(small_kspace: Maker) -> None:
         reconstruct(kspace, exhaust)
     with pytest.raises(InputError, match="zero"):
         reconstruct(replace(kspace, data=0 * kspace.data), identity)
+    with pytest.raises(ReconError, match="too small for single precision"):
+        reconstruct(replace(kspace, data=np.complex64(1e-30) * kspace.data), identity)
     with pytest.raises(InputError, match="maps"):
         reconstruct(kspace, identity, mps=np.ones((3, 1, 4, 4), np.complex64))

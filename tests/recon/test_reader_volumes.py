@@ -6,7 +6,7 @@ import ismrmrd
 import numpy as np
 import pytest
 import sigpy as sp
-from mrd_files import header_xml, limit_xml, refused, write
+from mrd_files import header_xml, refused, write
 from numpy.typing import NDArray
 
 from mri_qpan import bart
@@ -140,7 +140,15 @@ def test_oversampled_and_missing_partitions(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dimensions", "recon", "fov", "planes"),
-    [(2, 9, 18, 9), (2, 18, 18, 9), (3, 18, 18, 9), (3, 6, 24, 12), (2, 20, 17, 8), (2, 1, 24, 12)],
+    [
+        (2, 9, 18, 9),
+        (2, 18, 18, 9),
+        (3, 18, 18, 9),
+        (3, 6, 24, 12),
+        (2, 20, 17, 8),
+        (2, 1, 24, 12),
+        (3, 1, 24, 12),
+    ],
 )
 def test_planes_keep_the_spacing_that_was_encoded(
     path: Path, dimensions: int, recon: int, fov: int, planes: int
@@ -161,18 +169,19 @@ def test_planes_keep_the_spacing_that_was_encoded(
     assert (asked in str(kspace.notes)) == (recon != planes)
 
 
-def test_a_single_partition_is_a_slice(path: Path) -> None:
+@pytest.mark.parametrize(("planes", "thickness"), [(1, 40), (8, 5)])
+def test_a_single_partition_is_a_slice(path: Path, planes: int, thickness: int) -> None:
     """Of a header that counts slices as partitions: nothing is resolved along z."""
     image, mps = volume(DEPTH)
     coord = radial()[:1]
     coord[..., 0] = 0
     made = acquisitions(sampled(image, mps, coord), coord, 2)
-    limits = limit_xml("kspace_encoding_step_2", 0, 0)
-    sizes = {"fov": (N, N, 40), "recon_fov": (N, N, 40), "limits": limits}
-    write(path, header_xml((N, N, 8), (N, N, 1), trajectory="radial", **sizes), made)
+    sizes = {"fov": (N, N, 40), "recon_fov": (N, N, 40)}
+    write(path, header_xml((N, N, 8), (N, N, planes), trajectory="radial", **sizes), made)
     (kspace,) = open_kspace(path)
     assert kspace.recon_shape == (1, N, N)
-    assert kspace.geometry.fov == (N, N, 40)
+    assert kspace.geometry.fov == (N, N, thickness)
+    assert "8 partitions but all readouts are of one" in str(kspace.notes)
 
 
 def test_turned_partitions_take_the_3d_transform(path: Path) -> None:
