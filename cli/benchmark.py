@@ -51,6 +51,10 @@ Tuned = Annotated[
     typer.Option(help="JSON of an earlier run, its tuned parameters to be taken where they fit; repeatable."),
 ]
 
+Dims = Annotated[
+    str | None, typer.Option(metavar="NAME,NAME...", help="Axes of .npy and .mat files, as for recon.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -75,6 +79,7 @@ def real(
     evaluations: Evaluations = 4,
     threads: Threads = 1,
     tuned: Tuned = None,
+    dims: Dims = None,
 ) -> None:
     """Undersample full measurements and compare every method's image, with the reference and by the clock.
 
@@ -89,7 +94,7 @@ def real(
     known = {key: found for path in tuned or [] for key, found in report.read_tuned(path).items()}
     chosen = _choose(methods, threads)
     specs = [spec.strip() for spec in masks.split(",")]
-    prepared = [case for path in inputs for case in cases(path, specs, count=count)]
+    prepared = [case for path in inputs for case in cases(path, specs, count=count, dims=dims)]
     with progress_bar(len(prepared) * len(chosen) * (1 + rounds)) as advance:
         compared = compare(
             prepared,

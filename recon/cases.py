@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 Complex = NDArray[np.complex64]
 
 
-def cases(path: Path, specs: Sequence[str], *, count: int) -> Iterator[Case]:
+def cases(path: Path, specs: Sequence[str], *, count: int, dims: str | None = None) -> Iterator[Case]:
     """Make the benchmark cases of one input, every slice under every mask.
 
     Parameters
@@ -36,6 +36,8 @@ def cases(path: Path, specs: Sequence[str], *, count: int) -> Iterator[Case]:
         Masks as "KIND:RATIO[:SEED]".
     count
         How many images to take of a folder, in the order of their names, spread evenly.
+    dims
+        Axes of a .npy or .mat file (see `readers.open_kspace`).
 
     Yields
     ------
@@ -54,7 +56,7 @@ def cases(path: Path, specs: Sequence[str], *, count: int) -> Iterator[Case]:
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         yield from _image_cases(path, path.stem, path.stem, specs)
     else:
-        yield from _measured_cases(path, specs)
+        yield from _measured_cases(path, specs, dims)
 
 
 def read_pictures(folder: Path, count: int | None = None) -> list[Picture]:
@@ -98,9 +100,9 @@ def read_masks(folder: Path, percents: str, shape: tuple[int, ...]) -> dict[int,
     return masks
 
 
-def _measured_cases(path: Path, specs: Sequence[str]) -> Iterator[Case]:
+def _measured_cases(path: Path, specs: Sequence[str], dims: str | None) -> Iterator[Case]:
     source = _sha256(path)
-    stream = open_kspace(path)
+    stream = open_kspace(path, dims)
     several = len(stream) > 1
     for number, kspace in enumerate(stream):
         full, _ = condition(kspace)

@@ -48,6 +48,15 @@ def test_maps_know_only_the_samples_left(tmp_path: Path, small_kspace: Callable[
     np.testing.assert_allclose(case.reference, abs(combined), atol=1e-4)
 
 
+def test_arrays_are_told_their_axes(tmp_path: Path, small_kspace: Callable[..., KSpace]) -> None:
+    full = small_kspace()
+    np.save(tmp_path / "scan.npy", full.data[:, 0])
+    (case,) = cases(tmp_path / "scan.npy", SPECS[:1], count=1, dims="coil,y,x")
+    np.testing.assert_allclose(case.kspace, full.data[:, 0] * case.mask)
+    with pytest.raises(InputError, match="--dims"):
+        list(cases(tmp_path / "scan.npy", SPECS, count=1))
+
+
 def test_a_sampled_gap_is_refused(tmp_path: Path, small_kspace: Callable[..., KSpace]) -> None:
     full = small_kspace()
     mask = full.mask.copy()
