@@ -206,12 +206,13 @@ def slab_maps(
     shape: tuple[int, int, int],
     start: int,
     *,
+    along: int = 2,
     sets: int = 1,
     noise: float = 0.0,
     floor: float = 0.0,
     reference: Complex | None = None,
 ) -> Complex:
-    """Estimate the maps of a 3-D slab: ESPIRiT in the (z, y) plane of every x.
+    """Estimate the maps of a 3-D slab: ESPIRiT in every plane along one direction.
 
     Parameters
     ----------
@@ -220,43 +221,64 @@ def slab_maps(
     shape
         Matrix (z, y, x) of the maps.
     start
-        Place of the block's first sample along x.
+        Place of the block's first sample along that direction.
+    along
+        2: the planes are (z, y), one for each x, whose phase goes on from one to the next however far apart
+        the coils are. 0: they are (y, x), one for each z, with all of a readout's samples for each one's
+        kernels (see `has_equations`).
     sets, noise
         As for `espirit`.
     floor
-        Singular values below are noise (see `strongest_floor`), besides those that no x shows.
+        Singular values below are noise (see `strongest_floor`), besides what is in the strongest plane.
     reference
-        Combination of the coils that has phase 0 at every x, (coil, x); None: `references` of this block.
+        Combination of the coils that has phase 0 in every plane, (coil, plane); None: `references` of this
+        block.
 
     Returns
     -------
     Maps (coil, z, y, x), or (set, coil, z, y, x).
     """
-    padded = np.zeros((*calib.shape[:3], shape[2]), np.complex64)
-    padded[..., start : start + calib.shape[3]] = calib
+    moved = np.moveaxis(calib, 1 + along, -1)
+    height, width = (n for axis, n in enumerate(shape) if axis != along)
+    padded = np.zeros((*moved.shape[:3], shape[along]), np.complex64)
+    padded[..., start : start + moved.shape[3]] = moved
     planes = ifft_numpy(padded, (-1,))
-    noise *= math.sqrt(calib.shape[3] / shape[2])
-    floor = max(floor, *(_spectrum(planes[..., x], noise)[2] for x in range(shape[2])))
+    noise *= math.sqrt(moved.shape[3] / shape[along])
+    strongest = int(np.argmax((np.abs(planes) ** 2).sum((0, 1, 2))))
+    floor = max(floor, strongest_floor(planes[..., strongest], noise))
     if reference is None:
         reference = references(correlations(planes))
     turns = torch.from_numpy(np.ascontiguousarray(reference.T))
     maps = np.stack(
-        [_maps(planes[..., x], shape[:2], sets, noise, turns[x], floor) for x in range(shape[2])], axis=-1
+        [
+            _maps(np.ascontiguousarray(planes[..., n]), (height, width), sets, noise, turns[n], floor)
+            for n in range(shape[along])
+        ],
+        axis=2 + along,
     )
     return maps[0] if sets == 1 else maps
 
 
+def has_equations(block: Block, coils: int) -> bool:
+    """Return whether a slab's calibration block has as many patches in (z, y) as half a kernel's weights.
+
+    Of fewer ESPIRiT finds too small a space of kernels, and soon none whose eigenvalue reaches `CROP`.
+    """
+    height, width = (max(0, s.stop - s.start - KERNEL + 1) for s in block[:2])
+    return 2 * height * width >= coils * KERNEL**2
+
+
 def references(correlation: NDArray[np.complex128]) -> Complex:
-    """Return strong combinations of the coils, (coil, x), whose phases go on smoothly along x.
+    """Return strong combinations of the coils, (coil, place), whose phases go on smoothly along a direction.
 
     The strongest ones are known up to a phase each, and jump where two coils are as strong. These start there
-    where there is most signal and take a step of the power method from each x to the next: C is not negative,
-    so neighbours r and C r have no phase between them.
+    where there is most signal and take a step of the power method from each place to the next: C is not
+    negative, so neighbours r and C r have no phase between them.
 
     Parameters
     ----------
     correlation
-        C, of the coils at every x, (x, coil, coil), as `compression.correlations` returns it.
+        C, of the coils at every place, (place, coil, coil), as `compression.correlations` returns it.
     """
     power = np.trace(correlation, axis1=1, axis2=2).real
     first = int(np.argmax(power))

@@ -202,6 +202,17 @@ class TestEspirit:
         assert np.count_nonzero(steps) > 0.3 * steps.size
         assert np.abs(np.angle(steps[steps != 0])).max() < 0.5
 
+    def test_planes_along_z_need_fewer_phase_encodings(self):
+        """8 x 16 of them are too few equations in (z, y)."""
+        images = slab_images(0)
+        block = slice(6, 14), slice(2, 18), slice(8, 40)
+        calib = np.ascontiguousarray(fft_numpy(images, (1, 2, 3))[:, *block])
+        assert not coils.has_equations(block, len(images))
+        maps = coils.slab_maps(calib, images.shape[1:], block[0].start, along=0)
+        assert projection_error(maps[None], images) < 0.05
+        other = coils.slab_maps(calib, images.shape[1:], block[2].start)
+        assert projection_error(other[None], images) > 0.5
+
     def test_a_slab_of_zeros_has_no_maps(self):
         assert not coils.slab_maps(np.zeros((3, 12, 12, 8), np.complex64), (16, 16, 8), 0).any()
 

@@ -13,6 +13,7 @@ from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import Geometry, KSpace
 from mri_qpan.recon.memo import Memo
 from mri_qpan.recon.prepare import condition, prepare, whitening_matrix
+from mri_qpan.recon.readers import open_kspace
 
 NY, NX, COILS = 48, 40, 4
 
@@ -211,6 +212,37 @@ class TestMaps:
         found = prepare(kspace)
         combined = (found.mps.conj() * images).sum(axis=0)
         assert np.linalg.norm(found.mps * combined - images) < 0.1 * np.linalg.norm(images)
+
+    @pytest.mark.parametrize("depth", [2, 5, 8])
+    def test_slab_of_few_partitions(self, depth):
+        shape = (depth, 24, 40)
+        images = sigpy.mri.birdcage_maps((8, *shape)) * sigpy.shepp_logan((24, 40))
+        data = fft_numpy(images.astype(np.complex64), (1, 2, 3))
+        found = prepare(KSpace(data, np.ones(shape, bool), shape, Geometry((40, 24, depth))))
+        combined = (found.mps.conj() * images).sum(axis=0)
+        assert np.linalg.norm(found.mps * combined - images) < 0.1 * np.linalg.norm(images)
+        assert f"region of {depth // 2 * 2} x 24 x 32 (z, y, x)" in found.notes[0]
+
+    @pytest.mark.parametrize("lines", [8, 10])
+    def test_few_lines_of_a_real_head_lose_nothing(self, shared_data, lines):
+        full = next(open_kspace(shared_data / "kspace/head_8ch_256.h5"))
+        y = np.arange(256)
+        found = prepare(undersampled(full, (abs(y + 0.5 - 128) < lines / 2) | (y % 3 == 0)))
+        images = ifft_numpy(full.data, (2, 3))
+        combined = (found.mps.conj() * images).sum(axis=0)
+        assert np.linalg.norm(found.mps * combined - images) < 0.15 * np.linalg.norm(images)
+
+    @pytest.mark.parametrize("depth", [1, 4])
+    def test_maps_that_miss_the_object_are_not_taken(self, depth):
+        """Eight lines and many channels: ESPIRiT's eigenvalues stay below 1, and the image would be zero."""
+        shape = (depth, 48, 12)
+        rng = np.random.default_rng(0)
+        images = ifft_numpy(rng.standard_normal((8, *shape)).astype(np.complex64), (1, 2, 3))
+        mask = np.zeros(shape, bool)
+        mask[:, ::4] = mask[:, 20:28] = True
+        found = prepare(KSpace(fft_numpy(images, (1, 2, 3)) * mask, mask, shape, Geometry((12, 48, depth))))
+        assert "ESPIRiT finds none" in found.notes[-1]
+        np.testing.assert_allclose((abs(found.mps) ** 2).sum(axis=0), 1, atol=1e-4)
 
     def test_notes_begin_with_the_readers(self):
         assert prepare(replace(kspace_of(phantom()), notes=("assumed",))).notes[0] == "assumed"
