@@ -1,39 +1,20 @@
-"""Coil sensitivity maps: ESPIRiT from the calibration region, or what can be had without one.
-
-ESPIRiT (Uecker et al., Magn Reson Med 71:990, 2014) with SigPy's defaults (6x6 kernels, singular values
-above 2 % of the largest, eigenvalues above 0.95), several times faster: the image-space Gram matrix is
-evaluated from the 11x11 autocorrelation of the kernels instead of from every kernel's image, and a few power
-iterations start at the low-resolution coil images. Where two eigenvalues are near 1 (the object folds over)
-that start also picks the combination that is there, not an arbitrary one. They run on a coarse grid, which
-holds these smooth maps as well, and end with a few on the image's. Several sets are found alike: a few steps
-of subspace iteration (Saad, Numerical Methods for Large Eigenvalue Problems, 2011, chapter 5) start at their
-span in the nearest pixel of the coarse grid.
-"""
+"""Coil sensitivity maps: ESPIRiT from the calibration region, or what can be had without one."""
 
 import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from mri_qpan.errors import InputError
-from mri_qpan.fourier import ifft, ifft_numpy
+from mri_qpan.fourier import ifft_numpy
 from mri_qpan.recon.compression import correlations, outwards
-from mri_qpan.recon.memo import Memo, fingerprint
+from mri_qpan.recon.espirit import THRESHOLD, espirit, maps_of_plane, signal_floor
 
-KERNEL = 6
-THRESHOLD = 0.02  # of the largest singular value: kernels below are noise
-CROP = 0.95  # eigenvalue above which a pixel lies inside the object
 WIDEST_CALIBRATION = 32
 NARROWEST_CALIBRATION = 8  # lines; fewer make too few equations for the kernels
-ITERATIONS = 5  # of the power method, four steps each; what is not settled then has two equal eigenvalues
-COARSE = 48
-STEP = 4  # pixels to one of the grid that the power method settles on
-REFINEMENTS = 3  # steps on the image's own grid
-CHUNK = 2**25  # bytes of Gram matrices held at a time
-
-_correlations: Memo[Tensor | None] = Memo(2**25, lambda found: 0 if found is None else found.nbytes)
+COVERED = 0.95
+"""Share of the signal that ESPIRiT's maps must cover: with too few lines, or too much noise, its eigenvalues
+stay below 1 in parts of the object, which would be zero in the image."""
 
 Complex = NDArray[np.complex64]
 Block = tuple[slice, slice, slice]
@@ -80,37 +61,8 @@ def calibration_region(mask: NDArray[np.bool_], widest: int = WIDEST_CALIBRATION
     return slice(0, 1), y, x
 
 
-def espirit(calib: Complex, shape: tuple[int, int], *, sets: int = 1, noise: float = 0.0) -> Complex:
-    """Estimate the sensitivity maps of a slice by ESPIRiT.
-
-    Parameters
-    ----------
-    calib
-        Calibration samples, (coil, ky, kx), fully sampled.
-    shape
-        Matrix (y, x) of the maps.
-    sets
-        Number of sets: 2 where the object is larger than the field of view, so that two places share a pixel.
-    noise
-        Standard deviation of the noise of one sample, 0 if not known: singular values that noise alone can
-        reach are not taken as signal (Marchenko and Pastur's edge).
-
-    Returns
-    -------
-    Maps, (coil, y, x) for one set, else (set, coil, y, x): sum over coils of abs(map)^2 is 1 inside the
-    object and 0 outside. The strongest combination of the coils has phase 0, so the phases are smooth.
-
-    Raises
-    ------
-    InputError
-        If the calibration region is narrower than the kernel.
-    """
-    maps = _maps(calib, shape, sets, noise, _strongest_combination(calib))
-    return maps[0] if sets == 1 else maps
-
-
 def maps_of_slice(samples: Complex, mask: NDArray[np.bool_], noise: float = 0.0) -> Complex:
-    """Estimate one set of maps of an undersampled slice: ESPIRiT if its centre is sampled.
+    """Estimate one set of maps of an undersampled slice: ESPIRiT if enough of its centre is sampled.
 
     Parameters
     ----------
@@ -128,50 +80,76 @@ def maps_of_slice(samples: Complex, mask: NDArray[np.bool_], noise: float = 0.0)
     block = calibration_region(mask[None])
     if block is None or min(s.stop - s.start for s in block[1:]) < NARROWEST_CALIBRATION:
         return low_resolution_maps(samples[:, None], mask[None])[:, 0]
-    return espirit(samples[:, block[1], block[2]], (mask.shape[0], mask.shape[1]), noise=noise)
-
-
-def _maps(
-    calib: Complex, shape: tuple[int, int], sets: int, noise: float, reference: Tensor, floor: float = 0.0
-) -> Complex:
-    """`espirit`, (set, coil, y, x), from kernels whose singular values are above `floor` too.
-
-    `reference` (coil,) is the combination of the coils that has phase 0.
-    """
-    coils = calib.shape[0]
-    correlation = _kernel_correlation(calib, noise, floor)
-    maps = np.zeros((sets, coils, *shape), np.complex64)
-    if correlation is None:
+    region = samples[:, block[1], block[2]]
+    maps = espirit(region, (mask.shape[0], mask.shape[1]), noise=noise)
+    if covered(maps[:, None], region[:, None]) >= COVERED:
         return maps
-    if sets == 1:
-        start = _settled(correlation, calib, shape, reference)
-    else:
-        start = _nearby(correlation, shape, min(sets, coils))
-    rows = max(1, CHUNK // (8 * coils * coils * shape[1]))
-    for top in range(0, shape[0], rows):
-        here = slice(top, min(top + rows, shape[0]))
-        gram = _gram(correlation, shape, here)
-        if sets == 1:
-            vector, values = _power(gram, start[here], REFINEMENTS)
-            vectors = vector[..., None, :]
-        else:
-            vectors, values = _subspace(gram, start[here], REFINEMENTS)
-        found = _turned(vectors, reference) * (values > CROP)[..., None]
-        maps[: found.shape[2], :, here] = found.permute(2, 3, 0, 1).numpy()
-    return maps
+    return smooth_maps(region[:, None], block, (1, mask.shape[0], mask.shape[1]))[:, 0]
 
 
-def folded_share(calib: Complex, *, noise: float = 0.0) -> float:
-    """Share of the object (0 to 1) that folds over: where the second eigenvalue is near 1 as well.
+def covered(maps: Complex, region: Complex) -> float:
+    """Return the share of a calibration region's signal that lies where maps are; 1 without any signal.
 
-    Evaluated on a coarse grid, fine enough for the eigenvalues of 6 x 6 kernels. Arguments as of `espirit`.
+    Parameters
+    ----------
+    maps
+        (coil, z, y, x), or (set, coil, z, y, x).
+    region
+        Samples (coil, kz, ky, kx) that they were found from.
     """
-    correlation = _kernel_correlation(calib, noise)
-    if correlation is None:
-        return 0.0
-    values = torch.linalg.eigvalsh(_gram(correlation, (COARSE, COARSE), slice(0, COARSE)))
-    inside = int((values[..., -1] > CROP).sum())
-    return int((values[..., -2] > CROP).sum()) / max(inside, 1)
+    power = (np.abs(ifft_numpy(_windowed(region), (-3, -2, -1))) ** 2).sum(0)
+    sizes = zip(power.shape, maps.shape[-3:], strict=True)
+    nearest = np.ix_(*((np.arange(m) - m // 2) * n // m + n // 2 for m, n in sizes))
+    there = (maps[..., *nearest] != 0).reshape(-1, *power.shape).any(0)
+    return float(power[there].sum() / power.sum()) if power.any() else 1.0
+
+
+def smooth_maps(region: Complex, block: Block, shape: tuple[int, int, int]) -> Complex:
+    """Return coil images of a calibration region over their root sum of squares, (coil, z, y, x).
+
+    Parameters
+    ----------
+    region, block
+        Samples (coil, kz, ky, kx), and their place in k-space.
+    shape
+        Matrix (z, y, x) of the maps.
+    """
+    # A slab's readout is sampled whole, and maps are smooth along it too.
+    half = WIDEST_CALIBRATION // 2
+    first, last = max(block[2].start, shape[2] // 2 - half), min(block[2].stop, shape[2] // 2 + half)
+    centre = np.zeros((len(region), *shape), np.complex64)
+    middle = region[..., first - block[2].start : last - block[2].start]
+    centre[:, *block[:2], first:last] = _windowed(middle)
+    return normalise(ifft_numpy(centre, (-3, -2, -1)))
+
+
+def _windowed(region: Complex) -> Complex:
+    windows = (np.hanning(n + 2)[1:-1].astype(np.float32) for n in region.shape[1:])
+    return region * math.prod(np.ix_(*windows))
+
+
+def slab_is_covered(plane: Complex, shape: tuple[int, int]) -> bool:
+    """Return whether ESPIRiT in the planes (z, y) of a slab finds maps where the signal is.
+
+    Of fewer patches than weights of a kernel it finds too small a space of kernels, and soon none whose
+    eigenvalue reaches `espirit.CROP`.
+
+    Parameters
+    ----------
+    plane
+        Calibration samples (coil, kz, ky) of the x with the most signal.
+    shape
+        Matrix (z, y) of the maps.
+    """
+    if min(plane.shape[1:]) < NARROWEST_CALIBRATION:
+        return False
+    return covered(espirit(plane, shape)[..., None], plane[..., None]) >= COVERED
+
+
+def strongest_plane(region: Complex) -> Complex:
+    """Return samples (coil, kz, ky) of the x with the most signal, of a region (coil, kz, ky, kx)."""
+    planes = ifft_numpy(region, (-1,))
+    return np.ascontiguousarray(planes[..., int(np.argmax((np.abs(planes) ** 2).sum((0, 1, 2))))])
 
 
 def low_resolution_maps(data: Complex, mask: NDArray[np.bool_]) -> Complex:
@@ -225,11 +203,11 @@ def slab_maps(
     along
         2: the planes are (z, y), one for each x, whose phase goes on from one to the next however far apart
         the coils are. 0: they are (y, x), one for each z, with all of a readout's samples for each one's
-        kernels (see `has_equations`).
+        kernels, of stacks along a trajectory.
     sets, noise
         As for `espirit`.
     floor
-        Singular values below are noise (see `strongest_floor`), besides what is in the strongest plane.
+        Singular values below are noise (see `signal_floor`), besides what is in the strongest plane.
     reference
         Combination of the coils that has phase 0 in every plane, (coil, plane); None: `references` of this
         block.
@@ -245,27 +223,18 @@ def slab_maps(
     planes = ifft_numpy(padded, (-1,))
     noise *= math.sqrt(moved.shape[3] / shape[along])
     strongest = int(np.argmax((np.abs(planes) ** 2).sum((0, 1, 2))))
-    floor = max(floor, strongest_floor(planes[..., strongest], noise))
+    floor = max(floor, signal_floor(planes[..., strongest], noise))
     if reference is None:
         reference = references(correlations(planes))
     turns = torch.from_numpy(np.ascontiguousarray(reference.T))
     maps = np.stack(
         [
-            _maps(np.ascontiguousarray(planes[..., n]), (height, width), sets, noise, turns[n], floor)
+            maps_of_plane(np.ascontiguousarray(planes[..., n]), (height, width), sets, noise, turns[n], floor)
             for n in range(shape[along])
         ],
         axis=2 + along,
     )
     return maps[0] if sets == 1 else maps
-
-
-def has_equations(block: Block, coils: int) -> bool:
-    """Return whether a slab's calibration block has as many patches in (z, y) as half a kernel's weights.
-
-    Of fewer ESPIRiT finds too small a space of kernels, and soon none whose eigenvalue reaches `CROP`.
-    """
-    height, width = (max(0, s.stop - s.start - KERNEL + 1) for s in block[:2])
-    return 2 * height * width >= coils * KERNEL**2
 
 
 def references(correlation: NDArray[np.complex128]) -> Complex:
@@ -292,11 +261,6 @@ def references(correlation: NDArray[np.complex128]) -> Complex:
         stepped = (correlation[x] + steady) @ found[neighbour]
         found[x] = stepped / np.linalg.norm(stepped)
     return np.ascontiguousarray(found.T, np.complex64)
-
-
-def strongest_floor(plane: Complex, noise: float = 0.0) -> float:
-    """Return the singular value from which signal starts in the strongest plane (coil, kz, ky) of a slab."""
-    return _spectrum(plane, noise)[2]
 
 
 def _slab_region(mask: NDArray[np.bool_], widest: int) -> Block | None:
@@ -326,168 +290,7 @@ def _run(sampled: NDArray[np.bool_], at: int) -> slice:
     return slice(int(before[-1]) + 1 if before.size else 0, int(after[0]) if after.size else sampled.size)
 
 
-def _patches(calib: Complex) -> Tensor:
-    """Calibration matrix: every KERNEL x KERNEL patch of all coils is a row."""
-    if min(calib.shape[1:]) < KERNEL:
-        shown = " x ".join(map(str, calib.shape[1:]))
-        raise InputError(
-            f"the calibration region of {shown} is smaller than ESPIRiT's {KERNEL} x {KERNEL} kernel"
-        )
-    blocks = torch.from_numpy(calib).unfold(1, KERNEL, 1).unfold(2, KERNEL, 1)
-    return blocks.permute(1, 2, 0, 3, 4).reshape(-1, calib.shape[0] * KERNEL**2).to(torch.complex128)
-
-
-def _spectrum(calib: Complex, noise: float) -> tuple[Tensor, Tensor, float]:
-    """Singular values and right singular vectors of the calibration matrix, and where signal starts."""
-    matrix = _patches(calib)
-    values, vectors = torch.linalg.eigh(matrix.mH @ matrix)
-    values = values.clamp(min=0).sqrt()
-    edge = noise * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
-    return values, vectors, max(THRESHOLD * float(values[-1]), edge)
-
-
-def _kernel_correlation(calib: Complex, noise: float, floor: float = 0.0) -> Tensor | None:
-    """Autocorrelation of the row space's kernels, (coil, coil, lag y, lag x), or None without any signal."""
-    # `folded_share` and `espirit` ask for the same one.
-    return _correlations.get((fingerprint(calib), noise, floor), lambda: _correlate(calib, noise, floor))
-
-
-def _correlate(calib: Complex, noise: float, floor: float) -> Tensor | None:
-    coils = calib.shape[0]
-    values, vectors, signal = _spectrum(calib, noise)
-    kernels = vectors[:, values > max(signal, floor)]
-    if kernels.shape[1] == 0:
-        return None
-    # matrix = U S V^H: its rows are combinations of the conjugates of V's columns
-    projection = (kernels.conj() @ kernels.mT).reshape(coils, KERNEL, KERNEL, coils, KERNEL, KERNEL)
-    lags = 2 * KERNEL - 1
-    correlation = torch.zeros(coils, coils, lags, lags, dtype=torch.complex128)
-    for y in range(KERNEL):
-        for x in range(KERNEL):
-            part = projection[:, y, x].flip(2, 3)
-            correlation[:, :, y : y + KERNEL, x : x + KERNEL] += part
-    return (correlation / KERNEL**2).to(torch.complex64)
-
-
-def _gram(correlation: Tensor, shape: tuple[int, int], rows: slice) -> Tensor:
-    """Image-space Gram matrices of some rows of the image, (rows, x, coil, coil)."""
-    lags = torch.arange(1 - KERNEL, KERNEL, dtype=torch.float64)
-    waves = []
-    for n, part in zip(shape, (rows, slice(None)), strict=True):
-        place = (torch.arange(n, dtype=torch.float64)[part] - n // 2) / n
-        waves.append(torch.exp(2j * math.pi * place[:, None] * lags).to(torch.complex64))
-    coils, lag = correlation.shape[0], correlation.shape[2]
-    # In this order each product ends as the next one takes it: `einsum` turns the last, the largest, over.
-    down = waves[0] @ correlation.permute(2, 3, 0, 1).reshape(lag, -1)
-    return (waves[1] @ down.reshape(-1, lag, coils * coils)).reshape(-1, shape[1], coils, coils)
-
-
-def _low_resolution(calib: Complex, shape: tuple[int, int]) -> Tensor:
-    """Coil images of the calibration region alone, (y, x, coil)."""
-    window = _hann_window(calib.shape[1])[:, None] * _hann_window(calib.shape[2])
-    padded = torch.zeros(calib.shape[0], *shape, dtype=torch.complex64)
-    height, width = (min(a, b) for a, b in zip(calib.shape[1:], shape, strict=True))
-    top, left = (n // 2 - m // 2 for n, m in zip(shape, (height, width), strict=True))
-    weighted = torch.from_numpy(np.ascontiguousarray(calib * window)).to(torch.complex64)
-    padded[:, top : top + height, left : left + width] = weighted[:, :height, :width]
-    return ifft(padded, (-2, -1)).permute(1, 2, 0)
-
-
-def _settled(correlation: Tensor, calib: Complex, shape: tuple[int, int], reference: Tensor) -> Tensor:
-    """Leading eigenvectors, (y, x, coil), by the power method on a coarse grid, interpolated."""
-    height, width = _coarse(shape)
-    low = _low_resolution(calib, (height, width))
-    gram = _gram(correlation, (height, width), slice(0, height))
-    squared = gram @ gram
-    vectors, _ = _power(squared @ squared, low + 1e-6 * low.abs().max(), ITERATIONS)
-    vectors = _turned(vectors, reference)
-    down, across = (_interpolation(m, n) for m, n in zip((height, width), shape, strict=True))
-    return torch.einsum("yv,vuc,xu->yxc", down, vectors, across)
-
-
-def _nearby(correlation: Tensor, shape: tuple[int, int], count: int) -> Tensor:
-    """Leading eigenvectors at every pixel's nearest one of a coarse grid, (y, x, coil, count).
-
-    They cannot be interpolated: any turn within their span is as good.
-    """
-    coarse = _coarse(shape)
-    vectors = torch.linalg.eigh(_gram(correlation, coarse, slice(0, coarse[0])))[1][..., -count:]
-    rows, columns = (
-        ((torch.arange(fine) - fine // 2) * few / fine + few // 2).round().long() % few
-        for fine, few in zip(shape, coarse, strict=True)
-    )
-    return vectors[rows][:, columns]
-
-
-def _coarse(shape: tuple[int, int]) -> tuple[int, int]:
-    """Matrix of the coarse grid."""
-    height, width = (min(n, max(COARSE, -(-n // STEP))) for n in shape)
-    return height, width
-
-
-def _interpolation(coarse: int, fine: int) -> Tensor:
-    """Linear interpolation between centred periodic grids, (fine, coarse)."""
-    place = (torch.arange(fine, dtype=torch.float64) - fine // 2) * coarse / fine + coarse // 2
-    below, rows = place.floor().long(), torch.arange(fine)
-    weights = torch.zeros(fine, coarse, dtype=torch.complex64)
-    weights[rows, below % coarse] = (1 - (place - below)).to(torch.complex64)
-    weights[rows, (below + 1) % coarse] += (place - below).to(torch.complex64)
-    return weights
-
-
-def _power(gram: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Leading eigenvectors (..., coil), of norm 1, and eigenvalues (..., 1), of Hermitian matrices."""
-    for _ in range(steps):
-        vectors = (gram @ _unit(vectors)[0][..., None])[..., 0]
-    return _unit(vectors)
-
-
-def _subspace(gram: Tensor, vectors: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Leading eigenvectors (..., set, coil) and eigenvalues (..., set) of Hermitian matrices, largest first.
-
-    `vectors` (..., coil, set) span about the same.
-    """
-    for _ in range(steps):
-        vectors = _orthonormal(gram @ vectors)
-    values, turn = torch.linalg.eigh(vectors.mH @ (gram @ vectors))
-    return (vectors @ turn).mT.flip(-2), values.flip(-1)
-
-
-def _orthonormal(vectors: Tensor) -> Tensor:
-    """Vectors (..., coil, set) made orthonormal, one after the other."""
-    made: list[Tensor] = []
-    for vector in vectors.unbind(-1):
-        for other in made:
-            vector = vector - other * (other.conj() * vector).sum(-1, keepdim=True)
-        made.append(_unit(vector)[0])
-    return torch.stack(made, -1)
-
-
-def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors (..., coil) over their norms, and the norms (..., 1): of real numbers torch is faster."""
-    parts = torch.view_as_real(vectors).flatten(-2)
-    norms = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
-    parts = parts / norms.clamp(min=1e-12)
-    return torch.view_as_complex(parts.unflatten(-1, (-1, 2))), norms
-
-
-def _turned(vectors: Tensor, reference: Tensor) -> Tensor:
-    """Vectors (..., coil) with the phase in which a combination of the coils has none."""
-    seen = (vectors * reference.conj()).sum(-1, keepdim=True)
-    return vectors * torch.exp(-1j * seen.angle())
-
-
-def _strongest_combination(calib: Complex) -> Tensor:
-    """Weights (coil,) of the combination of coils that holds most of the signal."""
-    samples = torch.from_numpy(np.ascontiguousarray(calib)).reshape(calib.shape[0], -1).to(torch.complex128)
-    return torch.linalg.eigh(samples @ samples.mH)[1][:, -1].to(torch.complex64)
-
-
 def _hann(n: int, width: int = 24) -> NDArray[np.float32]:
     """Hann window of `width` around the centre of n samples."""
     distance = np.abs(np.arange(n) - n // 2) / max(min(width, n) / 2, 0.5)
     return np.where(distance < 1, 0.5 + 0.5 * np.cos(np.pi * np.minimum(distance, 1)), 0).astype(np.float32)
-
-
-def _hann_window(n: int) -> NDArray[np.float32]:
-    return (0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(n) + 0.5) / n)).astype(np.float32)

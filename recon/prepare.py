@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mri_qpan import noncartesian
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
-from mri_qpan.recon import coils, compression
+from mri_qpan.recon import coils, compression, espirit
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.memo import Memo, fingerprint
 
@@ -20,9 +20,6 @@ _densities: Memo[NDArray[np.float32]] = Memo(2**26, lambda weights: weights.nbyt
 _maps: Memo[tuple[Complex, list[str]]] = Memo(2**28, lambda found: found[0].nbytes)
 Entry = TypeVar("Entry", bound=np.generic)
 SINGULAR = 1e-5  # of the mean noise power: a combination of channels with less noise is a fault
-COVERED = 0.97
-"""Share of the signal that ESPIRiT's maps must cover: with too few lines, or too much noise, its eigenvalues
-stay below 1 in parts of the object, which would be zero in the image."""
 FOLDED = 0.02  # share of the object with a second eigenvalue near 1 that calls for a second set of maps
 
 
@@ -297,25 +294,17 @@ def _estimate(
     if calib is None or mask is None:
         calib, mask = kspace.data, kspace.mask
     block = coils.calibration_region(mask)
-    enough = block is not None and coils.has_equations(block, len(calib))
-    along = 2 if depth > 1 and not planes and (enough or zero_phase is not None) else 0
-    # The directions of ESPIRiT's kernels.
-    sides = () if block is None else block[1:] if along == 0 else block[:2]
-    if block is None or min(s.stop - s.start for s in sides) < coils.NARROWEST_CALIBRATION:
+    if block is None or min(s.stop - s.start for s in block[1:]) < coils.NARROWEST_CALIBRATION:
         maps = coils.low_resolution_maps(calib, mask)
         return _in_sets(maps, sets), [
             "no calibration region (fully sampled k-space centre): coil maps from the low resolution of what "
             "was acquired, so aliasing may remain"
         ]
-    if depth > 1 and along == 0:  # of the readout, as of any other direction
-        half = coils.WIDEST_CALIBRATION // 2
-        readout = slice(max(block[2].start, width // 2 - half), min(block[2].stop, width // 2 + half))
-        block = (*block[:2], readout)
     covariance = kspace.noise_covariance
     noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
     # One reference scan serves the frames of a series: its maps are found once.
-    rest = shape, along, sets, noise, floor
+    rest = shape, planes, sets, noise, floor
     key = (fingerprint(region), str(block), *rest, None if zero_phase is None else fingerprint(zero_phase))
     maps, notes = _maps.get(key, lambda: _calibrated(region, block, *rest, zero_phase))
     return maps, list(notes)
@@ -327,21 +316,11 @@ def _in_sets(maps: Complex, sets: int | None) -> Complex:
     return np.stack([maps, *empty]) if empty else maps
 
 
-def _covered(windowed: Complex, maps: Complex) -> float:
-    """Return the share of the signal of a calibration region that lies where maps (…, coil, z, y, x) are."""
-    power = (np.abs(ifft_numpy(windowed, (-3, -2, -1))) ** 2).sum(0)
-    places = [
-        (np.arange(m) - m // 2) * n // m + n // 2 for m, n in zip(power.shape, maps.shape[-3:], strict=True)
-    ]
-    there = (maps[..., *np.ix_(*places)] != 0).reshape(-1, *power.shape).any(0)
-    return float(power[there].sum() / power.sum()) if power.any() else 1.0
-
-
 def _calibrated(
     region: Complex,
     block: coils.Block,
     shape: tuple[int, int, int],
-    along: int,
+    planes: bool,
     sets: int | None,
     noise: float,
     floor: float,
@@ -353,43 +332,38 @@ def _calibrated(
     ----------
     region, block
         (coil, z, y, x), and its place in k-space.
-    shape, along, sets, noise, floor, zero_phase
-        See `coils.slab_maps` and `prepare`.
+    shape, planes, sets, noise, floor, zero_phase
+        See `coils.slab_maps`, `_estimate` and `prepare`.
     """
     sizes = " x ".join(map(str, region.shape[2:] if shape[0] == 1 else region.shape[1:]))
     where = f"a calibration region of {sizes} ({'z, ' * (shape[0] > 1)}y, x)"
     notes = [f"coil maps by ESPIRiT from {where}"]
-    if shape[0] > 1:
-        reference = None if zero_phase is None else zero_phase[:, 0, 0]
-        maps = coils.slab_maps(
-            region,
-            shape,
-            block[along].start,
-            along=along,
-            sets=sets or 1,
-            noise=noise,
-            floor=floor,
-            reference=reference,
-        )
-    else:
-        share = coils.folded_share(region[:, 0], noise=noise)
+    if shape[0] == 1:
+        share = espirit.folded_share(region[:, 0], noise=noise)
         if share > FOLDED and sets in (1, None):
             consequence = "maps cannot tell the two layers apart" if sets == 1 else "maps for each layer"
             notes.append(
                 f"the object is larger than the field of view ({share:.0%} of it folds over): one set of "
                 f"coil {consequence}"
             )
-        found = coils.espirit(region[:, 0], shape[1:], sets=sets or (2 if share > FOLDED else 1), noise=noise)
+        several = sets or (2 if share > FOLDED else 1)
+        found = espirit.espirit(region[:, 0], shape[1:], sets=several, noise=noise)
         maps = found[..., None, :, :]
-    windows = np.ix_(*(np.hanning(n + 2)[1:-1].astype(np.float32) for n in region.shape[1:]))
-    windowed = region * math.prod(windows)
-    covered = _covered(windowed, maps)
-    if covered >= COVERED:
+    else:
+        given: dict[str, Any] = {"sets": sets or 1, "noise": noise, "floor": floor}
+        reference = None if zero_phase is None else zero_phase[:, 0, 0]
+        if planes:
+            maps = coils.slab_maps(region, shape, block[0].start, along=0, **given)
+        # Of a slab in parts the whole decides, see `slabs`.
+        elif math.isfinite(floor) and (
+            reference is not None or coils.slab_is_covered(coils.strongest_plane(region), shape[:2])
+        ):
+            return coils.slab_maps(region, shape, block[2].start, reference=reference, **given), notes
+        else:
+            maps = np.zeros((1, *shape), np.complex64)
+    if coils.covered(maps, region) >= coils.COVERED:
         return maps, notes
-    centre = np.zeros((len(region), *shape), np.complex64)
-    centre[:, *block] = windowed
-    maps = coils.normalise(ifft_numpy(centre, (-3, -2, -1)))
-    return _in_sets(maps, sets), [
-        f"coil maps from the low resolution of {where}: ESPIRiT finds none where {1 - covered:.0%} of the "
-        "signal is, for want of lines or of signal"
+    return _in_sets(coils.smooth_maps(region, block, shape), sets), [
+        f"coil maps from the low resolution of {where}: ESPIRiT finds none in parts of the object, for want "
+        "of lines or of signal"
     ]

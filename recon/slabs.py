@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mri_qpan.encoding import Reconstructor
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
-from mri_qpan.recon import coils
+from mri_qpan.recon import coils, espirit
 from mri_qpan.recon.compression import Number, correlations, mix
 from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.pipeline import Complex, Result, reconstruct
@@ -138,7 +138,10 @@ def study_slabs(
 
 
 def _floor(slabs: Slabs, compress: Number, kept: NDArray[np.bool_] | None) -> float:
-    """Return where signal starts in the calibration (of the lines kept) of the x with the most of it."""
+    """Return where signal starts in the calibration (of the lines kept) of the x with the most of it.
+
+    Infinity where that gives ESPIRiT too little: no part then takes its maps.
+    """
     x = slabs.strongest()
     kspace = slabs.part(x, x + 1)
     if kept is not None:
@@ -149,7 +152,9 @@ def _floor(slabs: Slabs, compress: Number, kept: NDArray[np.bool_] | None) -> fl
     if calib is None or block is None or len(calib) == 1:
         return 0.0
     plane = np.ascontiguousarray(calib[:, block[0], block[1], 0])
-    return coils.strongest_floor(plane) if min(plane.shape[1:]) >= coils.KERNEL else 0.0
+    if not coils.slab_is_covered(plane, (slabs.mask.shape[0], slabs.mask.shape[1])):
+        return math.inf
+    return espirit.signal_floor(plane)
 
 
 def _zero_phase(slabs: Slabs, memory: int, kept: NDArray[np.bool_] | None) -> Complex | None:

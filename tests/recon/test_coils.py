@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
-from mri_qpan.recon import coils
+from mri_qpan.recon import coils, espirit
 from mri_qpan.sampling_masks import make_mask
 from mri_qpan.training.simulate import random_maps
 
@@ -75,7 +75,7 @@ def images() -> NDArray[np.complex64]:
 
 @pytest.fixture(scope="module")
 def maps(images) -> NDArray[np.complex64]:
-    return coils.espirit(calibration(images), (N, N))
+    return espirit.espirit(calibration(images), (N, N))
 
 
 class TestCalibrationRegion:
@@ -153,35 +153,35 @@ class TestEspirit:
 
     def test_shape_need_not_be_square_or_even(self):
         images = coil_images((45, 60))
-        maps = coils.espirit(calibration(images, 20), (45, 60))
+        maps = espirit.espirit(calibration(images, 20), (45, 60))
         assert maps.shape == (6, 45, 60)
         assert projection_error(maps[None], images) < 0.02
 
     def test_two_sets_for_a_folded_object(self):
         images = folded_images()
         calib = calibration(images)
-        one = projection_error(coils.espirit(calib, (N, N))[None], images)
-        two = projection_error(coils.espirit(calib, (N, N), sets=2), images)
+        one = projection_error(espirit.espirit(calib, (N, N))[None], images)
+        two = projection_error(espirit.espirit(calib, (N, N), sets=2), images)
         assert two < 0.05
         assert two < 0.5 * one
-        assert coils.folded_share(calib) > 0.2
+        assert espirit.folded_share(calib) > 0.2
 
     def test_no_fold(self, images):
-        assert coils.folded_share(calibration(images)) < 0.02
+        assert espirit.folded_share(calibration(images)) < 0.02
 
     def test_noise_alone_has_no_maps(self):
         generator = np.random.default_rng(0)
         noise = generator.standard_normal((2, 4, 24, 24)).astype(np.float32)
         calib = (noise[0] + 1j * noise[1]).astype(np.complex64)
-        assert not coils.espirit(calib, (N, N), noise=2**0.5 * 1.2).any()
-        assert coils.folded_share(calib, noise=2**0.5 * 1.2) == 0
+        assert not espirit.espirit(calib, (N, N), noise=2**0.5 * 1.2).any()
+        assert espirit.folded_share(calib, noise=2**0.5 * 1.2) == 0
 
     def test_zeros(self):
-        assert not coils.espirit(np.zeros((3, 24, 24), np.complex64), (N, N), sets=2).any()
+        assert not espirit.espirit(np.zeros((3, 24, 24), np.complex64), (N, N), sets=2).any()
 
     def test_too_small_a_region(self):
         with pytest.raises(InputError, match="5 x 24"):
-            coils.espirit(np.ones((3, 5, 24), np.complex64), (N, N))
+            espirit.espirit(np.ones((3, 5, 24), np.complex64), (N, N))
 
     def test_slab(self):
         images = coil_images((16, 32, 24), number=4)
@@ -207,7 +207,7 @@ class TestEspirit:
         images = slab_images(0)
         block = slice(6, 14), slice(2, 18), slice(8, 40)
         calib = np.ascontiguousarray(fft_numpy(images, (1, 2, 3))[:, *block])
-        assert not coils.has_equations(block, len(images))
+        assert not coils.slab_is_covered(coils.strongest_plane(calib), images.shape[1:3])
         maps = coils.slab_maps(calib, images.shape[1:], block[0].start, along=0)
         assert projection_error(maps[None], images) < 0.05
         other = coils.slab_maps(calib, images.shape[1:], block[2].start)
@@ -222,7 +222,7 @@ class TestEspirit:
         full = next(open_kspace(shared_data / "kspace/head_8ch_256.h5"))
         part = next(open_kspace(shared_data / "kspace/head_8ch_256_R3_acs24.h5"))
         block = coils.calibration_region(part.mask)
-        maps = coils.espirit(np.ascontiguousarray(part.data[:, *block][:, 0]), (256, 256))
+        maps = espirit.espirit(np.ascontiguousarray(part.data[:, *block][:, 0]), (256, 256))
         assert projection_error(maps[None], ifft_numpy(full.data[:, 0], (1, 2))) < 0.09
 
     @pytest.mark.skipif(shutil.which("bart") is None, reason="BART is not installed")
@@ -233,7 +233,7 @@ class TestEspirit:
         name = {1: "head_8ch_256", 2: "brain_8ch_wrap_320x168"}[sets]
         kspace = next(open_kspace(shared_data / f"kspace/{name}.h5")).data[:, 0]
         images = ifft_numpy(kspace, (1, 2))
-        ours = coils.espirit(calibration(images), images.shape[1:], sets=sets)
+        ours = espirit.espirit(calibration(images), images.shape[1:], sets=sets)
         theirs = bart_maps(kspace, sets, tmp_path)
         errors = projection_error(ours if sets > 1 else ours[None], images), projection_error(theirs, images)
         assert errors[0] < 1.02 * errors[1]
@@ -250,7 +250,7 @@ def span_errors(
     """
     values, vectors = np.linalg.eigh(gram)
     values, vectors = values[..., ::-1][..., : len(maps)], vectors[..., ::-1][..., : len(maps)]
-    there = values > coils.CROP
+    there = values > espirit.CROP
     wanted = vectors * there[..., None, :]
     found = maps.transpose(2, 3, 1, 0)
     same = ((abs(found) ** 2).sum(-2) > 0.5) == there
@@ -259,9 +259,9 @@ def span_errors(
 
 
 def gram_of(calib: NDArray[np.complex64], shape: tuple[int, int]) -> NDArray[np.complex64]:
-    correlation = coils._kernel_correlation(calib, 0.0)
+    correlation = espirit._kernel_correlation(calib, 0.0)
     assert correlation is not None
-    return coils._gram(correlation, shape, slice(0, shape[0])).numpy()
+    return espirit._gram(correlation, shape, slice(0, shape[0])).numpy()
 
 
 class TestSeveralSets:
@@ -272,7 +272,7 @@ class TestSeveralSets:
     def test_are_the_eigenvectors(self, shape, sets):
         whole = coil_images((2 * shape[0], shape[1]))
         calib = calibration(whole[:, : shape[0]] + whole[:, shape[0] :])
-        maps = coils.espirit(calib, shape, sets=sets)
+        maps = espirit.espirit(calib, shape, sets=sets)
         same, distance = span_errors(maps, gram_of(calib, shape))
         assert same.mean() > 0.999
         assert distance[same].max() < 0.02
@@ -283,7 +283,7 @@ class TestSeveralSets:
 
         kspace = next(open_kspace(shared_data / "kspace/brain_8ch_wrap_320x168.h5")).data[:, 0]
         calib = sigpy.resize(kspace, (8, 24, 24))
-        maps = coils.espirit(calib, kspace.shape[1:], sets=2)
+        maps = espirit.espirit(calib, kspace.shape[1:], sets=2)
         assert 0.1 < (abs(maps[1]).sum(0) > 0).mean() < 0.2
         part = (slice(None, None, 3), slice(None, None, 2))  # NumPy takes its time
         same, distance = span_errors(maps[:, :, *part], gram_of(calib, kspace.shape[1:])[part])
@@ -292,20 +292,20 @@ class TestSeveralSets:
         assert np.sqrt((distance[same] ** 2).mean()) < 2e-3
 
     def test_are_orthonormal(self):
-        maps = coils.espirit(calibration(folded_images()), (N, N), sets=2).transpose(2, 3, 0, 1)
+        maps = espirit.espirit(calibration(folded_images()), (N, N), sets=2).transpose(2, 3, 0, 1)
         products = maps.conj() @ maps.swapaxes(-1, -2)
         there = products[..., [0, 1], [0, 1]].real > 0.5
         np.testing.assert_allclose(products, np.eye(2) * there[..., None, :], atol=1e-4)
 
     def test_in_parts_as_in_one(self, monkeypatch):
         calib = calibration(folded_images())
-        whole = coils.espirit(calib, (N, N), sets=2)
-        monkeypatch.setattr(coils, "CHUNK", 8 * 6 * 6 * N * 5)  # five rows at a time, the last four
-        np.testing.assert_allclose(coils.espirit(calib, (N, N), sets=2), whole, atol=1e-5)
+        whole = espirit.espirit(calib, (N, N), sets=2)
+        monkeypatch.setattr(espirit, "CHUNK", 8 * 6 * 6 * N * 5)  # five rows at a time, the last four
+        np.testing.assert_allclose(espirit.espirit(calib, (N, N), sets=2), whole, atol=1e-5)
 
     def test_more_sets_than_coils_are_empty(self):
         calib = calibration(coil_images(number=1))
-        maps = coils.espirit(calib, (N, N), sets=2)
+        maps = espirit.espirit(calib, (N, N), sets=2)
         assert maps[0].any()
         assert not maps[1].any()
 
@@ -319,14 +319,14 @@ class TestSeveralSets:
         vectors = np.linalg.qr(rng.standard_normal((5, count, 2 * count)).view(complex))[0]
         gram = (vectors * values) @ vectors.conj().swapaxes(-1, -2)
         start = torch.from_numpy(rng.standard_normal((5, count, 2 * sets)).view(complex))
-        found, values_found = coils._subspace(torch.from_numpy(gram), start, 20)
+        found, values_found = espirit._subspace(torch.from_numpy(gram), start, 20)
         np.testing.assert_allclose(values_found, np.tile(values[::-1][:sets], (5, 1)), atol=1e-6)
         np.testing.assert_allclose(gram @ found.mT.numpy(), found.mT.numpy() * values[::-1][:sets], atol=1e-5)
 
     @pytest.mark.skipif(shutil.which("bart") is None, reason="BART is not installed")
     def test_span_what_barts_do(self, tmp_path):
         images = folded_images()
-        ours = coils.espirit(calibration(images), (N, N), sets=2)
+        ours = espirit.espirit(calibration(images), (N, N), sets=2)
         assert shared_span(ours, bart_maps(fft_numpy(images, (1, 2)), 2, tmp_path)) > 0.98
 
 

@@ -221,7 +221,7 @@ class TestMaps:
         found = prepare(KSpace(data, np.ones(shape, bool), shape, Geometry((40, 24, depth))))
         combined = (found.mps.conj() * images).sum(axis=0)
         assert np.linalg.norm(found.mps * combined - images) < 0.1 * np.linalg.norm(images)
-        assert f"region of {depth // 2 * 2} x 24 x 32 (z, y, x)" in found.notes[0]
+        assert f"region of {depth // 2 * 2} x 24 x 40 (z, y, x): ESPIRiT" in found.notes[0]
 
     @pytest.mark.parametrize("lines", [8, 10])
     def test_few_lines_of_a_real_head_lose_nothing(self, shared_data, lines):
@@ -294,7 +294,7 @@ class TestRemembered:
         kspace = kspace_of(phantom())
         calib = replace(kspace, calib=kspace.data * np.float32(1.25), calib_mask=kspace.mask)
         first = prepare(calib)
-        monkeypatch.setattr("mri_qpan.recon.coils.espirit", None)
+        monkeypatch.setattr("mri_qpan.recon.espirit.espirit", None)
         other = prepare(replace(calib, data=2 * kspace.data))
         assert other.mps is first.mps
         assert other.notes == first.notes

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
-from mri_qpan.fourier import fft_numpy
+from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.methods import get_method
 from mri_qpan.recon.job import Job, reconstruct_file
 from mri_qpan.recon.kspace import Geometry, KSpace
@@ -81,6 +81,22 @@ def test_parts_make_the_whole(file: Path, method: str, tolerance: float) -> None
     assert found.figures.ratio == pytest.approx(wanted.figures.ratio)
     assert found.figures.residual == pytest.approx(wanted.figures.residual, rel=0.1, abs=1e-3)
     assert "worked in 3 parts along the readout" in found.notes[-1]
+
+
+def test_too_narrow_a_calibration_region(tmp_path: Path) -> None:
+    """ESPIRiT would find no maps, and the image would be zero, in parts and as a whole."""
+    lines = np.zeros(SHAPE[:2], bool)
+    lines[:, ::2] = lines[6:14, 8:16] = True
+    kspace = volume(SHAPE, 4, lines)
+    write_raw(tmp_path / "slab.h5", [kspace])
+    found, wanted = both(tmp_path / "slab.h5", "cg-sense")
+    assert apart(found, wanted) < 0.06
+    full = both(tmp_path / "slab.h5", "zero-filled")[1]
+    assert np.linalg.norm(wanted.image.data) > 0.9 * np.linalg.norm(full.image.data)
+    truth = np.sqrt((abs(ifft_numpy(volume(SHAPE, 4, lines | True).data, (1, 2, 3))) ** 2).sum(0))[..., 16:48]
+    for result in (found, wanted):
+        assert np.linalg.norm(abs(result.image.data) - truth) < 0.2 * np.linalg.norm(truth)
+        assert any("coil maps from the low resolution" in note for note in result.notes)
 
 
 def test_the_parts_cover_every_column_once(file: Path) -> None:
