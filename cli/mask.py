@@ -44,14 +44,17 @@ def mask(
     try:
         if Path(source).suffix.lower() in SUFFIXES or Path(source).exists():
             if shape is not None or calib is not None:
-                raise InputError(f"{source} is a file: --shape and --calib are for masks to make")
-            kind, made = Path(source).name, load_mask(source)
+                raise OptionError(f"{source} is a file: --shape and --calib are for masks to make")
+            try:
+                kind, made = Path(source).name, load_mask(source)
+            except MaskError as error:
+                raise InputError(str(error)) from None
         else:
             kind, made = _make(source, shape, calib)
         if output is not None:
             save_mask(output, made)
     except MaskError as error:
-        raise InputError(str(error)) from None
+        raise OptionError(str(error)) from None
     typer.echo(_describe(kind, made))
     if output is not None:
         typer.echo(f"written to {output}")
@@ -62,7 +65,7 @@ def _make(spec: str, shape: str | None, calib: int | None) -> tuple[str, Mask]:
 
     kind, ratio, seed = parse_spec(spec)
     if shape is None:
-        raise InputError(f"how large? Say so: mri-qpan mask {spec} --shape 256x256")
+        raise OptionError(f"how large? Say so: mri-qpan mask {spec} --shape 256x256")
     try:
         sizes = tuple(int(size) for size in shape.lower().split("x"))
     except ValueError:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mri_qpan.benchmark.brain import Picture
 from mri_qpan.benchmark.case import Case, magnitude
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.prepare import condition, prepare
@@ -163,6 +163,9 @@ def _spread(paths: list[Path], count: int) -> list[Path]:
 def _mask(spec: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     try:
         kind, ratio, seed = parse_spec(spec)
+    except MaskError as error:
+        raise OptionError(f"mask {spec}: {error}") from error
+    try:
         return make_mask(kind, shape, ratio, seed=seed)
     except MaskError as error:
         raise InputError(f"mask {spec}: {error}") from error

@@ -58,5 +58,5 @@ def test_without_a_model_it_says_so_and_writes_nothing(command, monkeypatch, tmp
 
 def test_unknown_method(command, tmp_path):
     code, _, err = command("-o", tmp_path / "out", "-m", "wavelets")
-    assert code == 3
+    assert code == 2
     assert "did you mean wavelet?" in err
