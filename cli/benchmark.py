@@ -226,7 +226,7 @@ def _network(name: str, classical: list[str]) -> Method:
     try:
         method = get_method(name)
     except InputError as error:
-        raise OptionError(f"--methods: {error}; and, to compare with, {', '.join(classical)}") from error
+        raise type(error)(f"--methods: {error}; and, to compare with, {', '.join(classical)}") from error
     stated = {} if method.sha256 is None else {"sha256": method.sha256[:12], "engine": method.engine}
     return peers.network(method.name, method.run, **stated)
 

@@ -148,7 +148,11 @@ def slab_is_covered(plane: Complex, shape: tuple[int, int]) -> bool:
 
 def strongest_plane(region: Complex) -> Complex:
     """Return samples (coil, kz, ky) of the x with the most signal, of a region (coil, kz, ky, kx)."""
-    planes = ifft_numpy(region, (-1,))
+    return _strongest(ifft_numpy(region, (-1,)))
+
+
+def _strongest(planes: Complex) -> Complex:
+    """Return the plane with the most signal, (coil, ky, kx), of (coil, ky, kx, plane)."""
     return np.ascontiguousarray(planes[..., int(np.argmax((np.abs(planes) ** 2).sum((0, 1, 2))))])
 
 
@@ -166,10 +170,8 @@ def low_resolution_maps(data: Complex, mask: NDArray[np.bool_]) -> Complex:
     -------
     Maps, (coil, z, y, x), with sum over coils of abs(map)^2 = 1.
     """
-    windows = [_hann(n) for n in mask.shape]
-    weight = windows[0][:, None, None] * windows[1][:, None] * windows[2]
-    images = ifft_numpy(data * (weight * mask), (-3, -2, -1))
-    return normalise(images)
+    weight = math.prod(np.ix_(*map(_hann, mask.shape)))
+    return normalise(ifft_numpy(data * (weight * mask), (-3, -2, -1)))
 
 
 def normalise(maps: Complex) -> Complex:
@@ -222,8 +224,7 @@ def slab_maps(
     padded[..., start : start + moved.shape[3]] = moved
     planes = ifft_numpy(padded, (-1,))
     noise *= math.sqrt(moved.shape[3] / shape[along])
-    strongest = int(np.argmax((np.abs(planes) ** 2).sum((0, 1, 2))))
-    floor = max(floor, signal_floor(planes[..., strongest], noise))
+    floor = max(floor, signal_floor(_strongest(planes), noise))
     if reference is None:
         reference = references(correlations(planes))
     turns = torch.from_numpy(np.ascontiguousarray(reference.T))

@@ -348,7 +348,7 @@ def _calibrated(
             )
         several = sets or (2 if share > FOLDED else 1)
         found = espirit.espirit(region[:, 0], shape[1:], sets=several, noise=noise)
-        maps = found[..., None, :, :]
+        maps: Complex | None = found[..., None, :, :]
     else:
         given: dict[str, Any] = {"sets": sets or 1, "noise": noise, "floor": floor}
         reference = None if zero_phase is None else zero_phase[:, 0, 0]
@@ -360,8 +360,8 @@ def _calibrated(
         ):
             return coils.slab_maps(region, shape, block[2].start, reference=reference, **given), notes
         else:
-            maps = np.zeros((1, *shape), np.complex64)
-    if coils.covered(maps, region) >= coils.COVERED:
+            maps = None
+    if maps is not None and coils.covered(maps, region) >= coils.COVERED:
         return maps, notes
     return _in_sets(coils.smooth_maps(region, block, shape), sets), [
         f"coil maps from the low resolution of {where}: ESPIRiT finds none in parts of the object, for want "

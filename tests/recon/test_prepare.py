@@ -244,6 +244,14 @@ class TestMaps:
         assert "ESPIRiT finds none" in found.notes[-1]
         np.testing.assert_allclose((abs(found.mps) ** 2).sum(axis=0), 1, atol=1e-4)
 
+    def test_a_calibration_region_of_zeros(self):
+        shape = (4, 24, 20)
+        data = np.ones((COILS, *shape), np.complex64)
+        mask, calib_mask = np.ones(shape, bool), np.zeros(shape, bool)
+        calib_mask[:, 8:16] = True
+        kspace = KSpace(data, mask, shape, Geometry((20, 24, 4)), calib=0 * data, calib_mask=calib_mask)
+        assert prepare(kspace).mps.shape == data.shape
+
     def test_notes_begin_with_the_readers(self):
         assert prepare(replace(kspace_of(phantom()), notes=("assumed",))).notes[0] == "assumed"
 
