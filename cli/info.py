@@ -51,7 +51,7 @@ def info(
             failures.append(error)
             continue
         width = max(len(name) for name, _ in rows) + 2
-        typer.echo("\n" * bool(number) + str(file))
+        typer.echo("\n" * (number > len(failures)) + str(file))
         for name, words in rows:
             typer.echo(f"  {name:<{width}}{words}")
     if failures:
