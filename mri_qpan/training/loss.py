@@ -22,6 +22,9 @@ measured image has a noise floor, its complex expectation has none.
 TYPICAL_ERROR = 5e-3
 """Mean squared error of a typical start image at unit scale; see `loss_of`."""
 
+REACHED = 1e-3
+"""Weight of the logarithm of a real image's error: about what that error is, over its start's, in the end."""
+
 
 def loss_of(
     network: Network[Any],
@@ -32,10 +35,13 @@ def loss_of(
 ) -> Tensor:
     """Eq. 9 at unit scale, each image weighted by how hard it is, earlier layers supervised a little.
 
-    The last image of a complex network is asked for the target's magnitude, and a little for its phase.
+    The last image of a complex network is asked for the target's magnitude, and a little for its phase. Its
+    weight is one over the error of the image that the network starts from, so that one coil at 15 % does not
+    drown eight coils at 50 %.
 
-    The weight is one over the error of the image that the network starts from, so that one coil at 15 % does
-    not drown eight coils at 50 %.
+    Of real images, those of the published experiment, the logarithm of the error counts, as in the mean PSNR
+    that they are compared by: 16 minutes of it raised a `brain-pan++` that had been trained to its end with
+    the other weight by 0.14 dB on validation images, as many of the other by 0.02.
     """
     encoding = case.encoding()
     adjoint = encoding.adjoint(case.kspace)
@@ -52,8 +58,12 @@ def loss_of(
             taught = teacher(adjoint, encoding.normal)
         share = recipe.distillation
         errors[0] = (1 - share) * errors[0] + share * _mean_square(layers[-1] - taught)
+    if target.is_complex():
+        graded = [weight * e for e in errors]
+    else:
+        graded = [REACHED * e.clamp_min(1e-9).log() for e in errors]
     error = sum(
-        (recipe.supervision**index * (weight * e).mean() for index, e in enumerate(errors)),
+        (recipe.supervision**index * e.mean() for index, e in enumerate(graded)),
         torch.zeros_like(constraint),
     )
     return error + recipe.constraint * recipe.network.layers / max(1, len(constrained)) * constraint

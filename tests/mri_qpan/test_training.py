@@ -309,6 +309,21 @@ def test_what_a_teacher_makes_takes_the_targets_place(bank, tmp_path):
         assert loss_of(network, case, frozenset(), half, teacher) > 0
 
 
+def test_real_images_count_by_the_logarithm_of_their_error(bank, tmp_path):
+    text = RECIPE.format(steps=1, init="published = true", bits="").replace("channels = 2", "channels = 1")
+    (tmp_path / "a.toml").write_text(text)
+    plan = dataclasses.replace(recipe.load(str(tmp_path / "a.toml")), supervision=0.0, constraint=0.0)
+    case = loop._simulation(plan, bank, 0, 1, None)[0]
+    assert not case.target.is_complex()
+    network = ProximalNetwork(plan.network)
+    encoding = case.encoding()
+    with torch.no_grad():
+        image = network(encoding.adjoint(case.kspace), encoding.normal)
+        errors = (image - case.target).square().flatten(1).mean(1)
+        found = loss_of(network, case, frozenset(), plan, None)
+    torch.testing.assert_close(found, 1e-3 * errors.log().mean())
+
+
 @pytest.mark.parametrize("change", ["steps = 6", "system", "layers = 2", "name"])
 def test_broken_recipes_are_refused(tmp_path, change):
     load(tmp_path)
