@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.fourier import ifft_numpy
 from mri_qpan.recon.compression import correlations, outwards
-from mri_qpan.recon.espirit import THRESHOLD, espirit, maps_of_plane, signal_floor
+from mri_qpan.recon.espirit import THRESHOLD, add_faint, espirit, maps_of_plane, signal_floor
 
 WIDEST_CALIBRATION = 32
 NARROWEST_CALIBRATION = 8  # lines; fewer make too few equations for the kernels
@@ -83,6 +83,7 @@ def maps_of_slice(samples: Complex, mask: NDArray[np.bool_], noise: float = 0.0)
     region = samples[:, block[1], block[2]]
     maps = espirit(region, (mask.shape[0], mask.shape[1]), noise=noise)
     if covered(maps[:, None], region[:, None]) >= COVERED:
+        add_faint(maps[None], region, noise)
         return maps
     return smooth_maps(region[:, None], block, (1, mask.shape[0], mask.shape[1]))[:, 0]
 
@@ -171,7 +172,9 @@ def low_resolution_maps(data: Complex, mask: NDArray[np.bool_]) -> Complex:
     Maps, (coil, z, y, x), with sum over coils of abs(map)^2 = 1.
     """
     weight = math.prod(np.ix_(*map(_hann, mask.shape)))
-    return normalise(ifft_numpy(data * (weight * mask), (-3, -2, -1)))
+    centre = data * (weight * mask)
+    # A measurement without its centre still has an image of edges; `familiar.centre_missed` warns of it.
+    return normalise(ifft_numpy(centre if centre.any() else data * mask, (-3, -2, -1)))
 
 
 def normalise(maps: Complex) -> Complex:
@@ -191,6 +194,7 @@ def slab_maps(
     noise: float = 0.0,
     floor: float = 0.0,
     reference: Complex | None = None,
+    faint: bool = True,
 ) -> Complex:
     """Estimate the maps of a 3-D slab: ESPIRiT in every plane along one direction.
 
@@ -213,6 +217,8 @@ def slab_maps(
     reference
         Combination of the coils that has phase 0 in every plane, (coil, plane); None: `references` of this
         block.
+    faint
+        Also for faint structures, see `espirit.add_faint`.
 
     Returns
     -------
@@ -228,13 +234,13 @@ def slab_maps(
     if reference is None:
         reference = references(correlations(planes))
     turns = torch.from_numpy(np.ascontiguousarray(reference.T))
-    maps = np.stack(
-        [
-            maps_of_plane(np.ascontiguousarray(planes[..., n]), (height, width), sets, noise, turns[n], floor)
-            for n in range(shape[along])
-        ],
-        axis=2 + along,
-    )
+    found = []
+    for n in range(shape[along]):
+        plane = np.ascontiguousarray(planes[..., n])
+        found.append(maps_of_plane(plane, (height, width), sets, noise, turns[n], floor))
+        if faint:
+            add_faint(found[-1], plane, noise, turns[n], floor)
+    maps = np.stack(found, axis=2 + along)
     return maps[0] if sets == 1 else maps
 
 

@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import ifft
+from mri_qpan.networks.consistency import conjugate_gradient
 from mri_qpan.recon.memo import Memo, fingerprint
 
 KERNEL = 6
@@ -27,9 +29,14 @@ ITERATIONS = 5  # of the power method, four steps each; what is not settled then
 COARSE = 48
 STEP = 4  # pixels to one of the grid that the power method settles on
 REFINEMENTS = 3  # steps on the image's own grid
+FAINT = 0.005  # of the largest singular value: what a structure apart must have at least
+NOISE_PEAK = 2.5  # of the median where nothing is: noise alone hardly gets there
+EXPLAINED = 12  # steps of conjugate gradients to the image that explains a calibration region
 CHUNK = 2**25  # bytes of Gram matrices held at a time
 
-_correlations: Memo[Tensor | None] = Memo(2**25, lambda found: 0 if found is None else found.nbytes)
+_correlations: Memo[tuple[Tensor | None, float]] = Memo(
+    2**25, lambda found: 0 if found[0] is None else found[0].nbytes
+)
 
 Complex = NDArray[np.complex64]
 
@@ -71,7 +78,7 @@ def maps_of_plane(
     `reference` (coil,) is the combination of the coils that has phase 0.
     """
     coils = calib.shape[0]
-    correlation = _kernel_correlation(calib, noise, floor)
+    correlation, _ = _kernel_correlation(calib, noise, floor)
     maps = np.zeros((sets, coils, *shape), np.complex64)
     if correlation is None:
         return maps
@@ -93,12 +100,90 @@ def maps_of_plane(
     return maps
 
 
+def add_faint(
+    maps: Complex, calib: Complex, noise: float = 0.0, reference: Tensor | None = None, floor: float = 0.0
+) -> None:
+    """Give maps to places without any where the calibration region shows a structure, in place.
+
+    The singular values of a structure far from a much brighter one are below the threshold, and its image
+    would be zero. The region's samples less what the maps explain show it without the bright one's blur.
+
+    Parameters
+    ----------
+    maps
+        What `maps_of_plane` found, (set, coil, y, x); the first set is added to.
+    calib, noise, reference, floor
+        As it took them; no reference: the one that `espirit` takes.
+    """
+    seen = torch.from_numpy((maps != 0).any((0, 1)))
+    if seen.all() or not seen.any():
+        return
+    least = max(floor, _kernel_correlation(calib, noise, floor)[1]) * FAINT / THRESHOLD
+    few, coarse = _thinned(maps)
+    left = _unexplained(few, calib)
+    apart = ~(few != 0).any(0).any(0)
+    level = _point_values(_low_resolution(left, coarse), calib)[apart]
+    if not level.numel():
+        return
+    least = max(least, _noise_edge(calib, noise) if noise else NOISE_PEAK * float(level.median()))
+    if float(level.max()) <= least:
+        return
+    images = _low_resolution(left, maps.shape[-2:])
+    here = ~seen & (_point_values(images, calib) > least)
+    reference = _strongest_combination(calib) if reference is None else reference
+    maps[0][:, here.numpy()] = _turned(_unit(images[here])[0], reference).mT.numpy()
+
+
+def _thinned(maps: Complex) -> tuple[Tensor, tuple[int, int]]:
+    """Return maps (set, coil, y, x) on the coarse grid, and its matrix."""
+    height, width = _coarse((maps.shape[-2], maps.shape[-1]))
+    rows, columns = (
+        (np.arange(few) - few // 2) * n // few + n // 2
+        for few, n in zip((height, width), maps.shape[-2:], strict=True)
+    )
+    return torch.from_numpy(np.ascontiguousarray(maps[:, :, rows][..., columns])), (height, width)
+
+
+def _point_values(images: Tensor, calib: Complex) -> Tensor:
+    """Return the one singular value of a point as bright as each pixel of `_low_resolution`, (y, x)."""
+    root_sum = torch.linalg.vector_norm(torch.view_as_real(images).flatten(-2), dim=-1)
+    sums = math.prod(float(_hann_window(n).sum()) for n in calib.shape[1:])
+    patches = math.prod(n - KERNEL + 1 for n in calib.shape[1:])
+    return root_sum * (KERNEL * math.sqrt(root_sum.numel() * patches) / sums)
+
+
+def _unexplained(maps: Tensor, calib: Complex) -> Complex:
+    """Return a region's samples less those of the image that explains them best.
+
+    Parameters
+    ----------
+    maps
+        (set, coil, y, x), on the coarse grid.
+    calib
+        (coil, ky, kx).
+    """
+    coarse = maps.shape[-2:]
+    sizes = [min(n, few) for n, few in zip(calib.shape[1:], coarse, strict=True)]
+    rows, columns = (
+        slice(few // 2 - n // 2, few // 2 - n // 2 + n) for n, few in zip(sizes, coarse, strict=True)
+    )
+    mask = torch.zeros(1, *coarse, dtype=torch.bool)
+    mask[:, rows, columns] = True
+    measured = torch.zeros(1, len(calib), *coarse, dtype=torch.complex64)
+    measured[:, :, rows, columns] = torch.from_numpy(calib[:, : sizes[0], : sizes[1]]).to(torch.complex64)
+    encoding = Encoding(mask, maps[None])
+    image = conjugate_gradient(encoding.adjoint(measured), encoding.normal, EXPLAINED)
+    left = calib.copy()
+    left[:, : sizes[0], : sizes[1]] -= encoding.forward(image)[0, :, rows, columns].numpy()
+    return left
+
+
 def folded_share(calib: Complex, *, noise: float = 0.0) -> float:
     """Share of the object (0 to 1) that folds over: where the second eigenvalue is near 1 as well.
 
     Evaluated on a coarse grid, fine enough for the eigenvalues of 6 x 6 kernels. Arguments as of `espirit`.
     """
-    correlation = _kernel_correlation(calib, noise)
+    correlation, _ = _kernel_correlation(calib, noise)
     if correlation is None:
         return 0.0
     values = torch.linalg.eigvalsh(_gram(correlation, (COARSE, COARSE), slice(0, COARSE)))
@@ -127,22 +212,30 @@ def _spectrum(calib: Complex, noise: float) -> tuple[Tensor, Tensor, float]:
     matrix = _patches(calib)
     values, vectors = torch.linalg.eigh(matrix.mH @ matrix)
     values = values.clamp(min=0).sqrt()
-    edge = noise * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
-    return values, vectors, max(THRESHOLD * float(values[-1]), edge)
+    return values, vectors, max(THRESHOLD * float(values[-1]), _noise_edge(calib, noise))
 
 
-def _kernel_correlation(calib: Complex, noise: float, floor: float = 0.0) -> Tensor | None:
-    """Autocorrelation of the row space's kernels, (coil, coil, lag y, lag x), or None without any signal."""
+def _noise_edge(calib: Complex, noise: float) -> float:
+    """Return the singular value that noise alone can reach: Marchenko and Pastur's edge."""
+    patches = math.prod(n - KERNEL + 1 for n in calib.shape[1:])
+    return noise * (math.sqrt(patches) + KERNEL * math.sqrt(len(calib)))
+
+
+def _kernel_correlation(calib: Complex, noise: float, floor: float = 0.0) -> tuple[Tensor | None, float]:
+    """Autocorrelation of the row space's kernels, (coil, coil, lag y, lag x), and where signal starts.
+
+    None without any signal.
+    """
     # `folded_share` and `espirit` ask for the same one.
     return _correlations.get((fingerprint(calib), noise, floor), lambda: _correlate(calib, noise, floor))
 
 
-def _correlate(calib: Complex, noise: float, floor: float) -> Tensor | None:
+def _correlate(calib: Complex, noise: float, floor: float) -> tuple[Tensor | None, float]:
     coils = calib.shape[0]
     values, vectors, signal = _spectrum(calib, noise)
     kernels = vectors[:, values > max(signal, floor)]
     if kernels.shape[1] == 0:
-        return None
+        return None, signal
     # matrix = U S V^H: its rows are combinations of the conjugates of V's columns
     projection = (kernels.conj() @ kernels.mT).reshape(coils, KERNEL, KERNEL, coils, KERNEL, KERNEL)
     lags = 2 * KERNEL - 1
@@ -151,7 +244,7 @@ def _correlate(calib: Complex, noise: float, floor: float) -> Tensor | None:
         for x in range(KERNEL):
             part = projection[:, y, x].flip(2, 3)
             correlation[:, :, y : y + KERNEL, x : x + KERNEL] += part
-    return (correlation / KERNEL**2).to(torch.complex64)
+    return (correlation / KERNEL**2).to(torch.complex64), signal
 
 
 def _gram(correlation: Tensor, shape: tuple[int, int], rows: slice) -> Tensor:

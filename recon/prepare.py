@@ -353,7 +353,7 @@ def _calibrated(
         given: dict[str, Any] = {"sets": sets or 1, "noise": noise, "floor": floor}
         reference = None if zero_phase is None else zero_phase[:, 0, 0]
         if planes:
-            maps = coils.slab_maps(region, shape, block[0].start, along=0, **given)
+            maps = coils.slab_maps(region, shape, block[0].start, along=0, **given, faint=False)
         # Of a slab in parts the whole decides, see `slabs`.
         elif math.isfinite(floor) and (
             reference is not None or coils.slab_is_covered(coils.strongest_plane(region), shape[:2])
@@ -362,6 +362,9 @@ def _calibrated(
         else:
             maps = None
     if maps is not None and coils.covered(maps, region) >= coils.COVERED:
+        if planes:
+            return coils.slab_maps(region, shape, block[0].start, along=0, **given), notes
+        espirit.add_faint(maps.reshape(-1, len(region), *shape[1:]), region[:, 0], noise)
         return maps, notes
     return _in_sets(coils.smooth_maps(region, block, shape), sets), [
         f"coil maps from the low resolution of {where}: ESPIRiT finds none in parts of the object, for want "

@@ -44,6 +44,12 @@ def projection_error(maps: NDArray[np.complex64], images: NDArray[np.complex64])
     )
 
 
+def _white(shape: tuple[int, ...]) -> NDArray[np.complex128]:
+    """Complex noise of variance 1."""
+    white = np.random.default_rng(11).standard_normal((2, *shape))
+    return (white[0] + 1j * white[1]) / np.sqrt(2)
+
+
 def folded_images() -> NDArray[np.complex64]:
     """Coil images of an object twice as long as the field of view along y."""
     whole = coil_images((2 * N, N))
@@ -166,6 +172,40 @@ class TestEspirit:
         assert two < 0.5 * one
         assert espirit.folded_share(calib) > 0.2
 
+    @pytest.mark.parametrize(("amplitude", "noise"), [(0.06, 0.001), (0.04, 0.001), (0.04, 0.0)])
+    def test_a_dim_structure_apart_from_a_bright_one_is_kept(self, amplitude, noise):
+        sides = (192, 192)
+        y, x = np.meshgrid(*(np.arange(n) - n // 2 for n in sides), indexing="ij")
+        bright, dim = np.hypot(x + 32, y) < 29, np.hypot(x - 48, y) < 14
+        images = sigpy.mri.birdcage_maps((8, *sides)) * (bright + amplitude * dim)
+        images = images + noise * np.sqrt(2) * _white(images.shape)
+        region = calibration(images.astype(np.complex64), 32)
+        given = np.sqrt(2) * noise
+        maps = espirit.espirit(region, sides, noise=given)
+        assert (maps[:, dim] == 0).all(0).mean() > 0.3  # as SigPy's and BART's
+        before = maps.copy()
+        espirit.add_faint(maps[None], region, given)
+        assert not (maps[:, dim] == 0).all(0).any()
+        assert projection_error(maps[None], images * dim) < (0.3 if noise else 0.1)
+        kept = (before != 0).any(0)
+        np.testing.assert_array_equal(maps[:, kept], before[:, kept])
+        air = ~bright & ~dim & (np.hypot(x + 32, y) > 40) & (np.hypot(x - 48, y) > 26)
+        assert (maps[:, air] != 0).any(0).mean() < 0.02
+        mask = np.ones(sides, bool)
+        whole = coils.maps_of_slice(fft_numpy(images, (1, 2)), mask, given)
+        assert not (whole[:, dim] == 0).all(0).any()
+
+    def test_a_dim_structure_in_a_slab_is_kept(self):
+        shape = (32, 64, 8)
+        z, y, x = np.meshgrid(*(np.arange(n) - n // 2 for n in shape), indexing="ij")
+        bright, dim = np.hypot(z, y + 14) < 10, np.hypot(z, y - 20) < 6
+        images = sigpy.mri.birdcage_maps((6, *shape)) * (bright + 0.03 * dim) * np.hanning(10)[1:-1]
+        region = sigpy.resize(fft_numpy(images, (1, 2, 3)), (6, 32, 32, 8)).astype(np.complex64)
+        found, without = (coils.slab_maps(region, shape, 0, faint=faint) for faint in (True, False))
+        inside = dim & (np.abs(x) < 2)
+        assert (without[:, inside] == 0).all(0).mean() > 0.5
+        assert (found[:, inside] == 0).all(0).mean() < 0.02
+
     def test_no_fold(self, images):
         assert espirit.folded_share(calibration(images)) < 0.02
 
@@ -259,7 +299,7 @@ def span_errors(
 
 
 def gram_of(calib: NDArray[np.complex64], shape: tuple[int, int]) -> NDArray[np.complex64]:
-    correlation = espirit._kernel_correlation(calib, 0.0)
+    correlation = espirit._kernel_correlation(calib, 0.0)[0]
     assert correlation is not None
     return espirit._gram(correlation, shape, slice(0, shape[0])).numpy()
 
