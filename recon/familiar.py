@@ -16,6 +16,7 @@ OUTER = 0.03  # share of the acquired samples, the farthest from the k-space cen
 MARGIN = 0.02  # of a ratio
 SCALE = 2.0  # how far the sides of a matrix may lie outside those of training
 FULL = 0.97  # ratio from which nothing is left to reconstruct
+NEAR = 16  # the k-space centre was passed where a sample lies within a matrix over this of it
 
 
 def measure(
@@ -39,6 +40,22 @@ def measure(
     image = adjoint[0].reshape(-1, *adjoint.shape[-2:]).cpu().numpy()
     combined = image[0] if len(image) == 1 else np.linalg.norm(image, axis=0).astype(np.complex64)
     return found | likeness.statistics(prepared.data[:, 0], prepared.mask[0], combined, scale)
+
+
+def centre_missed(mask: NDArray[np.bool_]) -> list[str]:
+    """Warn of samples (z, y, x) that all lie on one side of the k-space centre, or far from it.
+
+    A scan that was stopped before it got there leaves an image of edges, whatever reconstructs it.
+    """
+    near = tuple(slice(n // 2 - max(3, n // NEAR), n // 2 + max(3, n // NEAR) + 1) for n in mask.shape)
+    near = tuple(slice(max(s.start, 0), s.stop) for s in near)
+    passed = mask[near].any()
+    for axis, n in enumerate(mask.shape):
+        there = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        passed = passed and there[0] <= n // 2 <= there[-1]
+    if passed:
+        return []
+    return ["the k-space centre was not acquired: edges at most are right in the image, not its brightness"]
 
 
 def warnings(card: dict[str, Any], prepared: Prepared, scale: float, found: dict[str, float]) -> list[str]:

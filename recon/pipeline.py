@@ -250,7 +250,7 @@ def solve(
         coils=len(prepared.data),
     )
     card = getattr(getattr(method, "run", method), "card", None)
-    strange: list[str] = []
+    strange = familiar.centre_missed(prepared.mask)
     likeness: dict[str, float] = {}
     if card is not None:
         network = getattr(method, "run", method)
@@ -258,7 +258,7 @@ def solve(
             near = network.contraction(adjoint / unit, encoding.normal, seen)
             settled |= {name: float(values.max()) for name, values in of_contraction(near).items()}
         likeness = familiar.measure(prepared, adjoint, float(unit.max()), settled)
-        strange = familiar.warnings(card, prepared, float(unit.max()), likeness)
+        strange += familiar.warnings(card, prepared, float(unit.max()), likeness)
     shown = None
     if views:
         apart = None if isinstance(encoding, NonCartesian) else encoding.forward(image) - samples

@@ -10,11 +10,12 @@ import torch
 from mrd_files import random_kspace
 
 from mri_qpan.errors import ReconError
-from mri_qpan.methods import Method
+from mri_qpan.methods import Method, get_method
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
-from mri_qpan.recon.familiar import measure, noise_level, warnings
+from mri_qpan.recon.familiar import centre_missed, measure, noise_level, warnings
 from mri_qpan.recon.job import Job, reconstruct_file
 from mri_qpan.recon.kspace import KSpace
+from mri_qpan.recon.pipeline import reconstruct
 from mri_qpan.recon.prepare import Prepared, prepare
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
@@ -56,6 +57,31 @@ def test_what_is_unlike_the_training_is_said(
     found = warnings(CARD, under(small_kspace(coils=1, ny=50), ratio, noise), 1.0, {})
     assert len(found) == (words is not None)
     assert words is None or words in found[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "missed"),
+    [
+        (slice(0, 20), True),
+        (slice(0, 46), True),  # just not there
+        (slice(50, 96), True),
+        (slice(0, 49), False),
+        (slice(40, 96), False),  # partial Fourier
+        (slice(0, 96, 6), False),
+        (slice(3, 96, 6), False),
+        (np.r_[0:38, 58:96], True),
+    ],
+)
+def test_a_measurement_without_its_centre(
+    small_kspace: Maker, lines: slice | np.ndarray, missed: bool
+) -> None:
+    kspace = small_kspace(coils=4, ny=96, nx=96)
+    mask = np.zeros_like(kspace.mask)
+    mask[:, lines] = True
+    result = reconstruct(replace(kspace, data=kspace.data * mask, mask=mask), get_method("zero-filled"))
+    assert bool(centre_missed(mask)) == missed
+    assert any("centre was not acquired" in warning for warning in result.warnings) == missed
+    assert np.abs(result.image.data).max() > 0
 
 
 def test_a_model_that_does_not_say_is_not_judged(small_kspace: Maker) -> None:
