@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,21 @@ class Session:
                     continue  # a few stragglers make no image
             self._complete[index] = len(lines)
             found.append(self._with_scans(index, lines))
+            self._keep_shared(index, lines)
         return found
+
+    def _keep_shared(self, index: Index, lines: list[Any]) -> None:
+        """Keep an image's own lines that calibrate with those between them, for later repetitions."""
+        key = (index.encoding, index.slice, index.contrast, index.phase, index.set)
+        kept = self._calibration.get(key)
+        if not kept or kept[0].idx.repetition != index.repetition:
+            return
+        for line in lines:
+            if line.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING):
+                alone = deepcopy(line)
+                alone.clear_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+                alone.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+                self._hold(alone, kept)
 
     def _with_scans(self, index: Index, lines: list[Any]) -> Lines:
         return Lines(index, [*self._noise, *self._calibration_of(index), *lines])

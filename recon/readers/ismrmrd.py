@@ -196,13 +196,13 @@ def _images(file: AcquisitionSource, planned: Plan, memory: int | None) -> Itera
 def _image(
     file: AcquisitionSource, planned: Plan, index: Index, rows: Rows, noise: NDArray[np.complex128] | None
 ) -> KSpace:
-    data, counts = _average(file, planned, index, rows)
+    data, counts, empty = _average(file, planned, index, rows)
     calib = calib_mask = None
     calib_rows = planned.calibration_rows(index)
     if calib_rows.size:
-        calib, calib_counts = _average(file, planned, index, calib_rows)
+        calib, calib_counts, _ = _average(file, planned, index, calib_rows)
         calib_mask = calib_counts > 0
-    if noise is not None:
+    if noise is not None and counts.any():
         noise = noise * planned.noise_scale(index) / np.median(counts[counts > 0])
     return KSpace(
         data=data,
@@ -214,8 +214,13 @@ def _image(
         calib=calib,
         calib_mask=calib_mask,
         noise_covariance=None if noise is None else noise.astype(np.complex64),
-        notes=planned.notes(index),
+        notes=(*planned.notes(index), *_not_measured(empty)),
     )
+
+
+def _not_measured(empty: int) -> list[str]:
+    """Say how many lines a file holds of zeros alone."""
+    return [f"{empty} lines are zero in every channel: taken as not measured"] if empty else []
 
 
 def _exceeds(memory: int, planned: Plan, index: Index) -> bool:
@@ -253,7 +258,7 @@ def _slabs(
     imaging = spool(planned.images[index])
     calib_rows = planned.calibration_rows(index)
     calibration = spool(calib_rows) if calib_rows.size else None
-    if noise is not None:
+    if noise is not None and imaging.counts.any():
         noise = noise * planned.noise_scale(index) / np.median(imaging.counts[imaging.counts > 0])
     empty = np.zeros((0, 0, 0, 0), np.complex64)
     return Slabs(
@@ -266,7 +271,7 @@ def _slabs(
         calib=None if calibration is None else empty,
         calib_mask=None if calibration is None else (calibration.counts > 0)[..., None],
         noise_covariance=None if noise is None else noise.astype(np.complex64),
-        notes=planned.notes(index),
+        notes=(*planned.notes(index), *_not_measured(imaging.empty)),
         width=width,
         span=None if complete else span,
         imaging=imaging,
@@ -298,8 +303,14 @@ def _spool(
 
 def _average(
     file: AcquisitionSource, planned: Plan, index: Index, rows: Rows
-) -> tuple[NDArray[np.complex64], NDArray[np.uint16]]:
-    """Average lines on the grid: (coil, z, y, x) samples and how many went into each, (z, y, x)."""
+) -> tuple[NDArray[np.complex64], NDArray[np.uint16], int]:
+    """Average lines on the grid.
+
+    Returns
+    -------
+    Samples (coil, z, y, x), how many went into each, (z, y, x), and how many lines were left out because they
+    are zero in every channel, as tools write those that they undersample.
+    """
     heads, grid, reverse = file.heads, planned.grids[index.encoding], planned.measurement.reverse
     shape = int(heads["active_channels"][rows[0]]), *grid.shape
     try:
@@ -307,13 +318,19 @@ def _average(
     except MemoryError as error:
         shown = " x ".join(map(str, shape))
         raise InputError(f"{file.path}: {shown} samples (coil, z, y, x) do not fit into memory") from error
+    empty = 0
     for row, line in _lines(file, rows):
         kept = line[:, heads["discard_pre"][row] : line.shape[1] - heads["discard_post"][row]]
-        place = data[:, grid.z[row], grid.y[row], grid.start[row] : grid.stop[row]]
+        here = grid.z[row], grid.y[row], slice(grid.start[row], grid.stop[row])
+        if not kept.any():
+            counts[here] -= 1
+            empty += 1
+            continue
+        place = data[:, *here]
         place += kept[:, ::-1] if reverse[row] else kept
     if counts.max() > 1:
         data /= np.maximum(counts, 1).astype(np.float32)
-    return data, counts
+    return data, counts, empty
 
 
 def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[KSpace]:

@@ -6,6 +6,7 @@ from the far end of the readout, its `center_sample` counts from the near end li
 (scanners copy one value to both polarities).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,16 +130,25 @@ class Plan:
         """
         measurement = self.measurement
         rows = np.flatnonzero(measurement.calibration)
-        if not (measurement.calibration & ~measurement.imaging).any():
+        apart = ~measurement.imaging[rows]
+        if not apart.any():
             return rows[:0]
         keys = _index_keys(measurement.heads[rows])
         own = (keys == _key(index)).all(axis=1)
-        if own.any():
+        # The imaging lines of later repetitions keep their flag where only the first has the lines between.
+        if own.any() and ((own & apart).any() or self._is_dense(index, rows[own])):
             return rows[own]
         same_slice = (keys[:, 0] == index.encoding) & (keys[:, -1] == index.slice)
-        if not same_slice.any():
-            return rows[:0]
-        return rows[(keys == keys[same_slice][0]).all(axis=1)]
+        for served in (same_slice & apart, same_slice):
+            if served.any():
+                return rows[(keys == keys[served][0]).all(axis=1)]
+        return rows[:0]
+
+    def _is_dense(self, index: Index, rows: Rows) -> bool:
+        """Return whether lines leave none out between the first and the last."""
+        grid = self.grids[index.encoding]
+        places = np.unique(np.stack([grid.z[rows], grid.y[rows]]), axis=1)
+        return places.shape[1] == math.prod(int(np.ptp(place)) + 1 for place in places)
 
     def central_head(self, index: Index) -> np.void:
         """Return the header of the acquisition nearest the k-space centre."""
@@ -356,6 +366,9 @@ def _recon_space(
         thickness = fov_encoded[2] / encoded.matrix[2]
         notes.append(f"slices taken as {thickness:g} mm thick, the header's field of view by its partitions")
         fov_encoded = fov_recon = (*fov_encoded[:2], thickness)
+    elif shape[0] == 1 == recon.matrix[2]:
+        # However wide a slice was excited, it has the thickness that was asked for.
+        fov_encoded = (*fov_encoded[:2], fov_recon[2])
     for axis, n, wanted, length, target in zip(
         "xyz", shape[::-1], recon.matrix, fov_encoded, fov_recon, strict=True
     ):
@@ -371,7 +384,7 @@ def _recon_space(
 def uninterpolated(n: int, length: float, wanted: int, target: float) -> int:
     """Return how many of `n` pixels over `length` (mm) to deliver of `wanted` ones over `target`."""
     cropped = min(n, max(1, round(n * target / length)))
-    return min(n, wanted) if n == wanted or abs(cropped - wanted) <= 1 else cropped
+    return min(n, wanted) if abs(cropped - wanted) <= 1 else cropped
 
 
 def asked_for(wanted: int, size: int, axis: str) -> list[str]:

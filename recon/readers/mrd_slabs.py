@@ -41,8 +41,9 @@ class Spool:
         Of every x in the image domain, (x,).
     spectrum
         Mean over the lines of the coils' power together, of every sample of a readout.
-    coils, counts
-        Number of channels, and of lines at every place (z, y).
+    coils, counts, empty
+        Number of channels, of lines at every place (z, y), and of those that are zero in every channel, which
+        `counts` leaves out.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Spool:
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="mri-qpan-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self.coils = 0
-        self._written = 0
+        self._written = self.empty = 0
         self.counts = np.bincount(self._place, minlength=shape[0] * shape[1]).reshape(shape[:2])
 
     def write(self, lines: Complex) -> None:
@@ -79,6 +80,9 @@ class Spool:
             self._file.seek((x * self._place.size + self._written) * item)
             self._file.write(np.ascontiguousarray(column).tobytes())
             self.power[x] += float(np.linalg.norm(column)) ** 2
+        empty = ~lines.any(axis=(1, 2))
+        np.subtract.at(self.counts.reshape(-1), self._place[self._written :][: len(lines)][empty], 1)
+        self.empty += int(empty.sum())
         self._written += len(lines)
 
     def read(self, start: int, stop: int) -> Complex:

@@ -155,6 +155,25 @@ class TestPlacement:
         assert image.geometry.fov == (NX, NY, 1)
         assert any("uninterpolated" in note for note in image.notes)
 
+    def test_oversampling_goes_where_the_rest_is_interpolated_to_the_encoded_matrix(self, path):
+        wide = random_kspace(2, NY, 2 * NX)
+        xml = header_xml((2 * NX, NY, 1), (2 * NX, 2 * NY, 1), recon_fov=(NX, NY, 1))
+        image = only(write(path, xml, lines(wide)))
+        assert image.recon_shape == (1, NY, NX)
+        assert image.geometry.fov == (NX, NY, 1)
+        assert any(f"asks for {2 * NX} pixels along x" in note for note in image.notes)
+
+    def test_a_slice_is_as_thick_as_recon_space_says(self, path):
+        xml = header_xml((NX, NY, 1), fov=(NX, NY, 18), recon_fov=(NX, NY, 5))
+        assert only(write(path, xml, lines(KSPACE))).geometry.fov == (NX, NY, 5)
+
+    def test_lines_of_zeros_were_not_measured(self, path):
+        masked = KSPACE * (np.arange(NY) % 2 == 0)[:, None]
+        image = only(write(path, XML, [*lines(KSPACE, rows=(0, 2)), *lines(masked)]))
+        assert image.mask[0].all(axis=1).tolist() == [True, False] * (NY // 2)
+        np.testing.assert_allclose(image.data[:, 0], masked, rtol=1e-6)
+        assert "3 lines are zero in every channel: taken as not measured" in image.notes
+
 
 class TestCalibrationAndNoise:
     def test_separate_calibration_lines(self, path):
@@ -188,6 +207,24 @@ class TestCalibrationAndNoise:
             open_kspace(write(path, XML, calib + lines(KSPACE, repetition=0) + lines(KSPACE, repetition=3)))
         )
         np.testing.assert_array_equal(images[0].calib, images[1].calib)
+
+    def test_flagged_imaging_lines_of_later_repetitions_are_no_region(self, path):
+        both = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING]
+        between = lines(KSPACE, rows=(1, 3), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+        series = [
+            lines(factor * KSPACE, rows=(0, 2, 4), flags=both, repetition=r) for r, factor in ((0, 1), (1, 2))
+        ]
+        first, second = open_kspace(write(path, XML, [*between, *series[0], *series[1]]))
+        np.testing.assert_array_equal(second.calib, first.calib)
+        np.testing.assert_array_equal(first.calib[:, 0, :5], KSPACE[:, :5])
+        np.testing.assert_array_equal(second.data[:, 0, ::2], 2 * KSPACE[:, ::2])
+
+    def test_a_region_of_ones_own_is_preferred(self, path):
+        both = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING]
+        scan = lines(5 * KSPACE, flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+        own = lines(KSPACE, rows=(2, 3, 4), flags=both, repetition=1)
+        (image,) = open_kspace(write(path, XML, [*scan, *lines(KSPACE, rows=(0,), repetition=1), *own]))
+        np.testing.assert_array_equal(image.calib[:, 0, 2:5], KSPACE[:, 2:5])
 
     def test_calibration_of_another_slice_is_not_used(self, path):
         calib = lines(5 * KSPACE, flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION], slice=1)

@@ -9,7 +9,7 @@ from typing import Any
 import ismrmrd
 import numpy as np
 import pytest
-from mrd_files import header_xml, limit_xml, line, lines, random_kspace
+from mrd_files import header_xml, limit_xml, line, lines, random_kspace, write
 from mrd_sessions import CPU, KSPACE, NX, NY, SLICE, XML, assert_is, broken, flagged, images, talk, texts
 
 from mri_qpan.methods import Method
@@ -154,6 +154,22 @@ class TestSorting:
         assert [image.slice for image in found] == [0, 1]
         for image in found:
             assert_is(image, KSPACE)
+
+    def test_lines_of_the_first_repetition_that_calibrate_serve_the_later_ones(self, tmp_path: Path) -> None:
+        session = Session(XML, "peer", 10**7)
+        for acquisition in lines(KSPACE, range(1, 16, 2), flags=BOTH[:1]):
+            session.add(acquisition)
+        for repetition in range(3):
+            made = flagged(KSPACE[:, ::2], repetition=repetition)
+            for row, acquisition in enumerate(made):
+                acquisition.idx.kspace_encode_step_1 = 2 * row
+                for flag in BOTH:
+                    acquisition.set_flag(flag)
+            *_, done = (found for a in made for found in session.add(a))
+            (image,) = open_kspace(write(tmp_path / f"{repetition}.h5", XML, done.acquisitions))
+            assert image.index.repetition == repetition
+            assert image.calib_mask is not None
+            assert image.calib_mask[0, :16].all()
 
     def test_calibration_of_an_earlier_repetition_is_let_go(self) -> None:
         session = Session(XML, "peer", 10**6)

@@ -69,6 +69,19 @@ def apart(found: Result, wanted: Result) -> float:
     return float(error / np.linalg.norm(wanted.image.data))
 
 
+def test_lines_of_zeros_were_not_measured_in_parts_either(tmp_path: Path) -> None:
+    lines = np.zeros(SHAPE[:2], bool)
+    lines[:, ::2] = lines[4:16, 6:18] = True
+    kspace = volume(SHAPE, 4, lines)
+    path = tmp_path / "zeros.h5"
+    write_raw(path, [replace(kspace, mask=np.ones_like(kspace.mask))])
+    found, wanted = both(path, "zero-filled")
+    assert found.figures.ratio == pytest.approx(lines.mean())
+    assert found.figures.mask_hash == wanted.figures.mask_hash
+    assert any(f"{(~lines).sum()} lines are zero" in note for note in found.notes)
+    assert apart(found, wanted) < 1e-3
+
+
 @pytest.mark.parametrize(
     ("method", "tolerance"), [("zero-filled", 1e-3), ("cg-sense", 5e-3), ("qpan+-3bit", 0.01)]
 )
