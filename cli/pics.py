@@ -39,7 +39,7 @@ def pics(
         bool, typer.Option("-S", help="Keep the samples' scale; without it the image is divided as BART's.")
     ] = False,
     scale: Annotated[
-        float | None, typer.Option("-w", help="Divide the image by this instead.", min=1e-30)
+        float | None, typer.Option("-w", help="Divide the image by this instead; 0: as BART's.", min=0.0)
     ] = None,
     gpu: Annotated[bool, typer.Option("-g", help="Use the GPU.")] = False,
     iterations: Annotated[int | None, typer.Option("-i", help=IGNORED)] = None,
@@ -67,7 +67,7 @@ def pics(
     """
     from mri_qpan import bart
     from mri_qpan._version import __version__
-    from mri_qpan.methods import find_device
+    from mri_qpan.methods import find_device, require_complex
     from mri_qpan.models import DEFAULT, load_model
     from mri_qpan.recon import pics as work
     from mri_qpan.recon.files import output_folder, staged
@@ -101,6 +101,7 @@ def pics(
         raise InputError("only one of the inputs can come from a pipe (-)")
     device = find_device("cuda" if gpu else "cpu")
     network = load_model(model, device)
+    require_complex(network)
     arrays = work.Arrays(
         _read(kspace),
         _read(sensitivities),

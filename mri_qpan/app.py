@@ -72,6 +72,10 @@ class QPanRecon(sp.app.App):
             for a in (y, mps, weights, coord)
         )
         _check(y, mps, weights, coord)
+        if weights is not None and weights.any():
+            weights = (
+                weights / weights.max()
+            )  # of a problem's norm, which goes out again, only the ratios count
         g = np.float32(np.linalg.norm(mps, axis=0).max())
         if not 0 < g < np.inf:
             raise ValueError("mps are zero, or not finite")
@@ -83,9 +87,14 @@ class QPanRecon(sp.app.App):
         network = load_model(model, place) if isinstance(model, str) else model
 
         def reconstruct() -> NDArray[np.complex64]:
+            if weights is not None and not weights.any():
+                return np.zeros(mps.shape[1:], np.complex64)
             adjoint, normal = _problem(y, mps, weights, coord, place)
             with torch.inference_mode():
-                return network(adjoint.to(place), normal)[0].cpu().numpy() / g
+                image = network(adjoint.to(place), normal)[0].cpu().numpy() / g
+            if not np.isfinite(image).all():
+                raise ValueError("the image is not finite: y or the weights are beyond single precision")
+            return image
 
         super().__init__(_Once(reconstruct), show_pbar=show_pbar)
 
@@ -148,8 +157,11 @@ def _check(
             f"coord must be {(*y.shape[1:], mps.ndim - 1)} for y of {y.shape} and mps of {mps.shape}, "
             f"got {coord.shape}"
         )
-    if not np.isfinite(y).all():
-        raise ValueError("y must be finite")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(y.astype(np.complex64)).all():
+            raise ValueError("y must be finite, in single precision too")
+    if coord is not None and not np.isfinite(coord).all():
+        raise ValueError("coord must be finite")
     if weights is not None:
         if not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError("weights must be finite and not negative")

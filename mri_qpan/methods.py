@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from mri_qpan import models
 from mri_qpan.encoding import Normal, Reconstructor
 from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from mri_qpan.models.store import Model
 
 GROUP = "mri_qpan.methods"
 """Entry points of other packages: name a method, point to a function with the call of `Method`."""
@@ -121,12 +124,17 @@ def get_method(name: str, device: torch.device | str = "cpu") -> Method:
     if name not in models.list_models() and not _is_path(name):
         raise OptionError(_unknown(name))
     model = models.load_model(name, device)
+    require_complex(model)
+    return Method(model.name, model, model.sha256, model.engine)
+
+
+def require_complex(model: Model) -> None:
+    """Raise `InputError` if a model is of the published experiment, not of measurements."""
     if model.config.channels == 1:
         raise InputError(
             f"{model.name} takes the real images of the published experiment (mri-qpan benchmark brain), not "
             "measurements: choose another model"
         )
-    return Method(model.name, model, model.sha256, model.engine)
 
 
 def find_device(name: str) -> torch.device:

@@ -26,7 +26,7 @@ class MCPReg(prox.Prox):
     shape
         Input's shape; real or complex.
     lamda
-        Threshold, positive.
+        Threshold, positive; or one for every entry.
     gamma
         Knot in units of `lamda`, above 1; a step `alpha` must stay below it.
 
@@ -36,8 +36,8 @@ class MCPReg(prox.Prox):
         If a parameter is out of its range; when called, if the step is.
     """
 
-    def __init__(self, shape: Sequence[int], lamda: float, gamma: float = 3.0) -> None:
-        if not (lamda > 0 and gamma > 1):
+    def __init__(self, shape: Sequence[int], lamda: Any, gamma: float = 3.0) -> None:
+        if not (np.all(np.asarray(lamda) > 0) and gamma > 1):
             raise ValueError(f"MCP needs lamda > 0 and gamma > 1, got {lamda} and {gamma}")
         self.lamda = lamda
         self.gamma = gamma
@@ -60,7 +60,7 @@ class SCADReg(prox.Prox):
     shape
         Input's shape; real or complex.
     lamda
-        Threshold, positive.
+        Threshold, positive; or one for every entry.
     a
         Outer knot in units of `lamda`, above 2; a step `alpha` must stay below a - 1.
 
@@ -70,8 +70,8 @@ class SCADReg(prox.Prox):
         If a parameter is out of its range; when called, if the step is.
     """
 
-    def __init__(self, shape: Sequence[int], lamda: float, a: float = 3.7) -> None:
-        if not (lamda > 0 and a > 2):
+    def __init__(self, shape: Sequence[int], lamda: Any, a: float = 3.7) -> None:
+        if not (np.all(np.asarray(lamda) > 0) and a > 2):
             raise ValueError(f"SCAD needs lamda > 0 and a > 2, got {lamda} and {a}")
         self.lamda = lamda
         self.a = a
@@ -133,7 +133,7 @@ class QPanReg(prox.Prox):
         Input's shape, (y, x) or (..., y, x), whose (y, x) planes are worked one by one; real or
         complex.
     lamda
-        Weight, positive; the step `alpha` multiplies it.
+        Weight, positive; the step `alpha`, a number or one for every entry, multiplies it.
     model
         Name of a shipped model or path of a model file, of a PAN network for complex images.
     layer
@@ -149,7 +149,7 @@ class QPanReg(prox.Prox):
     Raises
     ------
     ValueError
-        If `lamda` or `layer` is out of its range or the network is of another kind.
+        If `lamda`, `shape` or `layer` is out of its range or the network is of another kind.
     ModelError
         If the model cannot be used.
     """
@@ -159,6 +159,8 @@ class QPanReg(prox.Prox):
     ) -> None:
         if not lamda > 0:
             raise ValueError(f"lamda must be positive, got {lamda}")
+        if len(shape) < 2:
+            raise ValueError(f"the shape must end with (y, x), got {tuple(shape)}")
         network = load_model(model, engine="float32")
         if not isinstance(network, ProximalNetwork) or network.config.channels != 2:
             raise ValueError(f"{model} is no PAN network for complex images")
@@ -169,16 +171,18 @@ class QPanReg(prox.Prox):
         self._layer = layer
         super().__init__(shape)
 
-    def _prox(self, alpha: float, input: Any) -> Any:
+    def _prox(self, alpha: Any, input: Any) -> Any:
         home = backend.get_device(input)
         values = np.asarray(backend.to_device(input, backend.cpu_device))
         image = torch.from_numpy(np.ascontiguousarray(values, np.complex64))
         scale = robust_scale(image[None])[0]
         worked = self._network.proximal_step(self._layer, image / scale) * scale
-        weight = float(alpha) * self.lamda
+        weight = np.asarray(backend.to_device(alpha, backend.cpu_device), np.float64) * self.lamda
         found = worked.numpy() if np.iscomplexobj(values) else worked.numpy().real
         regular = (values + weight * found) / (1 + weight)
-        return backend.to_device(regular.astype(values.dtype, copy=False), home)
+        # Rounded to integers the prior would be lost.
+        kind = values.dtype if values.dtype.kind in "fc" else np.float64
+        return backend.to_device(regular.astype(kind, copy=False), home)
 
 
 def _rescale(input: Any, magnitude: Any, shrunk: Any) -> Any:

@@ -15,15 +15,14 @@ from mri_qpan.app import QPanRecon
 from mri_qpan.bart import DIMENSIONS
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError, ReconError
-from mri_qpan.fourier import ifft_numpy
 from mri_qpan.models.store import Model
 
 Complex = NDArray[np.complex64]
 LOOPED = DIMENSIONS - 5
 """BART's dimensions beyond x, y, z, coils and maps: first in C order, each worked on its own."""
 
-HALF = 16
-"""Samples on each side of the k-space centre that set the scale."""
+CENTRE = 32
+"""Widest fully sampled centre of k-space that sets the scale."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,23 @@ def reconstruct(arrays: Arrays, model: Model, device: torch.device) -> Complex:
         raise InputError("the sensitivities are zero, or not finite")
     if arrays.pattern is not None and not np.isfinite(arrays.pattern).all():
         raise InputError("the pattern is not finite")
-    # A^H A is to have a norm of at most 1: maps over g are the same problem for the image times g.
-    g = _norm(arrays.sensitivities)
     outer = arrays.kspace.shape[:LOOPED]
     found = np.zeros(
         (*outer, arrays.sensitivities.shape[-5], 1, *arrays.sensitivities.shape[-3:]), np.complex64
     )
     for index in itertools.product(*map(range, outer)):
-        mps = _entry(arrays.sensitivities, index) / np.float32(g)
-        kspace = _entry(arrays.kspace, index)[0]
+        mps, kspace = _entry(arrays.sensitivities, index), _entry(arrays.kspace, index)[0]
+        # A^H A is to have a norm of at most 1: maps over g are the same problem for the image times g.
+        g = np.float32(_norm(mps) or 1.0)
+        mps = mps / g
         pattern = None if arrays.pattern is None else np.abs(_entry(arrays.pattern, index)[0, 0])
         if arrays.trajectory is not None:
             along = _entry(arrays.trajectory, index)[0, 0].real
-            found[index] = _along_trajectory(kspace, mps, pattern, along, model, device)
+            found[index] = _along_trajectory(kspace, mps, pattern, along, model, device) / g
         else:
-            found[index] = _cartesian(kspace, mps, pattern, model, device)
+            found[index] = _cartesian(kspace, mps, pattern, model, device) / g
     seen = (arrays.sensitivities != 0).any(-4, keepdims=True)
-    image = np.where(seen, found / np.float32(g), 0).astype(np.complex64)
+    image = np.where(seen, found, 0).astype(np.complex64)
     if not np.isfinite(image).all():
         raise ReconError("the image is not finite: are the samples, the pattern or the trajectory?")
     return image
@@ -111,29 +110,69 @@ def _norm(maps: Complex) -> float:
 
 
 def scaling(arrays: Arrays) -> float:
-    """Return the number by which `bart pics` divides samples, and its image without -S, within 5 %.
+    """Return the number by which `bart pics` (0.8.00) divides samples, and its image without -S.
 
-    The largest value of a first image (the central 32 samples of each direction; along a trajectory A^H y),
-    or its 90th percentile unless few pixels are much brighter than that. Of several looped entries the first
-    alone is taken; `bart pics` pools them.
+    The largest value of a first image, or its 90th percentile unless few pixels are much brighter than that:
+    of the fully sampled centre of the first looped entry's k-space, or along a trajectory of A^H y of all.
     """
-    first = (0,) * LOOPED
-    kspace = _entry(arrays.kspace, first)[0]
-    if arrays.pattern is not None:
-        kspace = kspace * _entry(arrays.pattern, first)[0, 0]
     if arrays.trajectory is None:
-        centre = [slice(max(0, n // 2 - HALF), n // 2 + HALF) for n in kspace.shape[1:]]
-        coils = ifft_numpy(kspace[:, *centre], (-3, -2, -1))
-        coils *= np.float32(math.sqrt(coils[0].size / kspace[0].size))
+        kspace = _entry(arrays.kspace, (0,) * LOOPED)[0]
+        block = _centre(kspace)
+        # `bart pics` centres the DFT of the whole: of a block of odd size the pixels lie in between.
+        turns = (
+            np.exp(2j * np.pi * (n // 2) / n * np.arange(n))[part]
+            for n, part in zip(kspace.shape[1:], block, strict=True)
+        )
+        coils = np.fft.ifftn(kspace[:, *block] * math.prod(np.ix_(*turns)), axes=(-3, -2, -1), norm="ortho")
+        values = np.linalg.norm(coils, axis=0) * math.sqrt(coils[0].size / kspace[0].size)
     else:
-        maps = _entry(arrays.sensitivities, first)[0]
-        coord = _coordinates(_entry(arrays.trajectory, first)[0, 0].real, maps.shape[1] == 1)
-        spatial = maps.shape[2:] if maps.shape[1] == 1 else maps.shape[1:]
-        coils = sp.nufft_adjoint(kspace.reshape(len(kspace), -1), coord, (len(kspace), *spatial))
-        coils = (coils * maps.reshape(coils.shape).conj()).sum(0, keepdims=True)
-    image = np.sqrt((np.abs(coils) ** 2).sum(0))
-    middle, high, top = (float(v) for v in np.percentile(image, (50, 90, 100)))
+        outer = itertools.product(*map(range, arrays.kspace.shape[:LOOPED]))
+        values = np.stack([_backprojected(arrays, index) for index in outer])
+    ordered = np.sort(values, axis=None)
+    middle, high, top = (float(ordered[i]) for i in (ordered.size // 2, int(0.9 * ordered.size), -1))
     return (high if top - high < 2 * (high - middle) else top) or 1.0
+
+
+def _centre(kspace: Complex) -> tuple[slice, slice, slice]:
+    """Return the block (z, y, x) of k-space (coil, z, y, x) that `bart pics` takes for its scale.
+
+    The largest that is fully sampled about the centre, grown by a sample in x, y and z in turn, then moved
+    along x to where most energy is.
+    """
+    measured, whole = (kspace != 0).any(0), kspace.shape[1:]
+    # It looks for the centre in the middle samples of y and z: their number may be odd.
+    first = [(n - min(n, CENTRE)) // 2 for n in whole[:2]] + [0]
+    inner = [min(n, CENTRE) for n in whole[:2]] + [whole[2]]
+    sizes, growing = [1, 1, 1], [min(n, CENTRE) > 1 for n in whole]
+
+    def block(shape: list[int]) -> tuple[slice, ...]:
+        starts = [at + (n - m) // 2 for at, n, m in zip(first, inner, shape, strict=True)]
+        return tuple(slice(start, start + m) for start, m in zip(starts, shape, strict=True))
+
+    while any(growing):
+        for axis in (2, 1, 0):
+            if not growing[axis]:
+                continue
+            larger = [m + (i == axis) for i, m in enumerate(sizes)]
+            if measured[block(larger)].all():
+                sizes = larger
+            growing[axis] = sizes == larger and sizes[axis] < min(whole[axis], CENTRE)
+    z, y, _ = block(sizes)
+    power = (np.abs(kspace[:, z, y]) ** 2).sum((0, 1, 2), dtype=np.float64)
+    start = int(np.argmax(np.convolve(power, np.ones(sizes[2]), "valid")))
+    return z, y, slice(start, start + sizes[2])
+
+
+def _backprojected(arrays: Arrays, index: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return abs(A^H y) of samples along a trajectory, weighted by the pattern once more as y is."""
+    assert arrays.trajectory is not None
+    kspace, maps = _entry(arrays.kspace, index)[0], _entry(arrays.sensitivities, index)[0]
+    if arrays.pattern is not None:
+        kspace = kspace * np.abs(_entry(arrays.pattern, index)[0, 0]) ** 2
+    coord = _coordinates(_entry(arrays.trajectory, index)[0, 0].real, maps.shape[1] == 1)
+    spatial = maps.shape[2:] if maps.shape[1] == 1 else maps.shape[1:]
+    coils = sp.nufft_adjoint(kspace.reshape(len(kspace), -1), coord, (len(kspace), *spatial))
+    return np.abs((coils * maps.reshape(coils.shape).conj()).sum(0))
 
 
 def _coordinates(trajectory: NDArray[np.float32], plane: bool) -> NDArray[np.float32]:
@@ -195,7 +234,7 @@ def _along_trajectory(
     weights = None if pattern is None else np.broadcast_to(pattern, kspace.shape[1:]).reshape(-1) ** 2
     measured = (samples != 0).any(0)
     if not measured.any():
-        raise InputError("every sample is zero")
+        return np.zeros((1, 1, *mps.shape[2:]), np.complex64)
     if weights is not None:
         weights = weights[measured]
     maps = mps[0][:, 0] if plane else mps[0]

@@ -1,5 +1,6 @@
 """`mri-qpan pics` in scripts written for BART: its files made, read and judged by Debian's `bart`."""
 
+import re
 import shutil
 import subprocess
 
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from mri_qpan.bart import read_cfl, write_cfl
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError, ModelError
-from mri_qpan.recon.pics import _norm, full
+from mri_qpan.recon.pics import Arrays, _norm, full, scaling
 from mri_qpan.sampling_masks import make_mask
 
 SIZE = 96
@@ -82,6 +83,78 @@ def test_the_scale_without_s_is_barts(scan):
     tenth = read_cfl(scan / "out")
     assert pics(scan, "-S", "kspace", "maps", "out").exit_code == 0
     assert np.allclose(read_cfl(scan / "out"), 10 * tenth, rtol=1e-4, atol=1e-3 * np.abs(tenth).max())
+
+
+def _barts_scale(folder, *words):
+    """Return what `bart pics` says that it divides by."""
+    said = subprocess.run(
+        ["bart", "pics", "-d5", "-l2", "-i1", *words, "theirs"],
+        cwd=folder, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    lines = re.findall(r"Inverse scaling of the data: ([\d.]+)", said.stdout + said.stderr)
+    return float(lines[0]) if lines else 1.0  # 1 where there is nothing to go by
+
+
+def _scale(folder, kspace, maps, **others):
+    arrays = {name: full(read_cfl(folder / file)) for name, file in others.items()}
+    return scaling(Arrays(full(read_cfl(folder / kspace)), full(read_cfl(folder / maps)), **arrays))
+
+
+@needs_bart
+@pytest.mark.parametrize("matrix", [(96, 96), (71, 64), (64, 45), (48, 33)])
+@pytest.mark.parametrize("acs", [0, 1, 4, 5, 16, 40])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_scale_of_any_centre_is_barts(scan, matrix, acs, axis):
+    rng = np.random.default_rng(acs)
+    whole = read_cfl(scan / "full").reshape(6, SIZE, SIZE)
+    kspace = whole[:, : matrix[0], : matrix[1]]
+    kspace = np.roll(kspace, (matrix[0] // 2 - SIZE // 2, matrix[1] // 2 - SIZE // 2), (1, 2))
+    lines = rng.random(matrix[axis]) < 0.3
+    middle = matrix[axis] // 2
+    lines[middle - acs // 2 : middle - acs // 2 + acs] = True
+    mask = np.broadcast_to(lines if axis else lines[:, None], matrix)
+    write_cfl(scan / "twice", (kspace * mask)[:, None])
+    write_cfl(scan / "short", np.ones((6, 1, *matrix)) / np.sqrt(6))
+    assert _scale(scan, "twice", "short") == pytest.approx(_barts_scale(scan, "twice", "short"), rel=1e-3)
+
+
+@needs_bart
+def test_the_scale_along_trajectories_is_barts_of_all_frames(scan):
+    bart(scan, "scale", 3, "radial", "louder")
+    bart(scan, "join", 10, "radial", "louder", "twice")
+    bart(scan, "ones", 3, 1, SIZE, 48, "ones")
+    bart(scan, "scale", 0.5, "ones", "half")
+    for name, pattern in (("radial", "ones"), ("radial", "half"), ("radial", None), ("twice", None)):
+        words = [] if pattern is None else ["-p", pattern]
+        theirs = _barts_scale(scan, *words, "-t", "spokes", name, "maps")
+        ours = _scale(scan, name, "maps", trajectory="spokes", **({"pattern": pattern} if pattern else {}))
+        assert ours == pytest.approx(theirs, rel=0.01)
+
+
+@needs_bart
+def test_the_pattern_does_not_move_the_scale(scan):
+    theirs = _barts_scale(scan, "-p", "pattern", "noisy", "maps")
+    assert _scale(scan, "noisy", "maps", pattern="pattern") == pytest.approx(theirs, rel=1e-3)
+
+
+@needs_bart
+def test_maps_of_any_scale_in_every_frame(scan):
+    bart(scan, "join", 10, "kspace", "kspace", "twice")
+    bart(scan, "scale", 100, "maps", "louder")
+    bart(scan, "join", 10, "maps", "louder", "short")
+    assert pics(scan, "-S", "twice", "short", "out").exit_code == 0
+    first, second = read_cfl(scan / "out").reshape(2, -1)
+    assert np.linalg.norm(100 * second - first) < 0.02 * np.linalg.norm(first)
+
+
+@needs_bart
+def test_a_blank_frame_along_a_trajectory_is_zero(scan):
+    bart(scan, "scale", 0, "radial", "blank")
+    bart(scan, "join", 10, "radial", "blank", "twice")
+    assert pics(scan, "-S", "-t", "spokes", "twice", "maps", "out").exit_code == 0
+    first, second = read_cfl(scan / "out").reshape(2, -1)
+    assert first.any()
+    assert not second.any()
 
 
 @needs_bart
@@ -259,6 +332,11 @@ def test_what_does_not_fit_is_said(tmp_path):
 def test_flags_that_would_change_the_problem_are_refused(tmp_path):
     result = CliRunner().invoke(app, ["pics", "-B", "basis", "a", "b", "c"])
     assert result.exit_code == 2
+
+
+def test_a_model_of_real_images_is_refused(tmp_path):
+    with pytest.raises(InputError, match="takes the real images of the published experiment"):
+        pics(tmp_path, "-R", "Q:brain-q-pan+-3bit", "a", "b", "c")
 
 
 @pytest.mark.parametrize("name", ["wavelet", "qpan"])

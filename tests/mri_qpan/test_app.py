@@ -67,6 +67,25 @@ def test_weights_that_are_no_mask_weigh_as_sigpys(scan):
     assert np.linalg.norm(half - whole) < 0.02 * np.linalg.norm(whole)
 
 
+@pytest.mark.parametrize("tiny", [1e-30, 1e30])
+@pytest.mark.parametrize("along", [False, True])
+def test_only_ratios_of_weights_count(scan, tiny, along):
+    image, mps, kspace = scan
+    coord = mr.radial((24, 96, 2), SHAPE, golden=True) if along else None
+    y = sp.nufft(mps * image, coord) if along else kspace
+    weights = (
+        np.linspace(0.5, 1, 96) * np.ones((24, 1))
+        if along
+        else np.linspace(0.5, 1, SHAPE[1]) * np.ones(SHAPE)
+    )
+    images = [
+        QPanRecon(y, mps, weights=factor * weights, coord=coord, show_pbar=False).run()
+        for factor in (1, tiny)
+    ]
+    assert np.linalg.norm(images[1] - images[0]) < 0.02 * np.linalg.norm(images[0])
+    assert not QPanRecon(y, mps, weights=0 * weights, coord=coord, show_pbar=False).run().any()
+
+
 @pytest.mark.parametrize("gain", [0.25, 30])
 def test_maps_of_any_scale_give_the_image_that_they_ask_for(scan, gain):
     """L1WaveletRecon's image times a map is the measurement too, whatever the maps' scale."""
@@ -116,6 +135,8 @@ def test_the_progress_bar_counts_to_its_end(scan, capsys):
         ({"weights": -np.ones(SHAPE)}, "not negative"),
         ({"weights": np.ones((5, 7))}, "do not fit"),
         ({"coord": np.ones((64, 48, 3))}, "coord must be"),
+        ({"coord": np.full((*SHAPE, 2), np.nan)}, "coord must be finite"),
+        ({"y": np.full((4, *SHAPE), 1e40 + 0j)}, "in single precision"),
     ],
 )
 def test_what_does_not_fit_is_said(scan, change, words):

@@ -125,6 +125,26 @@ def test_a_layer_scales_with_its_input_and_takes_stacks(scan) -> None:
     np.testing.assert_allclose(2 * full - x, (1.5 * worked - x) / 0.5, atol=1e-4)
 
 
+def test_thresholds_and_steps_of_every_entry() -> None:
+    values = np.linspace(-3, 3, 12).reshape(3, 4)
+    steps = np.linspace(0.2, 0.9, 12).reshape(3, 4)
+    for kind in (MCPReg, SCADReg):
+        found = kind(values.shape, np.full(values.shape, 0.5))(steps, values)
+        each = [kind((1,), 0.5)(t, np.array([v]))[0] for t, v in zip(steps.flat, values.flat, strict=True)]
+        np.testing.assert_allclose(found.ravel(), each)
+        with pytest.raises(ValueError, match="lamda > 0"):
+            kind(values.shape, np.array([1.0, 0.0, 1.0, 1.0]))
+    image = np.random.default_rng(0).standard_normal((16, 16))
+    layer = QPanReg(image.shape, 0.1)
+    np.testing.assert_allclose(layer(np.full(image.shape, 0.5), image), layer(0.5, image), rtol=1e-6)
+    np.testing.assert_allclose(layer(np.array([0.5]), image), layer(0.5, image), rtol=1e-6)
+    whole = np.round(100 * image).astype(int)
+    assert layer(0.5, whole).dtype == np.float64
+    np.testing.assert_allclose(layer(0.5, whole), layer(0.5, whole.astype(float)), rtol=1e-6)
+    with pytest.raises(ValueError, match="shape must end with"):
+        QPanReg((16,), 0.1)
+
+
 def test_what_is_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="lamda must be positive"):
         QPanReg([8, 8], lamda=0)

@@ -14,7 +14,10 @@ from mri_qpan.recon.conversation import Conversation, Counts, Settings
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader
 from mri_qpan.recon.soak import mutated, session_bytes
 
-STREAM = session_bytes(XML, flagged(KSPACE[:, :6]))
+MIDDLE = flagged(KSPACE[:, :6])
+for _line in MIDDLE:
+    _line.idx.kspace_encode_step_1 += 10
+STREAM = session_bytes(XML, MIDDLE)
 
 
 class Wire:

@@ -79,7 +79,9 @@ def test_lines_of_zeros_were_not_measured_in_parts_either(tmp_path: Path) -> Non
     assert found.figures.ratio == pytest.approx(lines.mean())
     assert found.figures.mask_hash == wanted.figures.mask_hash
     assert any(f"{(~lines).sum()} lines are zero" in note for note in found.notes)
-    assert apart(found, wanted) < 1e-3
+    # Four coils alike: which of them has phase 0 is up to rounding.
+    error = np.linalg.norm(abs(found.image.data) - abs(wanted.image.data))
+    assert error < 0.01 * np.linalg.norm(wanted.image.data)
 
 
 @pytest.mark.parametrize(
