@@ -92,6 +92,12 @@ def in_field_of_view(
             f"{path}: the trajectory reaches {plane:g} in plane, which looks like {found}: rescale it to"
             f" cycles a pixel (0.5) or over the field of view ({half:g})"
         )
+    through = float(np.abs(coord[:, 0]).max())
+    if len(matrix) == 3 and 0 < through <= 0.5 * TOLERANCE and through < SHORT * matrix[0] / 2:
+        raise InputError(
+            f"{path}: the trajectory reaches {through:g} along z, which looks like cycles a pixel there alone:"
+            f" rescale it to cycles a pixel (0.5) or over the field of view ({matrix[0] / 2:g})"
+        )
     return coord.astype(np.float32)
 
 
