@@ -95,7 +95,7 @@ def in_field_of_view(
     through = float(np.abs(coord[:, 0]).max())
     if len(matrix) == 3 and 0 < through <= 0.5 * TOLERANCE and through < SHORT * matrix[0] / 2:
         raise InputError(
-            f"{path}: the trajectory reaches {through:g} along z, which looks like cycles a pixel there alone:"
+            f"{path}: the trajectory reaches {through:g} along z, which looks like cycles a pixel in z alone:"
             f" rescale it to cycles a pixel (0.5) or over the field of view ({matrix[0] / 2:g})"
         )
     return coord.astype(np.float32)

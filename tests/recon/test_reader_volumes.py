@@ -262,6 +262,6 @@ def test_files_that_cannot_be_used(path: Path) -> None:
     mixed = acquisitions(samples, coord * np.array([1, 1 / N, 1 / N], np.float32))
     assert "in plane alone" in refused(write(path.with_name("4.h5"), header(DEPTH), mixed))
     mixed = acquisitions(samples, coord * np.array([1 / (4 * DEPTH), 1, 1], np.float32))
-    assert "cycles a pixel there alone" in refused(write(path.with_name("5.h5"), header(4 * DEPTH), mixed))
+    assert "cycles a pixel in z alone" in refused(write(path.with_name("5.h5"), header(4 * DEPTH), mixed))
     made[7] = acquisitions(samples, coord)[7]
     assert "others 3-D" in refused(write(path.with_name("3.h5"), header(DEPTH), made))
