@@ -146,7 +146,11 @@ def _jobs(method: str, folder: Path | None, device: torch.device) -> dict[str, C
     if not folder.is_dir():
         raise InputError(f"--config-dir {folder}: no such folder")
     for path in sorted(folder.glob("*.toml")):
-        jobs[path.stem] = partial(_job, {"method": method} | _read(path), device)
+        config = {"method": method} | _read(path)
+        name = config["method"]
+        if name not in method_names() and not Path(name.rpartition(":")[0] or name).is_file():
+            raise InputError(f"{path}: no method or file called {name!r}")
+        jobs[path.stem] = partial(_job, config, device)
     return jobs
 
 

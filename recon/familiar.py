@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mri_qpan import likeness
+from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.prepare import Prepared
 
 OUTER = 0.03  # share of the acquired samples, the farthest from the k-space centre, that shows the noise
@@ -105,7 +106,7 @@ def warnings(card: dict[str, Any], prepared: Prepared, scale: float, found: dict
     return words + likeness.unlike(found, training.get("seen", {}))
 
 
-def noise_level(prepared: Prepared) -> float:
+def noise_level(prepared: Prepared | KSpace) -> float:
     """Return the standard deviation of a complex sample's noise, from the samples farthest from the centre.
 
     An upper bound: whatever signal lies there counts as noise.

@@ -47,7 +47,8 @@ class Server:
         self._stopping = threading.Event()
         self._sessions: list[threading.Thread] = []
         self._failure: Exception | None = None
-        self._listener = socket.create_server((settings.host, settings.port), backlog=64)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        self._listener = socket.create_server((settings.host, settings.port), family=family, backlog=64)
         self._listener.settimeout(0.2)
 
     @property

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError, MriQpanError
 from mri_qpan.recon.early import Early
 from mri_qpan.recon.ends import COUNTERS, Ends, ended_by
+from mri_qpan.recon.familiar import noise_level
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import ImageSeries, Index
 from mri_qpan.recon.mrd_stream import head_of
@@ -31,6 +32,9 @@ from mri_qpan.recon.writers.window import display_range
 
 HEAD = ismrmrd.hdf5.acquisition_header_dtype
 WHITE = 4095
+NOISE = 64
+"""Largest standard deviation of the noise, in steps of an image's integers: of a first slice that lies mostly in
+air the scale would else leave no room for the others."""
 """Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
 
 log = logging.getLogger(__name__)
@@ -291,6 +295,8 @@ class Painter:
             magnitude = np.abs(result.image.data)
             if not self._scale:
                 self._scale = WHITE / (float(np.quantile(magnitude, 0.999)) or 1.0)
+                noise = noise_level(kspace)
+                self._scale = min(self._scale, NOISE / noise) if noise else self._scale
             brightest = np.iinfo(np.int16).max
             pixels = np.minimum(np.rint(magnitude * self._scale), brightest)
             if (clipped := int((pixels == brightest).sum())) > 0:

@@ -46,6 +46,11 @@ def list_models(channels: int | None = None) -> list[str]:
     return [name for name in names if channels is None or _channels(files[name]) == channels]
 
 
+def shipped_models() -> list[str]:
+    """Return the names of the models that ship."""
+    return [path.stem for path in _FOLDER.glob("*.safetensors")]
+
+
 def _files() -> dict[str, Path]:
     """Return every known model's file; one that ships goes before a fetched one of its name."""
     return {path.stem: path for folder in (user_folder(), _FOLDER) for path in folder.glob("*.safetensors")}

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from mri_qpan.errors import InputError, ModelError, OptionError
-from mri_qpan.models import user_folder
+from mri_qpan.models import shipped_models, user_folder
 from mri_qpan.models.store import MAX_BYTES, read_header
 
 SCHEMES = ("https://", "http://", "file://")
@@ -38,7 +38,7 @@ def fetch(source: str, sha256: str) -> Path:
     InputError
         If the hash is none, or the source cannot be read or is too large.
     ModelError
-        If the file is another than the hash says, or no model of this package.
+        If the file is another than the hash says, no model of this package, or called as one that ships.
     """
     wanted = sha256.strip().lower()
     if not re.fullmatch(r"[0-9a-f]{64}", wanted):
@@ -54,6 +54,8 @@ def fetch(source: str, sha256: str) -> Path:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", name):
             raise ModelError(f"{source}: {name!r:.80} cannot be a model's name")
         path = folder / f"{name}.safetensors"
+        if name in shipped_models():
+            raise ModelError(f"{source}: a model called {name} ships and goes first: give it another name")
         temporary.replace(path)
         return path
     finally:

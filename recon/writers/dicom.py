@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import uuid
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 WHITEST = 32767  # some viewers take 16 bits as signed
+PART = 1 << 20  # bytes of each part of an input that tells it from others
 NAMESPACE = uuid.UUID("6b1f0c1e-4a39-4a39-9f5e-6f3f1f0f7d52")
 PRIVATE_GROUP = 0x2025
 NUMBERED = re.compile(r"(.+)_(\d{4}|[1-9]\d{4,})\.dcm", re.DOTALL)
@@ -204,7 +206,7 @@ def _common(header: Element, series: ImageSeries) -> Dataset:
         _set_moment(dataset, keyword, (text_of(header, place) or "")[:8], "%H:%M:%S", "%H%M%S")
     for keyword, (place, factor) in NUMBERS.items():
         _set_number(dataset, keyword, text_of(header, place), factor)
-    identity = f"{origin['input']}\n{series.xml}"
+    identity = f"{origin['input']}\n{_content(str(origin['input']))}\n{series.xml}"
     dataset.StudyInstanceUID = _uid(header, "studyInformation/studyInstanceUID", f"study\n{identity}")
     dataset.FrameOfReferenceUID = _uid(
         header, "measurementInformation/frameOfReferenceUID", f"frame\n{identity}"
@@ -339,7 +341,25 @@ def _uid(header: Element, place: str, identity: str) -> str:
     """Return the header's UID if it is one, else a UID made from `identity`."""
     found = text_of(header, place) or ""
     valid = len(found) <= 64 and re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", found)
-    return found if valid else f"2.25.{uuid.uuid5(NAMESPACE, identity).int}"
+    # A path may hold what is no UTF-8.
+    name = identity.encode("utf-8", "backslashreplace").decode()
+    return found if valid else f"2.25.{uuid.uuid5(NAMESPACE, name).int}"
+
+
+def _content(name: str) -> str:
+    """Return a digest of parts of an input, which tells it from another one that had its name before."""
+    path, digest = Path(name), hashlib.sha256()
+    if path.suffix == ".hdr":
+        path = path.with_suffix(".cfl")
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            for start in (0, size // 2, size - PART):
+                file.seek(max(0, start))
+                digest.update(file.read(PART))
+    except OSError:
+        return ""  # no file, but a stream or a phantom
+    return f"{size} {digest.hexdigest()}"
 
 
 def _set_moment(dataset: Dataset, keyword: str, value: str | None, written: str, wanted: str) -> None:

@@ -106,6 +106,7 @@ def test_a_model_comes_from_a_web_server(model, own_folder):
         ("text", "safetensors"),
         ("large", "larger than any model"),
         ("scheme", "cannot be read"),
+        ("name", "called qpan+-3bit ships"),
     ],
 )
 def test_what_is_not_the_model_asked_for_is_refused(model, own_folder, monkeypatch, change, words):
@@ -118,6 +119,10 @@ def test_what_is_not_the_model_asked_for_is_refused(model, own_folder, monkeypat
         source = str(model.with_name("none"))
     elif change == "text":
         model.write_text("nothing")
+        sha256 = digest(model)
+    elif change == "name":
+        network = ProximalNetwork(named_config("pan+", layers=1, filters=4))
+        store.save(model, network, "qpan+-3bit", CARD)
         sha256 = digest(model)
     elif change == "large":
         monkeypatch.setattr("mri_qpan.models.fetch.MAX_BYTES", 100)

@@ -13,12 +13,13 @@ from pathlib import Path
 import ismrmrd
 import pytest
 from mrd_files import lines, random_kspace, write
-from mrd_sessions import XML, flagged, images
+from mrd_sessions import XML, flagged, images, zero_filled
 from typer.testing import CliRunner
 
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.recon.mrd_stream import HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.server import Server, Settings
 
 COMMAND = [sys.executable, "-m", "mri_qpan.cli", "serve", "--port", "0", "--device", "cpu"]
 
@@ -93,6 +94,7 @@ def test_a_file_goes_out_and_images_come_back(server, raw: Path, tmp_path: Path)
         ("coils = 'most'", "auto or all"),
         ("coils = true", "coils is a int or a str"),
         ("speed = 1", "unknown key 'speed'"),
+        ("method = 'wavelets'", "no method or file called 'wavelets'"),
         ("= 1", "site.toml"),
     ],
 )
@@ -101,6 +103,18 @@ def test_wrong_configs(tmp_path: Path, text: str, words: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--port", "0", "--config-dir", str(tmp_path)])
     assert isinstance(result.exception, InputError)
     assert words in str(result.exception)
+
+
+def test_an_address_of_ipv6(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    job = zero_filled()
+    server = Server(Settings(jobs={"default": lambda: job}, default="default", host="::1", port=0))
+    assert server.address[0] == "::1"
+    server.stop()
+    server.serve()
 
 
 def test_an_address_in_use() -> None:

@@ -1,6 +1,7 @@
 """DICOM files, held against pydicom, dcmtk, dicom3tools and Orthanc."""
 
 import json
+import os
 import shutil
 import subprocess
 import urllib.request
@@ -110,6 +111,22 @@ def test_identifiers(tmp_path: Path) -> None:
     bare = written(tmp_path / "none", series(xml=None))
     assert pydicom.uid.UID(bare[0].StudyInstanceUID).is_valid
     assert bare[0].StudyInstanceUID != "1.2.3.4.5"
+
+
+def test_another_input_of_the_same_name_is_another_study(tmp_path: Path) -> None:
+    raw = tmp_path / os.fsdecode(b"M\xfcller.h5")  # no UTF-8
+    found = []
+    for number, content in enumerate((b"one", b"one", b"two")):
+        raw.write_bytes(content)
+        images = series(xml=None)
+        images = replace(images, provenance=images.provenance | {"input": str(raw)})
+        (tmp_path / str(number)).mkdir()
+        found.append(written(tmp_path / str(number), images)[0])
+    studies, frames = (
+        [getattr(f, name) for f in found] for name in ("StudyInstanceUID", "FrameOfReferenceUID")
+    )
+    for same, again, other in (studies, frames):
+        assert same == again != other
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])

@@ -82,7 +82,7 @@ def test_slices_become_images() -> None:
     assert [image.head.slice for image in found] == [0, 1]
     for image, measured in zip(found, kspace, strict=True):
         pixels, wanted = image.data[0, 0].astype(float), expected(measured)
-        assert np.abs(pixels / pixels.max() - wanted / wanted.max()).max() < 2e-3
+        assert np.abs(pixels / pixels.max() - wanted / wanted.max()).max() < 5e-3
         assert image.head.field_of_view.tolist() == [320, 240, 5]
         assert image.head.position.tolist() == [1, 2, 3]
         assert image.meta["Keep_image_geometry"][0].value == "1"

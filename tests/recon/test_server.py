@@ -12,6 +12,7 @@ import pytest
 from mrd_files import header_xml, limit_xml, line, lines, random_kspace, write
 from mrd_sessions import CPU, KSPACE, NX, NY, SLICE, XML, assert_is, broken, flagged, images, talk, texts
 
+from mri_qpan.fourier import fft_numpy
 from mri_qpan.methods import Method
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
@@ -190,8 +191,18 @@ class TestSorting:
         made = [*flagged(KSPACE, average=0), *flagged(KSPACE, average=1)]
         assert len(images(talk(serve(), ConfigFile("default"), HeaderText(xml), *made))) == 1
 
+    @pytest.mark.parametrize("first", [0.0, 0.05])
+    def test_a_first_slice_in_air_leaves_room_for_the_others(self, serve, first: float) -> None:
+        y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (NY, NX)), indexing="ij")
+        head = fft_numpy((np.hypot(x, y) < 0.6) * (1 + 0.2 * x), (0, 1))[None]
+        noise = 0.01 * random_kspace(2, NY, NX, seed=7)
+        made = [*flagged(first * head + noise[:1], slice=0), *flagged(head + noise[1:], slice=1)]
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *made)
+        assert "too bright" not in texts(answer)
+        assert_is(images(answer)[1], head + noise[1:])
+
     def test_brighter_images_than_the_scale_holds_are_told_of(self, serve) -> None:
-        made = [*flagged(KSPACE, slice=0), *flagged(50 * KSPACE, slice=1)]
+        made = [*flagged(KSPACE, slice=0), *flagged(500 * KSPACE, slice=1)]
         answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *made)
         assert len(images(answer)) == 2
         assert "too bright for the scale" in texts(answer)
