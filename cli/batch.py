@@ -179,6 +179,8 @@ def _report(summary: Summary, log_format: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from mri_qpan.recon.batch.inputs import text_of
+
     console = Console(highlight=False)
     table = Table()
     for name in counts:
@@ -190,5 +192,6 @@ def _report(summary: Summary, log_format: str) -> None:
         failed.add_column("input", overflow="fold")
         failed.add_column("reason", overflow="fold")
         for path, reason in summary.failures:
-            failed.add_row(Text(str(path)), Text(reason.removeprefix(f"{path}: ")))
+            where = text_of(path)
+            failed.add_row(Text(where), Text(reason.removeprefix(f"{where}: ")))
         console.print(failed)

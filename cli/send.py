@@ -35,7 +35,9 @@ def send(
 ) -> None:
     """Send a raw file to an MRD server (`mri-qpan serve`, or another) and save the images that it returns.
 
-    Exits non-zero if the server cannot be reached, reports an error, leaves early or returns no image.
+    Exits non-zero if the server cannot be reached, reports an error, leaves early or returns no image; the
+    images that came are saved all the same. A series is a group, image_1; its images of another size or data
+    type are in image_1_2, image_1_3, ….
     """
     from mri_qpan.recon import client
 

@@ -13,9 +13,10 @@ from typing import Any
 import ismrmrd
 import numpy as np
 
-from mri_qpan.errors import InputError, ReconError
+from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.recon.files import from_memory
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.raw_file import append_image
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
 
@@ -51,7 +52,8 @@ def send(
     config
         Name of the reconstruction to ask for.
     output
-        ISMRMRD file to write the images to, a group a series; an existing one is replaced.
+        ISMRMRD file to write the images to, a group a series (`image_1`), and one more for every further size
+        or data type in it (`image_1_2`, …); an existing one is replaced.
     patience
         Seconds that the server may be silent.
     tell
@@ -59,11 +61,16 @@ def send(
 
     Raises
     ------
+    OptionError
+        If the output is the raw file.
     InputError
         If the file cannot be read, or is refused.
     ReconError
-        If the server cannot be reached, leaves early, reports an error or sends no image.
+        If the server cannot be reached, leaves early, reports an error or sends no image. Images that came
+        are written all the same.
     """
+    if path.exists() and output.exists() and output.samefile(path):
+        raise OptionError(f"--output {output} is the raw file itself: name another file for the images")
     if len(config.encode()) >= 1024:
         raise InputError("the name of a config has less than 1024 bytes")
     file = IsmrmrdFile(Hdf5Process(path))
@@ -89,15 +96,18 @@ def send(
         raise ReconError(f"{address[0]}:{address[1]}: {error.strerror or error}") from error
     finally:
         file.close()
+    count = len(answer.images)
+    if count:
+        _write(output, file.xml, answer.images)
     errors = [text for text in answer.texts if _is_error(text)]
     if answer.failure is not None or errors:
         # The last line of a traceback says what went wrong.
         reason = errors[0].strip().splitlines()[-1] if errors else answer.failure
-        raise ReconError(f"{path}: the server failed: {reason}")
-    if not answer.images:
+        written = f" ({count} image{'' if count == 1 else 's'} in {output})" if count else ""
+        raise ReconError(f"{path}: the server failed: {reason}{written}")
+    if not count:
         raise ReconError(f"{path}: the server closed without an image")
-    _write(output, file.xml, answer.images)
-    return len(answer.images)
+    return count
 
 
 def _is_error(text: str) -> bool:
@@ -155,7 +165,7 @@ def _write(output: Path, xml: str, images: list[Any]) -> None:
         with from_memory(temporary) as memory, ismrmrd.Dataset(memory, "dataset", mode="w") as dataset:
             dataset.write_xml_header(xml.encode())
             for image in images:
-                dataset.append_image(f"image_{image.image_series_index}", image)
+                append_image(dataset, image)
         os.replace(temporary, output)
     except OSError as error:
         raise ReconError(f"{output}: cannot be written: {error.strerror or error}") from error

@@ -122,6 +122,7 @@ class Conversation:
         self._complete: queue.Queue[tuple[float, Lines] | None] = queue.Queue(WAITING_IMAGES)
         self._ahead: dict[Index, Lines] = {}  # calibrated, and not complete yet
         self._gone = threading.Event()
+        self._warned = False  # that nothing is kept
         self._kept = Kept(settings.save, peer, self._say)
 
     def hold(self) -> None:
@@ -206,6 +207,8 @@ class Conversation:
         self._kept.add(image)
         if not _drains(config or ""):
             self._say(image)
+        else:
+            self._warn_unkept()
 
     def _take(self, acquisition: Any, session: Session) -> None:
         """Hand on what an acquisition completes: images, or the calibration region of one."""
@@ -223,8 +226,7 @@ class Conversation:
     def _start(self, config: str, header: str) -> threading.Thread | None:
         """Start what reconstructs; None where nothing is to be made."""
         if _drains(config):
-            if not self._kept.is_open:
-                self._say("nothing is kept: this server was started without --save")
+            self._warn_unkept()
             return None
         job, words = self._job(config)
         if words is not None:
@@ -233,6 +235,12 @@ class Conversation:
         worker = threading.Thread(target=self._paint, args=(painter,), name=f"images for {self._peer}")
         worker.start()
         return worker
+
+    def _warn_unkept(self) -> None:
+        """Tell a peer for whom nothing is made, once, that nothing is kept; what goes wrong `Kept` tells."""
+        if self._settings.save is None and not self._warned:
+            self._warned = True
+            self._say("nothing is kept: this server was started without --save")
 
     def _paint(self, painter: Painter) -> None:
         """Reconstruct what is complete and send it, until told to end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -39,6 +40,9 @@ from mri_qpan.recon.writers.dicom import leftovers, version
 
 PHASED = ("ismrmrd", "nifti", "png", "dicom")
 """Formats that phases are written in: the others hold complex images, or nothing but magnitudes."""
+
+BAD_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)
+"""What a file system says of one file's name, not of its state."""
 
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -164,7 +168,7 @@ def reconstruct_file(
     Raises
     ------
     InputError
-        If the file cannot be used.
+        If the file cannot be used, or no output can have its name.
     ReconError
         If an image fails, the outputs cannot be written (`WriteError`), or `stop` came first
         (`StoppedError`).
@@ -202,7 +206,8 @@ def reconstruct_file(
             if pages:
                 html = _json_path(stage, path, job).with_suffix(".html")
                 record["outputs"].append(html.name)
-                html.write_text(page(record, pages), encoding="utf-8")
+                # The record names the input, and names need not be UTF-8.
+                html.write_text(page(record, pages), encoding="utf-8", errors="backslashreplace")
             _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
             left = leftovers(folder, record["outputs"])
         for plane, known in left.items():
@@ -210,6 +215,11 @@ def reconstruct_file(
                 if version(plane) == known:
                     plane.unlink()
     except OSError as error:
+        if error.errno in BAD_NAMES:
+            reason = (error.strerror or "").lower()
+            raise InputError(
+                f"{path}: its outputs cannot be called after it ({reason}): rename the file"
+            ) from error
         words = error.strerror or f"{error} (is the disk full?)"
         raise WriteError(f"{path}: cannot write to {folder}: {words}") from error
     return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import shutil
@@ -12,11 +13,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import h5py
 import ismrmrd
 import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype, waveform_dtype, waveform_header_dtype
 from numpy.typing import NDArray
 
+from mri_qpan.errors import InputError
 from mri_qpan.recon.mrd_stream import head_of
 
 RESERVE = 2**26
@@ -49,29 +52,32 @@ class Kept:
     def __init__(self, folder: Path | None, peer: str, tell: Callable[[str], None]) -> None:
         self._folder, self._peer, self._tell = folder, peer, tell
         self._file: RawFile | None = None
+        self._left_out = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether anything is kept."""
-        return self._file is not None
-
-    def begin(self, xml: str) -> None:
-        """Open the file, with its ISMRMRD header."""
+    def begin(self, xml: str | None) -> None:
+        """Open the file, with its ISMRMRD header; where it is open already, add the header."""
         if self._folder is None:
             return
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{self._peer.replace(':', '_')}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = RawFile(self._folder / f"{stem}.h5", xml)
+            if self._file is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = RawFile(self._folder / f"{stem}.h5")
+            if xml is not None:
+                self._file.write_header(xml)
         except Exception as error:  # a full disk must not cost the images
             self._give_up(error)
 
     def add(self, message: Any) -> None:
-        """Keep an acquisition, a waveform or an image."""
+        """Keep an acquisition, a waveform or an image; images and waveforms may come without a header."""
+        if self._file is None:
+            self.begin(None)
         if self._file is None:
             return
         try:
             self._file.append(message)
+        except InputError as error:
+            self._leave_out(error)
         except Exception as error:
             self._give_up(error)
 
@@ -85,8 +91,15 @@ class Kept:
         except Exception as error:
             log.error("%s: what was kept may be incomplete: %s", self._peer, error)
 
+    def _leave_out(self, error: Exception) -> None:
+        log.warning("%s: %s", self._peer, error)
+        if not self._left_out:  # once: a peer that only sends may not read much
+            self._left_out = True
+            self._tell(f"warning: {' '.join(str(error).split())}")
+
     def _give_up(self, error: Exception) -> None:
         self.end()
+        self._folder = None
         log.error("%s: what it sends cannot be kept: %s", self._peer, error)
         self._tell(f"warning: what you send cannot be kept: {' '.join(str(error).split())}")
 
@@ -101,8 +114,6 @@ class RawFile:
     ----------
     path
         The file; an existing one is replaced.
-    xml
-        The ISMRMRD header.
 
     Raises
     ------
@@ -110,7 +121,7 @@ class RawFile:
         If it cannot be made.
     """
 
-    def __init__(self, path: Path, xml: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._folder = path.parent
         self._waiting: list[Any] = []
         self._bytes = 0
@@ -120,13 +131,25 @@ class RawFile:
         self._file = (
             self._dataset._file
         )  # Dataset writes rows one by one, milliseconds each, and flushes none
+        self._file.create_group("dataset")
+
+    def write_header(self, xml: str) -> None:
+        """Write the ISMRMRD header."""
         self._dataset.write_xml_header(xml.encode())
 
     def append(self, message: Any) -> None:
-        """Add an acquisition, a waveform or an image; raises `OSError` where there is no room for it."""
+        """Add an acquisition, a waveform or an image.
+
+        Raises
+        ------
+        OSError
+            If there is no room for it.
+        InputError
+            If HDF5 cannot hold an image; the file goes on without it.
+        """
         if isinstance(message, ismrmrd.Image):
             self._check_room()
-            self._dataset.append_image(f"image_{message.image_series_index}", message)
+            append_image(self._dataset, message)
             self._file.flush()
             self._check_written()
             return
@@ -178,6 +201,36 @@ class RawFile:
     def _check_written(self) -> None:
         if self._disk.failure is not None:
             raise self._disk.failure
+
+
+def append_image(dataset: ismrmrd.Dataset, image: Any) -> None:
+    """Add an image to the group of its series, which has one size and data type.
+
+    Series 1 is `image_1`; its images of another size or type are in `image_1_2`, then `image_1_3`, ….
+
+    Raises
+    ------
+    InputError
+        If HDF5 cannot hold the image; the dataset is then as it was.
+    """
+    content = dataset._dataset
+    series = f"image_{image.image_series_index}"
+    names = itertools.chain([series], (f"{series}_{number}" for number in itertools.count(2)))
+    name = next(name for name in names if name not in content or _is_like(content[name], image))
+    count = len(content[name]["header"]) if name in content else 0
+    try:
+        dataset.append_image(name, image)
+    except (TypeError, ValueError) as error:
+        if count:
+            for table in content[name].values():  # ismrmrd makes all three longer, then fills them
+                table.resize(count, axis=0)
+        elif name in content:
+            del content[name]
+        raise InputError(f"an image of series {image.image_series_index} cannot be kept: {error}") from error
+
+
+def _is_like(group: h5py.Group, image: Any) -> bool:
+    return group["data"].shape[1:] == image.data.shape and group["header"][0]["data_type"] == image.data_type
 
 
 def _acquisition_rows(acquisitions: list[Any]) -> NDArray[np.void]:

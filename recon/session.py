@@ -32,10 +32,10 @@ from mri_qpan.recon.writers.window import display_range
 
 HEAD = ismrmrd.hdf5.acquisition_header_dtype
 WHITE = 4095
-NOISE = 64
-"""Largest standard deviation of the noise, in steps of an image's integers: of a first slice that lies mostly in
-air the scale would else leave no room for the others."""
 """Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
+
+NOISE = 64
+"""Largest standard deviation of noise in pixels: else a first slice in air would leave no room for others."""
 
 log = logging.getLogger(__name__)
 

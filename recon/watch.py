@@ -13,7 +13,7 @@ from threading import Event
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.batch.crew import Crew
-from mri_qpan.recon.batch.inputs import Source, Stamp, find_inputs, stamp
+from mri_qpan.recon.batch.inputs import Source, Stamp, find_inputs, normal, stamp, text_of
 from mri_qpan.recon.batch.journal import Entry
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import log_done, log_failed
@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Sight:
-    """What a file looked like, since when, and whether it was handed on like that."""
+    """What a file looked like, since when, whether it was handed on like that, and whether it is not done."""
 
     stamp: Stamp
     since: float
     handed: bool = False
+    is_new: bool = False
 
 
 class Arrivals:
@@ -68,7 +69,9 @@ class Arrivals:
         if path in self._sights:
             self._sights[path] = replace(self._sights[path], since=time.monotonic() + LATER, handed=False)
 
-    def ready(self, is_done: Callable[[Source], bool]) -> Iterator[Source]:
+    def ready(
+        self, is_done: Callable[[Source], bool], is_held: Callable[[Source], bool] = lambda source: False
+    ) -> Iterator[Source]:
         """Yield the files to reconstruct now, each once as long as it does not change."""
         sources, troubles = find_inputs([self._folder], self._out, self._dims)
         for trouble in troubles:
@@ -79,12 +82,14 @@ class Arrivals:
         self._sights = {path: sight for path, sight in self._sights.items() if path in here}
         for source in sources:
             try:
-                if self._is_ready(source, is_done):
+                if self._is_ready(source, is_done, is_held):
                     yield source
             except OSError:  # moved away meanwhile, or the other half of a pair is still to come
                 continue
 
-    def _is_ready(self, source: Source, is_done: Callable[[Source], bool]) -> bool:
+    def _is_ready(
+        self, source: Source, is_done: Callable[[Source], bool], is_held: Callable[[Source], bool]
+    ) -> bool:
         now, moment = stamp(source.path), time.monotonic()
         sight = self._sights.get(source.path)
         if sight is None or sight.stamp != now:
@@ -92,8 +97,11 @@ class Arrivals:
             return False
         if sight.handed or moment - sight.since < self._settle:
             return False
-        if is_done(source):
+        if not sight.is_new and is_done(source):
             sight.handed = True
+            return False
+        sight.is_new = True  # asked once: the answer may take reading all of the file
+        if is_held(source):
             return False
         if not _opens(source.path) and moment - sight.since < GIVE_UP:
             return False
@@ -114,6 +122,8 @@ def _opens(path: Path) -> bool:
 class Sender:
     """Pushes finished images, one input at a time and beside the rest; what is refused is tried again later.
 
+    A set without DICOM files is named once and left.
+
     Parameters
     ----------
     outbox
@@ -125,10 +135,31 @@ class Sender:
     """
 
     def __init__(self, outbox: Outbox, folder: Path, archive: Archive) -> None:
-        self._outbox, self._folder, self._archive = outbox, folder, archive
+        self._outbox, self._folder, self._archive = outbox, normal(folder), archive
         self._thread = ThreadPoolExecutor(1)
         self._sending: tuple[Entry, Future[None]] | None = None
         self._retries: dict[str, tuple[float, float]] = {}  # name: when, and the pause before it
+        self._told: set[str] = set()  # keys of what was warned of
+
+    def holds(self, source: Source) -> bool:
+        """Return whether an input must not be done again yet: what it was before is still to be sent.
+
+        One that is itself as it was, done again for other options, waits for a push under way alone.
+        """
+        entry = self._outbox.unsent_of(source, str(self._archive))
+        if entry is None:
+            return False
+        if self._sending is not None and self._sending[0].source == entry.source:
+            return True
+        if not _dicom(entry) or stamp(source.path) == entry.stamp or not self._outbox.is_there(entry):
+            return False
+        self._warn(
+            entry,
+            "held",
+            f"changed before its images were sent to {self._archive}: done again when they are, or when"
+            f" {self._outbox.out / entry.name} is moved away",
+        )
+        return True
 
     def step(self) -> bool:
         """Note what was sent, begin with what is next; return whether something is on its way."""
@@ -139,8 +170,10 @@ class Sender:
             self._sending = None
             self._note(entry, sent.exception())
         for entry in self._outbox.unsent(str(self._archive), self._folder):
-            if self._retries.get(entry.name, (0.0, 0.0))[0] <= time.monotonic():
-                names = sorted(name for name in entry.outputs if name.endswith(".dcm"))
+            names = _dicom(entry)
+            if not names:
+                self._warn(entry, "no dicom", f"holds no DICOM: not sent to {self._archive}")
+            elif self._retries.get(entry.name, (0.0, 0.0))[0] <= time.monotonic():
                 files = [self._outbox.out / entry.name / name for name in names]
                 self._sending = (entry, self._thread.submit(push, files, self._archive))
                 return True
@@ -150,8 +183,16 @@ class Sender:
         """Wait for what is on its way."""
         self._thread.shutdown()
 
+    def _warn(self, entry: Entry, event: str, words: str) -> None:
+        if entry.key not in self._told:
+            self._told.add(entry.key)
+            log.warning("%s: %s", entry.name, words, extra={"event": event, "fields": self._fields(entry)})
+
+    def _fields(self, entry: Entry) -> dict[str, object]:
+        return {"file": entry.source, "name": entry.name, "archive": str(self._archive)}
+
     def _note(self, entry: Entry, error: BaseException | None) -> None:
-        fields: dict[str, object] = {"file": entry.source, "name": entry.name, "archive": str(self._archive)}
+        fields = self._fields(entry)
         if error is None:
             self._retries.pop(entry.name, None)
             self._outbox.pushed(entry, str(self._archive))
@@ -159,9 +200,13 @@ class Sender:
             return
         pause = min(LAST_RETRY, 2 * self._retries.get(entry.name, (0.0, FIRST_RETRY / 2))[1])
         self._retries[entry.name] = (time.monotonic() + pause, pause)
-        words = str(error) if isinstance(error, ReconError) else f"{type(error).__name__}: {error}"
+        words = text_of(str(error)) if isinstance(error, ReconError) else f"{type(error).__name__}: {error}"
         extra = {"event": "push failed", "fields": fields | {"reason": words}}
         log.error("%s; tried again in %.0f s", words, pause, extra=extra)
+
+
+def _dicom(entry: Entry) -> list[str]:
+    return sorted(name for name in entry.outputs if name.endswith(".dcm"))
 
 
 def watch(
@@ -207,12 +252,13 @@ def watch(
     waiting: deque[Task] = deque()
     known: set[str] = set()  # keys of the jobs that wait or are in hand
     looked = 0.0
+    is_held = (lambda source: False) if sender is None else sender.holds
     try:
         with crew() as workers:
             log.info("watching", extra={"event": "watching"})
             while workers.in_hand or not stop.is_set():
                 if not stop.is_set() and time.monotonic() - looked >= POLL:
-                    tasks, _ = outbox.plan(list(arrivals.ready(outbox.is_done)))
+                    tasks, _ = outbox.plan(list(arrivals.ready(outbox.is_done, is_held)))
                     new = [task for task in tasks if task.key not in known]
                     meter.waiting(len(new))
                     waiting += new

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.methods import find_device
+from mri_qpan.recon.batch.inputs import text_of
 from mri_qpan.recon.batch.work import LOST, Outcome, Task, perform
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Crew:
         error = future.exception()
         if type(error).__name__ == "KilledWorker":
             return Outcome(task, LOST)
-        return Outcome(task, f"the worker could not take it: {type(error).__name__}: {error}")
+        return Outcome(task, text_of(f"the worker could not take it: {type(error).__name__}: {error}"))
 
 
 def _lost() -> ReconError:

@@ -65,7 +65,7 @@ def find_inputs(
     troubles: list[Trouble] = []
     found: dict[Path, Source] = {}
     for path in inputs:
-        for source in _expand(path.absolute(), out, raw_suffixes(dims), troubles):
+        for source in _expand(normal(path), out, raw_suffixes(dims), troubles):
             found.setdefault(source.path, source)
     return list(found.values()), troubles
 
@@ -95,7 +95,7 @@ def _expand(
 def _walk(top: Path, out: Path, suffixes: tuple[str, ...], troubles: list[Trouble]) -> Iterator[Source]:
     def note(error: OSError) -> None:
         path = Path(error.filename)
-        troubles.append(Trouble(path, f"{path}: cannot be listed: {error.strerror}"))
+        troubles.append(Trouble(path, f"{text_of(path)}: cannot be listed: {error.strerror}"))
 
     for folder, folders, files in os.walk(top, onerror=note):
         folders[:] = sorted(f for f in folders if f[0] != "." and Path(folder, f).resolve() != out)
@@ -112,7 +112,14 @@ def _listed(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a list of files: {error}") from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return [Path(os.path.normpath(path.parent / name)) for name in names]
+    return [normal(path.parent / name) for name in names]
+
+
+def normal(path: Path) -> Path:
+    """Return the absolute path without `..`, so that a file has one spelling; a `..` after a link stays."""
+    path = path.absolute()
+    plain = Path(os.path.normpath(path))
+    return plain if plain.resolve() == path.resolve() else path
 
 
 def whole(path: Path) -> Path:
@@ -140,6 +147,6 @@ def content_sha256(path: Path) -> str:
     return total.hexdigest()
 
 
-def text_of(path: Path) -> str:
-    """Return a path as text that any file can hold: bytes that are not UTF-8 are written as hexadecimals."""
+def text_of(path: Path | str) -> str:
+    """Return a path, or words with one, as text that any file can hold: what is not UTF-8 as hexadecimals."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -96,7 +96,7 @@ class Outbox:
                     now = stamp(source.path)
                     task = None if self._is_done(source, now) else self._want(source, now)
                 except OSError as error:
-                    missing.append((source, f"{source.path}: {(error.strerror or '').lower()}"))
+                    missing.append((source, f"{text_of(source.path)}: {(error.strerror or '').lower()}"))
                     continue
                 if task is not None:
                     tasks.append(task)
@@ -138,6 +138,12 @@ class Outbox:
             found = self._journal.unsent(to)
         return [e for e in found if e.method == self.method.name and e.source.startswith(inside)]
 
+    def unsent_of(self, source: Source, to: str) -> Entry | None:
+        """Return the finished entry of an input if it was not pushed to a place."""
+        with self._writing():
+            entry = self._journal.entry(text_of(source.path), self.method.name)
+        return None if entry is None or entry.state != DONE or entry.pushed == to else entry
+
     def pushed(self, entry: Entry, to: str) -> None:
         """Note where an entry's DICOM files were sent."""
         with self._writing():
@@ -145,7 +151,7 @@ class Outbox:
 
     def _is_done(self, source: Source, now: Stamp) -> bool:
         entry = self._journal.entry(text_of(source.path), self.method.name)
-        if entry is None or entry.state != DONE or entry.recipe != self._digest or not self._is_there(entry):
+        if entry is None or entry.state != DONE or entry.recipe != self._digest or not self.is_there(entry):
             return False
         if entry.stamp == now:
             return True
@@ -157,7 +163,8 @@ class Outbox:
         self._journal.restamp(entry.source, entry.method, now)
         return True
 
-    def _is_there(self, entry: Entry) -> bool:
+    def is_there(self, entry: Entry) -> bool:
+        """Return whether an entry's outputs lie in its folder, complete."""
         folder = self.out / entry.name
         try:
             return all((folder / name).stat().st_size == size for name, size in entry.outputs.items())

@@ -119,7 +119,7 @@ def perform(task: Task, make: Callable[[Path, Path, Job], dict[str, Any]] | None
             _make(task, job, make or _maker(task, job))
     except Exception as error:
         words = str(error) if isinstance(error, MriQpanError) else f"{type(error).__name__}: {error}"
-        return Outcome(task, words or type(error).__name__, isinstance(error, WriteError))
+        return Outcome(task, text_of(words) or type(error).__name__, isinstance(error, WriteError))
     return Outcome(task) if complete(task).is_dir() else Outcome(task, CHANGED)
 
 

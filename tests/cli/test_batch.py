@@ -19,11 +19,12 @@ from mrd_files import header_xml, lines, random_kspace, write
 from rich.console import Console
 from typer.testing import CliRunner
 
-from mri_qpan.cli.batch import _progress
+from mri_qpan.cli.batch import _progress, _report
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
 from mri_qpan.recon.batch.crew import Crew
 from mri_qpan.recon.batch.outbox import Outbox
+from mri_qpan.recon.batch.run import Summary
 from mri_qpan.recon.batch.work import ROOM, Task
 
 COMMAND = [sys.executable, "-m", "mri_qpan.cli"]
@@ -215,6 +216,12 @@ def test_sigterm_ends_the_wait_for_workers(tmp_path: Path, monkeypatch: pytest.M
     with scheduler(0) as made:
         command = ["batch", "in", "-o", "out", "-m", "zero-filled", "--scheduler", made.scheduler_address]
         assert CliRunner().invoke(app, command).exit_code == 143
+
+
+def test_a_failed_name_that_is_not_utf8_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(os.fsdecode(b"M\xfcller.h5"))
+    _report(Summary(failures=[(path, r"M\xfcller.h5: damaged")]), "text")
+    assert r"M\xfcller.h5 │ damaged" in capsys.readouterr().out
 
 
 @pytest.fixture

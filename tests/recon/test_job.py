@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,23 @@ def raw(tmp_path_factory: pytest.TempPathFactory, small_kspace: Maker) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_report_on_a_name_that_is_not_utf8(raw: Path, tmp_path: Path) -> None:
+    scan = tmp_path / os.fsdecode(b"M\xfcller.h5")
+    shutil.copy(raw, scan)
+    job = replace(ZERO_FILLED, report=True, formats=find_formats(["npy"]))
+    reconstruct_file(scan, tmp_path, job)
+    (page,) = tmp_path.glob("*.html")
+    assert "ller.h5" in page.read_text(encoding="utf-8")
+
+
+def test_a_name_too_long_for_outputs_is_bad_input(raw: Path, tmp_path: Path) -> None:
+    scan = tmp_path / f"{'a' * 250}.h5"
+    shutil.copy(raw, scan)
+    with pytest.raises(InputError, match=r"called after it \(file name too long\): rename"):
+        reconstruct_file(scan, tmp_path, ZERO_FILLED)
+    assert names(tmp_path) == [scan.name]
 
 
 def test_outputs_and_record(raw: Path, tmp_path: Path) -> None:

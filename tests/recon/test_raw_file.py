@@ -10,11 +10,18 @@ import pytest
 from mrd_files import line, random_kspace
 from mrd_sessions import KSPACE, SLICE, XML, flagged
 
+from mri_qpan.errors import InputError
 from mri_qpan.recon import raw_file
-from mri_qpan.recon.raw_file import RawFile
+from mri_qpan.recon.raw_file import Kept, RawFile
 
 IMAGE = ismrmrd.Image.from_array(np.arange(20, dtype=np.float32).reshape(1, 1, 4, 5))
 ALONG = ismrmrd.Acquisition.from_array(random_kspace(3, 7), np.arange(14, dtype=np.float32).reshape(7, 2))
+
+
+def opened(path: Path) -> RawFile:
+    file = RawFile(path)
+    file.write_header(XML)
+    return file
 
 
 def wave(number: int) -> Any:
@@ -48,7 +55,7 @@ def test_all_of_it_in_its_order(path: Path) -> None:
         [noise, ALONG, *SLICE, *flagged(2 * KSPACE, slice=1), ALONG],
         [wave(n) for n in range(9)],
     )
-    file = RawFile(path, XML)
+    file = opened(path)
     for message in [*readouts[:10], *waves, IMAGE, *readouts[10:], IMAGE]:
         file.append(message)
     file.close()
@@ -57,7 +64,7 @@ def test_all_of_it_in_its_order(path: Path) -> None:
 
 def test_a_crash_costs_what_came_since_the_last_slice(path: Path, tmp_path: Path) -> None:
     """What the disk has at any time is what a killed process leaves: no buffer lies between."""
-    file = RawFile(path, XML)
+    file = opened(path)
     for number in range(3):
         for message in [wave(number), *flagged(KSPACE, slice=number), *SLICE[:-1]]:
             file.append(message)
@@ -72,9 +79,71 @@ def test_a_crash_costs_what_came_since_the_last_slice(path: Path, tmp_path: Path
 @pytest.mark.parametrize(("name", "most"), [("MOST", 10), ("BLOCK", 10 * SLICE[0].data.nbytes)])
 def test_no_more_than_so_many_wait(path: Path, name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw_file, name, most)
-    file = RawFile(path, XML)
+    file = opened(path)
     for number, message in enumerate(SLICE[:-1], start=1):
         file.append(message)
         assert len(file._waiting) == number % 10
     file.close()
     assert_same(found_in(path), SLICE[:-1])
+
+
+def test_images_of_another_size_or_type_are_in_groups_of_their_own(path: Path) -> None:
+    sent = {
+        "image_0": IMAGE,
+        "image_0_2": ismrmrd.Image.from_array(IMAGE.data.reshape(1, 1, 5, 4)),
+        "image_0_3": ismrmrd.Image.from_array(IMAGE.data.astype(np.complex64)),
+    }
+    file = opened(path)
+    for message in [*sent.values(), *SLICE, *sent.values()]:
+        file.append(message)
+    file.close()
+    with ismrmrd.Dataset(str(path), "dataset", mode="r") as dataset:
+        assert dataset.number_of_acquisitions() == len(SLICE)
+        for name, image in sent.items():
+            assert dataset.number_of_images(name) == 2
+            assert_same([dataset.read_image(name, n) for n in range(2)], [image, image])
+
+
+def with_a_nul() -> Any:
+    image = ismrmrd.Image.from_array(IMAGE.data)
+    image.meta = {"name": "no\0end"}
+    return image
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_image_that_hdf5_cannot_hold_leaves_no_trace(path: Path, before: int) -> None:
+    file = opened(path)
+    for message in [IMAGE] * before:
+        file.append(message)
+    with pytest.raises(InputError, match="an image of series 0 cannot be kept"):
+        file.append(with_a_nul())
+    for message in [IMAGE, *SLICE]:
+        file.append(message)
+    file.close()
+    assert_same(found_in(path), [*SLICE, *[IMAGE] * before, IMAGE])
+    with ismrmrd.Dataset(str(path), "dataset", mode="r") as dataset:
+        assert "image_0_2" not in dataset.list()
+
+
+def test_a_peer_is_told_once_of_images_that_are_left_out(tmp_path: Path) -> None:
+    told: list[str] = []
+    kept = Kept(tmp_path, "peer:1", told.append)
+    kept.begin(XML)
+    for message in [with_a_nul(), with_a_nul(), *SLICE]:
+        kept.add(message)
+    kept.end()
+    assert len(told) == 1
+    assert told[0].startswith("warning: an image of series 0 cannot be kept: ")
+    (saved,) = tmp_path.glob("*.h5")
+    assert_same(found_in(saved), SLICE)
+
+
+def test_images_may_come_before_the_header(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, "peer:1", pytest.fail)
+    kept.add(IMAGE)
+    kept.begin(XML)
+    for message in SLICE:
+        kept.add(message)
+    kept.end()
+    (saved,) = tmp_path.glob("*.h5")
+    assert_same(found_in(saved), [*SLICE, IMAGE])

@@ -299,6 +299,39 @@ class TestRobustness:
         assert "error" not in texts(answer)
         assert "started without --save" in texts(answer)
 
+    @pytest.mark.parametrize("header", [[], [HeaderText(XML)]])
+    def test_images_that_nobody_keeps_are_told_of_once(self, serve, header: list[Any]) -> None:
+        image = ismrmrd.Image.from_array(np.ones((1, 1, 4, 5), np.float32))
+        rest = SLICE if header else []
+        answer = talk(serve(), ConfigFile("savedataonly"), *header, image, image, *rest, image)
+        assert answer == ["nothing is kept: this server was started without --save"]
+        answer = talk(serve(), ConfigFile("savedataonly"), HeaderText(XML), *SLICE, image)
+        assert answer == ["nothing is kept: this server was started without --save"]
+
+    def test_images_without_a_header_are_kept(self, serve, tmp_path: Path) -> None:
+        image = ismrmrd.Image.from_array(np.ones((1, 1, 4, 5), np.float32))
+        assert talk(serve(save=tmp_path), ConfigFile("savedataonly"), image, image) == []
+        (saved,) = tmp_path.glob("*.h5")
+        with ismrmrd.Dataset(str(saved), "dataset", mode="r") as dataset:
+            assert dataset.number_of_images("image_0") == 2
+
+    def test_images_of_two_sizes_cost_no_raw_data(self, serve, tmp_path: Path) -> None:
+        sent = [ismrmrd.Image.from_array(np.ones((1, 1, n, n), np.float32)) for n in (4, 5)]
+        answer = talk(serve(save=tmp_path), ConfigFile("savedataonly"), HeaderText(XML), *sent, *SLICE)
+        assert answer == []
+        (saved,) = tmp_path.glob("*.h5")
+        with ismrmrd.Dataset(str(saved), "dataset", mode="r") as dataset:
+            assert dataset.number_of_acquisitions() == len(SLICE)
+            assert dataset.number_of_images("image_0_2") == 1
+
+    @pytest.mark.parametrize("header", [[], [HeaderText(XML), *SLICE]])
+    def test_a_keeping_that_fails_is_told_as_it_is(self, serve, tmp_path: Path, header: list[Any]) -> None:
+        (tmp_path / "file").write_text("")
+        image = ismrmrd.Image.from_array(np.ones((1, 1, 4, 5), np.float32))
+        address = serve(save=tmp_path / "file")
+        (words,) = talk(address, ConfigFile("savedataonly"), *header, image, image)
+        assert "warning: what you send cannot be kept: [Errno 17]" in words
+
     def test_a_config_that_fails_is_told(self, serve) -> None:
         def missing() -> Job:
             raise ModelError("site.safetensors: no such model file")

@@ -1,22 +1,29 @@
 """What a hot folder takes, and when."""
 
+import json
 import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from batches import ZERO_FILLED, assert_whole, outputs, raw
 
+from mri_qpan.errors import ReconError
 from mri_qpan.recon import watch as watch_module
 from mri_qpan.recon.batch.inline import Inline
 from mri_qpan.recon.batch.inputs import Source
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.work import Outcome, Task, perform
-from mri_qpan.recon.watch import Arrivals, watch
+from mri_qpan.recon.push import Archive
+from mri_qpan.recon.recipe import Recipe
+from mri_qpan.recon.watch import Arrivals, Sender, watch
 
 SETTLE = 0.05
+DICOM = replace(ZERO_FILLED, formats=("dicom",))
+ARCHIVE = Archive("PACS", "host", 104)
 
 
 def new(source: Source) -> bool:
@@ -135,3 +142,136 @@ def test_a_file_that_grows_while_it_is_opened_is_not_handed_on(
     assert look() == []
     assert look() == ["scan.h5"]
     assert look() == []
+
+
+class Hot:
+    """A hot folder `in` with an archive, watched in a thread of its own.
+
+    `sent` are the scans that the archive has whole, by their first file; `refuses` and `lets` play it.
+    """
+
+    def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = DICOM) -> None:
+        for name, value in (("POLL", 0.02), ("FIRST_RETRY", 0.02), ("LAST_RETRY", 0.02)):
+            monkeypatch.setattr(watch_module, name, value)
+        monkeypatch.setattr(watch_module, "push", self._push)
+        self.scan, self._top, self._recipe, self._stop = top / "in/scan.h5", top, recipe, threading.Event()
+        self.refuses, self.lets, self.begun = threading.Event(), threading.Event(), threading.Event()
+        self.sent: list[bytes] = []
+        self.lets.set()
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> "Hot":
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refuses.clear()
+        self.lets.set()
+        self._stop.set()
+        self._thread.join(60)
+        assert self.error is None
+
+    def _watch(self) -> None:
+        try:
+            with Outbox(self._top / "out", self._recipe, "") as outbox:
+                arrivals = Arrivals(self._top / "in", outbox.out, None, SETTLE)
+                sender = Sender(outbox, self._top / "in/../in", ARCHIVE)
+                watch(arrivals, outbox, Inline, sender, stop=self._stop)  # type: ignore[arg-type]
+        except BaseException as error:
+            self.error = error
+
+    def _push(self, files: list[Path], archive: Archive) -> None:
+        before = files[0].read_bytes()
+        self.begun.set()
+        assert self.lets.wait(60)
+        if self.refuses.is_set():
+            raise ReconError("the archive is away")
+        assert files[0].read_bytes() == before
+        self.sent.append(before)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_images_of_a_file_that_is_replaced_are_sent_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, away: bool
+) -> None:
+    """Whether the archive is away, or takes them at that moment."""
+    hot = Hot(tmp_path, monkeypatch)
+    raw(hot.scan)
+    if away:
+        hot.refuses.set()
+    else:
+        hot.lets.clear()
+    with hot:
+        until(hot.begun.is_set)
+        raw(hot.scan, 1)
+        time.sleep(10 * SETTLE)
+        assert hot.sent == []
+        hot.refuses.clear()
+        hot.lets.set()
+        until(lambda: len(hot.sent) == 2)
+    assert hot.sent[0] != hot.sent[1]
+    assert caplog.text.count("changed before its images were sent to PACS@host:104") == away
+    assert_whole(tmp_path / "out")
+
+
+def test_a_set_that_is_moved_away_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = Hot(tmp_path, monkeypatch)
+    raw(hot.scan)
+    hot.refuses.set()
+    with hot:
+        until(hot.begun.is_set)
+        raw(hot.scan, 1)
+        (tmp_path / "out/scan_zero-filled").rename(tmp_path / "kept")
+        until((tmp_path / "out/scan_zero-filled").is_dir)
+        hot.refuses.clear()
+        until(lambda: hot.sent)
+    (kept,) = (tmp_path / "kept").glob("*.dcm")
+    assert kept.read_bytes() != hot.sent[-1]
+
+
+def test_a_set_without_dicom_is_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mri_qpan")
+    hot = Hot(tmp_path, monkeypatch, ZERO_FILLED)
+    raw(hot.scan)
+    with hot:
+        until(lambda: "no DICOM" in caplog.text)
+        time.sleep(0.2)
+        raw(hot.scan, 1)  # and keeps no newer one waiting
+        until(lambda: caplog.text.count("no DICOM") == 2)
+    assert hot.sent == []
+    assert ": sent to" not in caplog.text
+
+
+def test_names_that_are_not_utf8_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch_module, "GIVE_UP", 0.0)
+    hot = Hot(tmp_path, monkeypatch)
+    raw(hot.scan)
+    (tmp_path / "in" / os.fsdecode(b"M\xfcller.h5")).write_bytes(b"garbage")
+    with hot:
+        until(lambda: "ller.h5" in caplog.text and hot.sent)
+    for record in caplog.records:
+        json.dumps([record.getMessage(), vars(record).get("fields")], ensure_ascii=False).encode()
+
+
+def test_a_name_too_long_for_outputs_fails_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch_module, "LATER", 0.0)
+    hot = Hot(tmp_path, monkeypatch)
+    raw(tmp_path / f"in/{'a' * 250}.h5")
+    with hot:
+        until(lambda: "file name too long" in caplog.text)
+        time.sleep(10 * SETTLE)
+    assert caplog.text.count("rename the file") == 1

@@ -60,6 +60,16 @@ def test_files_are_taken_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
+def test_one_spelling_of_a_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "sub")
+    found = [find_inputs([top], tmp_path / "out")[0] for top in (Path(".."), folder)]
+    assert found[0] == found[1]
+    (folder / "far/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder / "far/deep")
+    (source,), _ = find_inputs([tmp_path / "link/../c.npy"], tmp_path / "out")
+    assert source.path == tmp_path / "link/../c.npy"  # far/c.npy, not one beside the link
+
+
 def test_lists(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# two\nin/b.h5\n\nin/sub\n", encoding="utf-8")
     assert names([tmp_path / "list.txt"], tmp_path / "out") == [("b.h5", "b"), ("b.h5", "b")]

@@ -1,5 +1,6 @@
 """The output folder: what is done again, names, the lock, and a kill at every instant."""
 
+import json
 import os
 import shutil
 import signal
@@ -101,6 +102,29 @@ def test_a_lost_output_is_made_again(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "out/s0_zero-filled/s0_zero-filled.npy").write_bytes(b"half")
     assert len(run([scans], tmp_path / "out").done) == 1
     assert_whole(tmp_path / "out")
+
+
+def test_names_that_are_not_utf8(scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (scans / os.fsdecode(b"M\xfcller.h5")).write_bytes(b"garbage")
+    os.rename(scans / "s1.h5", scans / os.fsdecode(b"\xfc.h5"))
+    summary = run([scans], tmp_path / "out")
+    assert len(summary.done) == 2
+    ((_, reason),) = summary.failures
+    assert reason.startswith(rf"{scans}/M\xfcller.h5: ")
+    for record in caplog.records:
+        json.dumps(vars(record).get("fields"), ensure_ascii=False).encode()
+        record.getMessage().encode()
+    assert "M\\xfcller.h5: " in caplog.text
+    assert run([scans], tmp_path / "out").kept == 2
+
+
+def test_a_name_too_long_for_outputs_is_the_failure_of_its_file(scans: Path, tmp_path: Path) -> None:
+    raw(scans / f"{'a' * 250}.h5")
+    summary = run([scans], tmp_path / "out")
+    assert (len(summary.done), summary.left) == (2, 0)
+    ((path, reason),) = summary.failures
+    assert path.name.startswith("aaa")
+    assert "file name too long" in reason
 
 
 def test_what_others_put_beside_the_outputs_stays(scans: Path, tmp_path: Path) -> None:
