@@ -73,9 +73,8 @@ class QPanRecon(sp.app.App):
         )
         _check(y, mps, weights, coord)
         if weights is not None and weights.any():
-            weights = (
-                weights / weights.max()
-            )  # of a problem's norm, which goes out again, only the ratios count
+            # A problem's norm is divided out: of the weights only their ratios count.
+            weights = weights / weights.max()
         g = np.float32(np.linalg.norm(mps, axis=0).max())
         if not 0 < g < np.inf:
             raise ValueError("mps are zero, or not finite")

@@ -148,8 +148,7 @@ def _point_values(images: Tensor, calib: Complex) -> Tensor:
     """Return the one singular value of a point as bright as each pixel of `_low_resolution`, (y, x)."""
     root_sum = torch.linalg.vector_norm(torch.view_as_real(images).flatten(-2), dim=-1)
     sums = math.prod(float(_hann_window(n).sum()) for n in calib.shape[1:])
-    patches = math.prod(n - KERNEL + 1 for n in calib.shape[1:])
-    return root_sum * (KERNEL * math.sqrt(root_sum.numel() * patches) / sums)
+    return root_sum * (KERNEL * math.sqrt(root_sum.numel() * _patch_count(calib)) / sums)
 
 
 def _unexplained(maps: Tensor, calib: Complex) -> Complex:
@@ -217,14 +216,18 @@ def _spectrum(calib: Complex, noise: float) -> tuple[Tensor, Tensor, float]:
 
 def _noise_edge(calib: Complex, noise: float) -> float:
     """Return the singular value that noise alone can reach: Marchenko and Pastur's edge."""
-    patches = math.prod(n - KERNEL + 1 for n in calib.shape[1:])
-    return noise * (math.sqrt(patches) + KERNEL * math.sqrt(len(calib)))
+    return noise * (math.sqrt(_patch_count(calib)) + KERNEL * math.sqrt(len(calib)))
+
+
+def _patch_count(calib: Complex) -> int:
+    """Return how many rows the calibration matrix has."""
+    return math.prod(n - KERNEL + 1 for n in calib.shape[1:])
 
 
 def _kernel_correlation(calib: Complex, noise: float, floor: float = 0.0) -> tuple[Tensor | None, float]:
     """Autocorrelation of the row space's kernels, (coil, coil, lag y, lag x), and where signal starts.
 
-    None without any signal.
+    Of noise alone there is no autocorrelation: None.
     """
     # `folded_share` and `espirit` ask for the same one.
     return _correlations.get((fingerprint(calib), noise, floor), lambda: _correlate(calib, noise, floor))

@@ -49,7 +49,6 @@ def loss_of(
     adjoint, target = adjoint / scale, case.target / scale
     images, constraint = network.forward_for_training(adjoint, encoding.normal, constrained)
     start, *layers = images
-    weight = (TYPICAL_ERROR / _mean_square(start - target).clamp_min(1e-9)).clamp(0.1, 20.0)
     errors = [_mean_square(image - target) for image in reversed(layers)]
     if target.is_complex():
         errors[0] = PHASE * errors[0] + _mean_square(layers[-1].abs() - target.abs())
@@ -59,6 +58,7 @@ def loss_of(
         share = recipe.distillation
         errors[0] = (1 - share) * errors[0] + share * _mean_square(layers[-1] - taught)
     if target.is_complex():
+        weight = (TYPICAL_ERROR / _mean_square(start - target).clamp_min(1e-9)).clamp(0.1, 20.0)
         graded = [weight * e for e in errors]
     else:
         graded = [REACHED * e.clamp_min(1e-9).log() for e in errors]

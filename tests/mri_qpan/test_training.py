@@ -11,42 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small_trainings import RECIPE, discs, load
 
 from mri_qpan import models
 from mri_qpan.errors import InputError
 from mri_qpan.models import store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
-from mri_qpan.sampling_masks import ratio_of, spokes
-from mri_qpan.training import loop, recipe, simulate
-from mri_qpan.training.bank import Bank, build
+from mri_qpan.training import loop, recipe
+from mri_qpan.training.bank import Bank
 from mri_qpan.training.loss import loss_of
-from mri_qpan.training.validation import evaluate, validation_cases
-
-RECIPE = """
-name = "tiny"
-{init}
-groups = ["disc"]
-steps = {steps}
-learning_rate = 3e-3
-warm_up = 5
-sizes = [[24, 20], [20, 24]]
-pixels = 960
-ratios = [0.3, 0.6]
-supervision = 0.5
-constraint = 0.01
-constrained = 1
-seed = 1
-
-[network]
-system = "pan+"
-layers = 2
-filters = 4
-channels = 2
-{bits}
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -57,25 +32,13 @@ def _eager(monkeypatch):
 
 @pytest.fixture(scope="module")
 def bank():
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[-1:1:40j, -1:1:36j]
-    images = []
-    for _ in range(12):
-        centre, radius = rng.uniform(-0.3, 0.3, 2), rng.uniform(0.2, 0.6)
-        images.append(((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2).astype(np.float32))
-    return Bank(images, ["disc"] * 9 + ["disc/val"] * 3)
+    return discs()
 
 
 @pytest.fixture(autouse=True)
 def few_measurements(monkeypatch):
     """Ranges of what a network met, from few simulations."""
     monkeypatch.setattr(loop, "MEASURED", 3)
-
-
-def load(folder, steps=6, init="", bits=""):
-    path = folder / "tiny.toml"
-    path.write_text(RECIPE.format(steps=steps, init=init, bits=bits))
-    return recipe.load(str(path))
 
 
 def run(plan, bank, folder, **options):
@@ -149,12 +112,6 @@ def test_the_published_experiment_trains_a_network_of_one_channel(bank, tmp_path
         recipe.load(str(path))
 
 
-def test_a_recipe_like_one_with_a_start_can_begin_at_random(tmp_path):
-    (tmp_path / "a.toml").write_text('name = "a"\nlike = "brain-pan++"\ninit = ""')
-    assert recipe.load("brain-pan++").init == "brain-pan+"
-    assert recipe.load(str(tmp_path / "a.toml")).init is None
-
-
 def test_training_starts_from_a_network_of_other_penalties(bank, tmp_path):
     config = NetworkConfig(layers=2, filters=4, penalties=("scad", "l1"))
     source = ProximalNetwork(config)
@@ -214,20 +171,6 @@ def test_a_checkpoint_of_another_order_is_refused(bank, tmp_path):
         run(plan, bank, tmp_path / "out")
 
 
-@pytest.mark.parametrize("line", ["noise = 0.9", "enlarge = 0.5", "noise = -0.1", "enlarge = 3.0"])
-def test_impossible_noise_and_size_are_refused(tmp_path, line):
-    text = RECIPE.format(steps=1, init="published = true\n" + line, bits="")
-    (tmp_path / "a.toml").write_text(text.replace("channels = 2", "channels = 1"))
-    with pytest.raises(InputError, match=r"noise goes from 0 to 0\.5"):
-        recipe.load(str(tmp_path / "a.toml"))
-
-
-def test_noise_in_images_is_the_published_experiments(tmp_path):
-    (tmp_path / "a.toml").write_text(RECIPE.format(steps=1, init="noise = 0.02", bits=""))
-    with pytest.raises(InputError, match="published experiment's"):
-        recipe.load(str(tmp_path / "a.toml"))
-
-
 def test_minutes_end_a_training(bank, tmp_path):
     path = run(load(tmp_path, steps=100000), bank, tmp_path / "out", schedule=loop.Schedule(minutes=0.02))
     assert models.load_model(str(path)).card["training"]["steps"] < 100000
@@ -248,30 +191,6 @@ def test_what_does_not_fit_is_said(bank, tmp_path):
     (tmp_path / "other.toml").write_text((tmp_path / "tiny.toml").read_text().replace('"tiny"', '"other"'))
     with pytest.raises(InputError, match="belongs to recipe tiny"):
         run(recipe.load(str(tmp_path / "other.toml")), bank, tmp_path / "b")
-
-
-@pytest.mark.parametrize("name", recipe.shipped())
-def test_shipped_recipes_load(name):
-    plan = recipe.load(name)
-    assert plan.name == name
-    assert plan.init is None or plan.init in recipe.shipped()
-    # Sets whose terms do not allow weights that ship stay out of every recipe.
-    assert not set(plan.groups) & {"siat31", "knee_refinegan"}
-    low, high = plan.ratios
-    for number in plan.spokes:
-        for size in plan.sizes:
-            assert low - 0.005 <= ratio_of(spokes(size, number)) <= high + 0.005
-
-
-def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text('name = "mine"\nlike = "brain-pan+"\nsteps = 7\n[network]\npenalties = ["l1", "mcp"]\n')
-    mine, base = recipe.load(str(path)), recipe.load("brain-pan+")
-    network = dataclasses.replace(base.network, penalties=("l1", "mcp"))
-    assert mine == dataclasses.replace(base, name="mine", steps=7, network=network)
-    path.write_text('name = "mine"\nlike = "nobody"\n')
-    with pytest.raises(InputError, match="nobody"):
-        recipe.load(str(path))
 
 
 def test_a_network_with_carried_features_goes_on_from_one_without(bank, tmp_path):
@@ -322,119 +241,6 @@ def test_real_images_count_by_the_logarithm_of_their_error(bank, tmp_path):
         errors = (image - case.target).square().flatten(1).mean(1)
         found = loss_of(network, case, frozenset(), plan, None)
     torch.testing.assert_close(found, 1e-3 * errors.log().mean())
-
-
-@pytest.mark.parametrize("change", ["steps = 6", "system", "layers = 2", "name"])
-def test_broken_recipes_are_refused(tmp_path, change):
-    load(tmp_path)
-    text = (tmp_path / "tiny.toml").read_text().replace(change, "nonsense = 1 #" + change)
-    (tmp_path / "tiny.toml").write_text(text)
-    with pytest.raises(InputError, match="recipe"):
-        recipe.load(str(tmp_path / "tiny.toml"))
-    with pytest.raises(InputError, match="choose from"):
-        recipe.load("qpan++")
-
-
-def test_bank_is_built_from_folders_and_survives_a_round_trip(tmp_path):
-    import h5py
-    import nibabel
-    import scipy.io
-
-    rng = np.random.default_rng(0)
-    for name in ("pngs", "hearts", "complex", "head", "mm"):
-        (tmp_path / name).mkdir()
-    for name in ("1.png", "v_1.png"):
-        Image.fromarray(rng.integers(0, 255, (30, 40), np.uint8)).save(tmp_path / "pngs" / name)
-    for index in range(10):
-        with h5py.File(tmp_path / "hearts" / f"im-{index}.mat", "w") as file:
-            file["im_ori"] = rng.random((20, 30))
-    scipy.io.savemat(tmp_path / "complex" / "a.mat", {"Img": rng.random((270, 16)) * 1j})
-    head = np.zeros((12, 30, 30), np.float32)
-    head[2:10, 5:25, 5:25] = 1
-    nibabel.save(nibabel.Nifti1Image(head, np.diag([3.0, 1, 1, 1])), tmp_path / "head" / "t.nii.gz")
-    np.savez(
-        tmp_path / "mm" / "v.npz", vol=np.ones((20, 40, 40), np.int16), spacing_mm=np.array([1, 0.5, 0.5])
-    )
-    bank = build(tmp_path)
-    assert bank.groups.count("pngs") == bank.groups.count("pngs/val") == 1
-    assert bank.groups.count("hearts/val") == 1
-    assert bank.of({"hearts"}).images[0].shape == (30, 20)
-    assert bank.of({"complex"}).images[0].shape == (256, 16)
-    assert {image.shape for image in bank.of({"head"}).images} == {(30, 30)}
-    assert (20, 20) in {image.shape for image in bank.of({"mm"}).images}
-    bank.save(tmp_path / "bank.npz")
-    again = Bank.load(tmp_path / "bank.npz")
-    assert again.groups == bank.groups
-    for a, b in zip(bank.images, again.images, strict=True):
-        assert np.allclose(a, b, atol=2e-4)
-    (tmp_path / "bad.npz").write_bytes(b"no")
-    scipy.io.savemat(tmp_path / "complex" / "foreign.mat", {"other": np.ones(3)})
-    with pytest.raises(InputError, match="foreign"):
-        build(tmp_path)
-    with pytest.raises(InputError, match="bad"):
-        Bank.load(tmp_path / "bad.npz")
-
-
-def test_one_step_gives_one_batch_whatever_the_order(bank):
-    data = simulate.Simulation(bank.of({"disc"}), [(20, 24), (24, 20)], 960, (0.3, 0.6), 5, 10)
-    assert len(data) == 10
-    first, again = data[7], data[7]
-    assert torch.equal(first.kspace, again.kspace)
-    assert len(first.mask) == 2
-    assert not torch.equal(data[8].target[0, :20, :20], first.target[0, :20, :20])
-
-
-def test_the_published_masks_and_shares_of_the_groups(bank):
-    shares = {"disc": 3.0, sorted(set(bank.groups) - {"disc"})[0]: 1.0}
-    chosen = bank.of(set(shares))
-    data = simulate.Simulation(chosen, [(64, 64)], 64 * 64, (0.3, 0.6), 5, 200, True, (5, 9), shares)
-    masks = [spokes((64, 64), number) for number in (5, 9)]
-    found = [
-        [bool((case.mask[0].numpy() == mask).all()) for mask in masks]
-        for case in map(data.__getitem__, range(200))
-    ]
-    assert all(sum(row) == 1 for row in found)
-    assert 60 < sum(row[0] for row in found) < 140
-    assert data._probabilities.sum() == pytest.approx(1)
-    drawn = [name == "disc" for name in chosen.groups]
-    assert data._probabilities[drawn].sum() == pytest.approx(0.75)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("shares = [1, 2, 3, 4]", "one above zero for each of groups"),
-        ("shares = [0]", "one above zero for each of groups"),
-        ('validation = ["disc"]', "a group that is trained on"),
-    ],
-)
-def test_a_recipe_that_contradicts_itself(tmp_path, line, words):
-    path = tmp_path / "tiny.toml"
-    path.write_text(line + "\n" + RECIPE.format(steps=6, init="", bits=""))
-    with pytest.raises(InputError, match=words):
-        recipe.load(str(path))
-
-
-def test_validation_images_can_be_chosen(bank):
-    all_of = validation_cases(bank)
-    group = next(name for name in bank.groups if name.endswith("/val"))
-    chosen = validation_cases(bank, names=(group,))
-    assert 0 < len(chosen) <= len(all_of)
-    spoken = validation_cases(bank, True, names=(group,))
-    assert all(case.mps is None for case in spoken)
-    assert np.array_equal(spoken[0].mask[0].numpy(), spokes((256, 256), 55))
-    one_ratio = validation_cases(bank, True, names=(group,), numbers=(117,))
-    assert all(np.array_equal(case.mask[0].numpy(), spokes((256, 256), 117)) for case in one_ratio)
-
-
-def test_validation_is_the_same_every_time(bank):
-    a, b = validation_cases(bank), validation_cases(bank)
-    assert len(a) == 3
-    assert all(torch.equal(x.kspace, y.kspace) for x, y in zip(a, b, strict=True))
-    network = ProximalNetwork(NetworkConfig(layers=1, filters=2))
-    score = evaluate(network, a, torch.device("cpu"))
-    assert score == evaluate(network, b, torch.device("cpu"))
-    assert 0 < score.psnr_zero_filled < 100
 
 
 def test_two_processes_train_one_network(bank, tmp_path):

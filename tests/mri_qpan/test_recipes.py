@@ -1,0 +1,80 @@
+"""Recipes: those that ship, those like another, and what is refused."""
+
+import dataclasses
+
+import pytest
+from small_trainings import RECIPE, load
+
+from mri_qpan.errors import InputError
+from mri_qpan.sampling_masks import ratio_of, spokes
+from mri_qpan.training import recipe
+
+
+def test_a_recipe_like_one_with_a_start_can_begin_at_random(tmp_path):
+    (tmp_path / "a.toml").write_text('name = "a"\nlike = "brain-pan++"\ninit = ""')
+    assert recipe.load("brain-pan++").init == "brain-pan+"
+    assert recipe.load(str(tmp_path / "a.toml")).init is None
+
+
+@pytest.mark.parametrize("line", ["noise = 0.9", "enlarge = 0.5", "noise = -0.1", "enlarge = 3.0"])
+def test_impossible_noise_and_size_are_refused(tmp_path, line):
+    text = RECIPE.format(steps=1, init="published = true\n" + line, bits="")
+    (tmp_path / "a.toml").write_text(text.replace("channels = 2", "channels = 1"))
+    with pytest.raises(InputError, match=r"noise goes from 0 to 0\.5"):
+        recipe.load(str(tmp_path / "a.toml"))
+
+
+def test_noise_in_images_is_the_published_experiments(tmp_path):
+    (tmp_path / "a.toml").write_text(RECIPE.format(steps=1, init="noise = 0.02", bits=""))
+    with pytest.raises(InputError, match="published experiment's"):
+        recipe.load(str(tmp_path / "a.toml"))
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_shipped_recipes_load(name):
+    plan = recipe.load(name)
+    assert plan.name == name
+    assert plan.init is None or plan.init in recipe.shipped()
+    # Sets whose terms do not allow weights that ship stay out of every recipe.
+    assert not set(plan.groups) & {"siat31", "knee_refinegan"}
+    low, high = plan.ratios
+    for number in plan.spokes:
+        for size in plan.sizes:
+            assert low - 0.005 <= ratio_of(spokes(size, number)) <= high + 0.005
+
+
+def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nlike = "brain-pan+"\nsteps = 7\n[network]\npenalties = ["l1", "mcp"]\n')
+    mine, base = recipe.load(str(path)), recipe.load("brain-pan+")
+    network = dataclasses.replace(base.network, penalties=("l1", "mcp"))
+    assert mine == dataclasses.replace(base, name="mine", steps=7, network=network)
+    path.write_text('name = "mine"\nlike = "nobody"\n')
+    with pytest.raises(InputError, match="nobody"):
+        recipe.load(str(path))
+
+
+@pytest.mark.parametrize("change", ["steps = 6", "system", "layers = 2", "name"])
+def test_broken_recipes_are_refused(tmp_path, change):
+    load(tmp_path)
+    text = (tmp_path / "tiny.toml").read_text().replace(change, "nonsense = 1 #" + change)
+    (tmp_path / "tiny.toml").write_text(text)
+    with pytest.raises(InputError, match="recipe"):
+        recipe.load(str(tmp_path / "tiny.toml"))
+    with pytest.raises(InputError, match="choose from"):
+        recipe.load("qpan++")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("shares = [1, 2, 3, 4]", "one above zero for each of groups"),
+        ("shares = [0]", "one above zero for each of groups"),
+        ('validation = ["disc"]', "a group that is trained on"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself(tmp_path, line, words):
+    path = tmp_path / "tiny.toml"
+    path.write_text(line + "\n" + RECIPE.format(steps=6, init="", bits=""))
+    with pytest.raises(InputError, match=words):
+        recipe.load(str(path))
