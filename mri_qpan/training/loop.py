@@ -159,12 +159,15 @@ def _simulation(recipe: Recipe, bank: Bank, seed: int, steps: int, calibrate: Ca
         calibrate,
         recipe.noise,
         recipe.enlarge,
+        recipe.turned,
+        recipe.extracted,
     )
 
 
 def _cases(recipe: Recipe, bank: Bank, calibrate: Calibrate | None) -> list[Case]:
     numbers = recipe.spokes or PUBLISHED_SPOKES
-    return validation_cases(bank, recipe.published, calibrate, recipe.validation, numbers)
+    brains = recipe.extracted > 0
+    return validation_cases(bank, recipe.published, calibrate, recipe.validation, numbers, brains)
 
 
 def _learning_rate(recipe: Recipe, step: int, progress: float) -> float:

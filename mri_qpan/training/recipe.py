@@ -61,10 +61,13 @@ class Recipe:
     shares
         Of `groups`, how often each is drawn. Empty: by the square root of their numbers of images.
     noise
-        Published experiment: largest standard deviation of the noise that `simulate.noisy` adds to images, of
+        Published experiment: largest standard deviation of the noise that `views.noisy` adds to images, of
         their maximum.
     enlarge
         Published experiment: most that an image smaller than the matrix is enlarged towards it.
+    turned, extracted
+        Published experiment: shares of the images turned by interpolation and of those cut to the brain.
+        With the latter, validation has each of its images as it is and as the brain alone.
     validation
         Groups to validate on, none of them trained on. Empty: all in the bank that end in "/val".
     """
@@ -89,6 +92,8 @@ class Recipe:
     shares: tuple[float, ...] = ()
     noise: float = 0.0
     enlarge: float = 1.0
+    turned: float = 0.0
+    extracted: float = 0.0
     validation: tuple[str, ...] = ()
 
 
@@ -147,8 +152,11 @@ def _parse(values: dict[str, Any]) -> Recipe:
     noise, enlarge = values.get("noise", 0.0), values.get("enlarge", 1.0)
     if not (0 <= noise <= 0.5 and 1 <= enlarge <= 2):
         raise ValueError("noise goes from 0 to 0.5, enlarge from 1 to 2")
-    if not published and (noise, enlarge) != (0, 1):
-        raise ValueError("noise and enlarge are the published experiment's")
+    turned, extracted = values.get("turned", 0.0), values.get("extracted", 0.0)
+    if not (0 <= turned <= 1 and 0 <= extracted <= 1):
+        raise ValueError("turned and extracted are shares, from 0 to 1")
+    if not published and (noise, enlarge, turned, extracted) != (0, 1, 0, 0):
+        raise ValueError("noise, enlarge, turned and extracted are the published experiment's")
     shares = tuple(float(share) for share in values.pop("shares", ()))
     if shares and (len(shares) != len(values["groups"]) or min(shares) <= 0):
         raise ValueError("shares: one above zero for each of groups")

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from mri_qpan import fourier
 from mri_qpan.encoding import Encoding, RealEncoding
 from mri_qpan.sampling_masks import make_mask, spokes
+from mri_qpan.training import views
 from mri_qpan.training.bank import Bank
 
 KINDS = {"lines": 0.4, "random2d": 0.15, "poisson": 0.1, "radial": 0.15, "equispaced": 0.15, "partial": 0.05}
@@ -97,8 +98,8 @@ class Simulation(Dataset[Case]):
     published
         Measure real images with pseudo-radial masks, as in the published experiment, instead of complex ones
         with coils, noise and masks of every kind.
-    numbers, noise, enlarge
-        See `Recipe.spokes`, `Recipe.noise` and `Recipe.enlarge`.
+    numbers, noise, enlarge, turned, extracted
+        See `Recipe.spokes`, `Recipe.noise`, `Recipe.enlarge`, `Recipe.turned` and `Recipe.extracted`.
     shares
         How often to draw each group, by name; None: by the square root of its number of images.
     calibrate
@@ -120,8 +121,11 @@ class Simulation(Dataset[Case]):
         calibrate: Calibrate | None = None,
         noise: float = 0.0,
         enlarge: float = 1.0,
+        turned: float = 0.0,
+        extracted: float = 0.0,
     ) -> None:
         self._noise, self._enlarge = noise, enlarge
+        self._turned, self._extracted = turned, extracted
         self._bank = bank
         self._numbers = numbers
         self._calibrate = calibrate
@@ -150,10 +154,18 @@ class Simulation(Dataset[Case]):
             self._bank.images[i] for i in rng.choice(len(self._bank.images), count, p=self._probabilities)
         ]
         if self._published:
-            views = [window(augment(np.abs(i), shape, rng, self._enlarge), rng) for i in images]
-            views = [noisy(view, self._noise, rng) for view in views] if self._noise else views
-            return collate([measure_real(view, self._radial(shape, rng)) for view in views])
+            seen = [self._view(augment(np.abs(i), shape, rng, self._enlarge), rng) for i in images]
+            return collate([measure_real(view, self._radial(shape, rng)) for view in seen])
         return collate([simulate(i, shape, coils, self._ratios, rng, self._calibrate) for i in images])
+
+    def _view(self, image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        if self._noise:
+            image = views.noisy(image, self._noise, rng)
+        if rng.random() < self._turned:
+            image = views.turned(image, rng)
+        if rng.random() < self._extracted:
+            image = views.extracted(image, rng)
+        return views.window(image, rng)
 
     def _radial(self, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
         if self._numbers:
@@ -248,30 +260,6 @@ def measure_real(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> Case:
     sampled = torch.from_numpy(mask)[None]
     target = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None]
     return Case(RealEncoding(sampled).forward(target), sampled, None, target)
-
-
-def window(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return `image` (y, x), maximum 1, brighter by chance and cut at 1, as 8-bit images are written.
-
-    One hot spot of fat or blood else leaves a whole head dark, and the penalties' thresholds are absolute.
-    """
-    tissue = image[image > 0.05]
-    if rng.random() < 0.5 or not tissue.size:
-        return image
-    return (image / np.quantile(tissue, rng.uniform(0.97, 1.0))).clip(0, 1).astype(np.float32)
-
-
-def noisy(image: NDArray[np.float32], largest: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return the magnitude of `image` (y, x), maximum 1, with complex noise, as a single acquisition has it.
-
-    Volumes averaged over repetitions, or interpolated, leave less at high spatial frequencies than most
-    scans do; a third of the images keep what they have.
-    """
-    if rng.random() < 1 / 3:
-        return image
-    level = np.float32(largest * 0.1 ** rng.random())
-    noise = level * rng.standard_normal((2, *image.shape), dtype=np.float32)
-    return np.hypot(image + noise[0], noise[1]).clip(0, 1)
 
 
 def augment(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mri_qpan.networks import Network
 from mri_qpan.sampling_masks import spokes
+from mri_qpan.training import views
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.simulate import (
     Calibrate,
@@ -33,6 +34,7 @@ PER_GROUP = 6
 SHAPE = (192, 192)
 PUBLISHED_SPOKES = (55, 85, 117, 152)
 PUBLISHED_SHAPE = (256, 256)
+BRAIN_NOISE = 0.02
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def validation_cases(
     calibrate: Calibrate | None = None,
     names: tuple[str, ...] = (),
     numbers: tuple[int, ...] = PUBLISHED_SPOKES,
+    brains: bool = False,
 ) -> list[Case]:
     """Make the cases: the same for every training on one bank with the same arguments.
 
@@ -77,8 +80,11 @@ def validation_cases(
         Groups to take images from. None named: all that end in "/val".
     numbers
         Published experiment: numbers of spokes, which take turns.
+    brains
+        Published experiment: each image also with noise and as the brain alone (`views.extracted`).
     """
     cases: list[Case] = []
+    heads: list[tuple[NDArray[Any], NDArray[np.bool_]]] = []
     groups = sorted(set(names) or {group for group in bank.groups if group.endswith("/val")})
     for group in groups:
         images = bank.of({group}).images
@@ -89,7 +95,9 @@ def validation_cases(
             coils = COILS[index % len(COILS)]
             if published:
                 mask = spokes(PUBLISHED_SHAPE, numbers[index % len(numbers)])
-                cases.append(measure_real(augment(np.abs(image), PUBLISHED_SHAPE, rng), mask))
+                head = augment(np.abs(image), PUBLISHED_SHAPE, rng)
+                cases.append(measure_real(head, mask))
+                heads.append((head, mask))
                 continue
             view = augment(image, SHAPE, rng)
             if index % 2:
@@ -101,6 +109,9 @@ def validation_cases(
             if kind == "equispaced" and coils == 1:
                 kind = "lines"
             cases.append(measure(view, random_maps(SHAPE, coils, rng), kind, ratio, rng, calibrate))
+    for index, (head, mask) in enumerate(heads if brains else []):
+        rng = np.random.default_rng([2027, index])
+        cases.append(measure_real(views.extracted(views.noisy(head, BRAIN_NOISE, rng), rng), mask))
     return cases
 
 

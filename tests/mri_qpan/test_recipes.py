@@ -16,11 +16,14 @@ def test_a_recipe_like_one_with_a_start_can_begin_at_random(tmp_path):
     assert recipe.load(str(tmp_path / "a.toml")).init is None
 
 
-@pytest.mark.parametrize("line", ["noise = 0.9", "enlarge = 0.5", "noise = -0.1", "enlarge = 3.0"])
+@pytest.mark.parametrize(
+    "line",
+    ["noise = 0.9", "enlarge = 0.5", "noise = -0.1", "enlarge = 3.0", "turned = 1.5", "extracted = -1"],
+)
 def test_impossible_noise_and_size_are_refused(tmp_path, line):
     text = RECIPE.format(steps=1, init="published = true\n" + line, bits="")
     (tmp_path / "a.toml").write_text(text.replace("channels = 2", "channels = 1"))
-    with pytest.raises(InputError, match=r"noise goes from 0 to 0\.5"):
+    with pytest.raises(InputError, match=r"noise goes from 0 to 0\.5|shares, from 0 to 1"):
         recipe.load(str(tmp_path / "a.toml"))
 
 

@@ -76,39 +76,6 @@ def test_shading_is_smooth_and_keeps_phase():
     assert np.abs(steps).max() < 0.3  # smooth
 
 
-def test_a_window_is_as_8_bit_images_are_written():
-    rng = np.random.default_rng(3)
-    image = rng.random((40, 30)).astype(np.float32)
-    image /= image.max()
-    seen = [simulate.window(image, rng) for _ in range(40)]
-    assert all(view.min() >= 0 and view.max() == 1 for view in seen)
-    same = [np.array_equal(view, image) for view in seen]
-    assert 10 < sum(same) < 32
-    for view in seen:
-        assert (view >= image).all()
-        inside = view < 1
-        ratio = view[inside] / np.maximum(image[inside], 1e-6)
-        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
-    black = np.zeros((4, 4), np.float32)
-    assert all(np.array_equal(simulate.window(black, rng), black) for _ in range(4))
-
-
-def test_noise_is_what_a_magnitude_image_has():
-    rng = np.random.default_rng(0)
-    image = np.zeros((64, 64), np.float32)
-    image[:, 32:] = 0.5
-    found = [simulate.noisy(image, 0.1, rng) for _ in range(300)]
-    kept = [x for x in found if x is image]
-    assert 60 < len(kept) < 140  # a third
-    for x in found:
-        if x is image:
-            continue
-        level = x[:, 32:].std()
-        assert 0.009 < level < 0.11
-        # Rayleigh where there is no signal.
-        assert x[:, :32].mean() == pytest.approx(level * np.sqrt(np.pi / 2), rel=0.1)
-
-
 def test_small_images_are_enlarged_towards_the_matrix_alone():
     image = np.ones((100, 80), np.float32)
     sizes = []

@@ -94,6 +94,14 @@ def test_validation_images_can_be_chosen(bank):
     assert np.array_equal(spoken[0].mask[0].numpy(), spokes((256, 256), 55))
     one_ratio = validation_cases(bank, True, names=(group,), numbers=(117,))
     assert all(np.array_equal(case.mask[0].numpy(), spokes((256, 256), 117)) for case in one_ratio)
+    both = validation_cases(bank, True, names=(group,), brains=True)
+    assert len(both) == 2 * len(spoken)
+    for head, same, brain in zip(spoken, both, both[len(spoken) :], strict=False):
+        assert torch.equal(head.target, same.target)
+        assert torch.equal(head.mask, brain.mask)
+    # Discs too small for brains stay, with noise or without.
+    changed = [not torch.equal(h.target, b.target) for h, b in zip(both, both[len(spoken) :], strict=False)]
+    assert any(changed)
 
 
 def test_validation_is_the_same_every_time(bank):
