@@ -111,6 +111,8 @@ def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
 
     stream = open_kspace(path, dims)
     first = next(stream)
+    while first.blank and (another := next(stream, None)) is not None:
+        first = another
     formats = {".cfl": "BART", ".hdr": "BART", ".npy": "NumPy array", ".mat": "MATLAB array"}
     formats[".dat"] = "Siemens twix"
     yield "format", formats.get(path.suffix.lower(), "fastMRI's layout")
@@ -124,7 +126,9 @@ def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
     size = f"{_times(reversed(first.recon_shape))} (x, y, z), {_times(first.geometry.fov)} mm"
     yield "to deliver", size
     yield from _count(stream.indices)
-    if first.coord is None:
+    if first.blank:
+        yield "problem", "every sample is zero"
+    elif first.coord is None:
         yield from _pattern(describe_sampling(first.mask), len(stream) > 1)
         yield "calibration", _block(calibration_region(first.mask), "inside the image")
     yield from (("note", note) for note in first.notes)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import OptionError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
 from mri_qpan.recon.kspace import KSpace
 
@@ -38,7 +38,7 @@ def parse_number(text: str | int) -> Number:
 
     Raises
     ------
-    InputError
+    OptionError
         If it is none of these.
     """
     if text == "all":
@@ -46,7 +46,7 @@ def parse_number(text: str | int) -> Number:
     if text == "auto":
         return "auto"
     if not str(text).isdecimal() or int(text) < 1:
-        raise InputError(f"coils {text!r}: give a number of virtual ones, auto or all")
+        raise OptionError(f"coils {text!r}: give a number of virtual ones, auto or all")
     return int(text)
 
 

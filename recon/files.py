@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -27,7 +28,11 @@ def staged(folder: Path) -> Iterator[Path]:
     stage = Path(tempfile.mkdtemp(prefix=".mri-qpan-", dir=folder))
     try:
         yield stage
-        for path in sorted(stage.iterdir()):
+        made = sorted(stage.iterdir())
+        for path in made:
+            if (folder / path.name).is_dir():  # before the first is moved: all or none
+                raise IsADirectoryError(errno.EISDIR, f"{folder / path.name} is a folder")
+        for path in made:
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

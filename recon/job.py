@@ -28,7 +28,7 @@ from mri_qpan.recon.geometry import place_notes
 from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
 from mri_qpan.recon.maps import maps_of
 from mri_qpan.recon.partial_fourier import Edge
-from mri_qpan.recon.pipeline import Result, reconstruct
+from mri_qpan.recon.pipeline import Result, blank, reconstruct
 from mri_qpan.recon.provenance import half_of_memory, peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.mrd_slabs import Slabs
@@ -195,6 +195,8 @@ def reconstruct_file(
         read_seconds += time.perf_counter() - moment
         done.append(_one(path, kspace, job, not done, edges))
         progress(len(done), total)
+    if not any(one.result.figures.ratio for one in done):
+        raise InputError(f"{path}: every sample is zero, there is nothing to reconstruct")
     record = _record(path, job, done)
     moment = time.perf_counter()
     try:
@@ -287,6 +289,11 @@ def _reconstruct(path: Path, kspace: KSpace, job: Job, first: bool, edge: Edge |
     options |= {"views": job.report, "contraction": job.report or job.strict, "edge": edge}
     compared = assumed = None
     try:
+        if kspace.blank:
+            result = blank(kspace)
+            if job.strict:
+                raise ReconError(f"refused as --strict asks: {result.warnings[0]}")
+            return Done(result, None, None)
         if job.mps is not None:
             options["mps"], assumed = maps_of(job.mps, kspace)
         if job.undersampling is not None:
@@ -323,12 +330,13 @@ def _json_path(folder: Path, path: Path, job: Job) -> Path:
 
 def _record(path: Path, job: Job, done: list[Done]) -> Record:
     results = [d.result for d in done]
+    measured = [r.figures for r in results if r.figures.ratio]
     spec = None if job.undersampling is None else job.undersampling.spec
-    record: Record = provenance(path, job.method, [r.figures for r in results], spec)
+    record: Record = provenance(path, job.method, measured, spec)
     if job.command is not None:
         record["command"] = job.command
     record["device"] = str(job.device)
-    record["residual"] = float(np.mean([r.figures.residual for r in results]))
+    record["residual"] = float(np.mean([f.residual for f in measured]))
     record["notes"] = list(dict.fromkeys(note for r in results for note in r.notes))
     record["warnings"] = list(dict.fromkeys(warning for r in results for warning in r.warnings))
     record["images"] = [_image_record(d) for d in done]

@@ -105,6 +105,11 @@ class KSpace:
     notes: tuple[str, ...] = ()
     coord: NDArray[np.float32] | None = None
 
+    @property
+    def blank(self) -> bool:
+        """Whether nothing was measured: every sample is zero."""
+        return not self.mask.any() or (self.data.size > 0 and not self.data.any())
+
 
 @dataclass(frozen=True)
 class Image:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.fourier import fft, ifft
 from mri_qpan.solvers import SOLVERS
 
@@ -139,9 +139,9 @@ class Edge:
 
 
 def check_mode(mode: str) -> str:
-    """Return a mode of `fill_edge`; raises `InputError` if it is none."""
+    """Return a mode of `fill_edge`; raises `OptionError` if it is none."""
     if mode not in MODES:
-        raise InputError(f"unknown partial Fourier reconstruction {mode!r}: choose {', '.join(MODES)}")
+        raise OptionError(f"unknown partial Fourier reconstruction {mode!r}: choose {', '.join(MODES)}")
     return mode
 
 

@@ -76,6 +76,18 @@ class Result:
     level: Level | None = None
 
 
+def blank(kspace: KSpace) -> Result:
+    """Return the zero image of an image of which nothing was measured, with a warning; its ratio is 0.
+
+    A slice beyond the object that some tool cleared, or one that was never written, is no reason to lose the
+    others.
+    """
+    pixels = np.zeros(kspace.recon_shape, np.complex64)
+    image = Image(pixels, kspace.geometry, kspace.index, kspace.stamp)
+    words = f"slice {kspace.index.slice}: every sample is zero, and so is its image"
+    return Result(image, Figures(0.0, "", 0.0, 0.0, 0.0), kspace.notes, (words,))
+
+
 def reconstruct(
     kspace: KSpace,
     method: Reconstructor,

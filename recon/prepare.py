@@ -172,8 +172,8 @@ def condition(kspace: KSpace, compress: compression.Number = None) -> tuple[KSpa
     InputError
         If there are no samples.
     """
-    if not kspace.mask.any() or not np.any(kspace.data):
-        raise InputError(f"image {kspace.index}: every sample is zero, there is nothing to reconstruct")
+    if kspace.blank:
+        raise InputError("every sample is zero, there is nothing to reconstruct")
     whitener, notes = _whitener(kspace.noise_covariance)
     data, mask, calib, calib_mask = kspace.data, kspace.mask, kspace.calib, kspace.calib_mask
     covariance = kspace.noise_covariance
@@ -294,7 +294,9 @@ def _estimate(
     if calib is None or mask is None:
         calib, mask = kspace.data, kspace.mask
     block = coils.calibration_region(mask)
-    if block is None or min(s.stop - s.start for s in block[1:]) < coils.NARROWEST_CALIBRATION:
+    # Kernels of a slab reach over z and y: it may be a few columns of x, a part of a larger one.
+    reach = () if block is None else block[1:] if depth == 1 or planes else block[1:2]
+    if block is None or min(s.stop - s.start for s in reach) < coils.NARROWEST_CALIBRATION:
         maps = coils.low_resolution_maps(calib, mask)
         return _in_sets(maps, sets), [
             "no calibration region (fully sampled k-space centre): coil maps from the low resolution of what "

@@ -18,10 +18,10 @@ from mri_qpan.recon.early import Early
 from mri_qpan.recon.ends import COUNTERS, Ends, ended_by
 from mri_qpan.recon.familiar import noise_level
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.kspace import ImageSeries, Index
+from mri_qpan.recon.kspace import ImageSeries, Index, KSpace
 from mri_qpan.recon.mrd_stream import head_of
 from mri_qpan.recon.partial_fourier import Edge
-from mri_qpan.recon.pipeline import reconstruct
+from mri_qpan.recon.pipeline import Result, blank, reconstruct
 from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.provenance import provenance
 from mri_qpan.recon.readers.ismrmrd import images_of
@@ -263,6 +263,20 @@ class Painter:
         except MriQpanError:
             return
 
+    def _reconstruct(self, kspace: KSpace) -> Result:
+        if kspace.blank:
+            return blank(kspace)
+        job = self._job
+        return reconstruct(
+            kspace,
+            job.method,
+            device=job.device,
+            compress=job.compress,
+            hard_dc=job.hard_dc,
+            partial_fourier=job.partial_fourier,
+            edge=self._edges.get(kspace.index.encoding),
+        )
+
     def paint(self, lines: Lines, tell: Callable[[str], None]) -> Iterator[Any]:
         """Yield the messages with the images of some lines; warnings go to `tell`.
 
@@ -275,15 +289,7 @@ class Painter:
         for kspace in images_of(_Memory(self._peer, self._xml, lines.acquisitions))[1]:
             if kspace.index != lines.index:
                 continue  # of a calibration line that is an image's too
-            result = reconstruct(
-                kspace,
-                job.method,
-                device=job.device,
-                compress=job.compress,
-                hard_dc=job.hard_dc,
-                partial_fourier=job.partial_fourier,
-                edge=self._edges.get(kspace.index.encoding),
-            )
+            result = self._reconstruct(kspace)
             edge = result.figures.partial_fourier
             if edge is not None and edge.decides:
                 self._edges.setdefault(kspace.index.encoding, edge)
@@ -293,7 +299,7 @@ class Painter:
             for warning in result.warnings:
                 tell(f"warning: {warning}")
             magnitude = np.abs(result.image.data)
-            if not self._scale:
+            if not self._scale and magnitude.any():
                 self._scale = WHITE / (float(np.quantile(magnitude, 0.999)) or 1.0)
                 noise = noise_level(kspace)
                 self._scale = min(self._scale, NOISE / noise) if noise else self._scale

@@ -42,8 +42,10 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
     for point in entry_points(group=GROUP):
         if path.suffix.lower() == point.name:
             return point.load()(path)
-    if path.suffix in arrays.SUFFIXES:
+    if path.suffix.lower() in arrays.SUFFIXES:
         return arrays.read(path, dims)
+    if path.suffix.lower() == ".npz":
+        raise InputError(f"{path}: an archive of arrays: save its k-space as .npy")
     if dims is not None:
         raise InputError(f"{path}: --dims names the axes of .npy and .mat files; this one tells its own")
     if path.suffix in bart.SUFFIXES:
@@ -56,7 +58,7 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
 
 def is_ismrmrd(path: Path) -> bool:
     """Return whether `open_kspace` takes a file as ISMRMRD; raises `InputError` as it does."""
-    if path.suffix in (*bart.SUFFIXES, *arrays.SUFFIXES, twix.SUFFIX) or any(
+    if path.suffix.lower() in (*bart.SUFFIXES, *arrays.SUFFIXES, twix.SUFFIX) or any(
         path.suffix.lower() == p.name for p in entry_points(group=GROUP)
     ):
         return False

@@ -74,9 +74,9 @@ def read(path: Path, dims: str | None) -> KSpaceStream:
     trajectory = Trajectory.parse(words) if at else None
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if variable and path.suffix == ".npy":
+    if variable and path.suffix.lower() == ".npy":
         raise InputError(f"--dims {dims}: {path} holds one array and no variable called {variable!r}")
-    array = _read_npy(path) if path.suffix == ".npy" else _read_mat(path, len(names), variable)
+    array = _read_npy(path) if path.suffix.lower() == ".npy" else _read_mat(path, len(names), variable)
     if array.ndim != len(names):
         raise InputError(f"{path}: an array of shape {array.shape} has not the {len(names)} axes {axes}")
     if array.dtype.kind != "c" or 0 in array.shape:
@@ -147,7 +147,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
 
 def _read_mat(path: Path, axes: int, variable: str, real: bool = False) -> NDArray[Any]:
     """Return the variable of a MATLAB file that is the k-space, or another one by its name."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         raise InputError(f"{path}: holds one array: give the trajectory as a .npy file, @FILE.npy:MATRIX")
     if h5py.is_hdf5(path):
         return _read_mat73(path, axes, variable, real)

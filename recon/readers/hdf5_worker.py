@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ MOST_COMPRESSED = 1100  # bytes that deflate makes of one at most, and a little
 FORKS = hasattr(os, "fork")
 LONGEST = 150  # seconds for an answer: who waits has given up before, unless it was killed itself
 SPARE, MOST_COPIES = 2**29, 8  # bytes that a file's process may take, and times the file's size beyond
+NOISE = 1 << 18  # the acquisition flag ISMRMRD numbers 19
 ALWAYS = 2**24  # bytes that are read whatever the file says of its size
 
 
@@ -80,7 +82,7 @@ def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:
                     data = file["kspace"]
                     send(answers, *describe_fastmri(file))
                     continue
-                name = "dataset" if "dataset" in names else names[0]
+                name = choose(file, names)
                 data = file[name]["data"]
                 check_size(data)
                 heads = read_heads(data, name)
@@ -133,6 +135,19 @@ def find(file: h5py.File) -> list[str]:
         shown = ", ".join(sorted(repr(name)[1:-1] for name in file)[:6]) or "nothing"
         raise UnusableError(f"an HDF5 file without ISMRMRD or fastMRI raw data (it holds {shown})")
     return sorted(found)
+
+
+def choose(file: h5py.File, names: list[str]) -> str:
+    """Return the group to read: "dataset", or the lowest number, of those with more than noise scans."""
+    numbered = {name: [int(n) for n in re.findall(r"\d+", name)] for name in names}
+    ordered = sorted(names, key=lambda name: (name != "dataset", numbered[name], name))
+    for name in ordered if len(names) > 1 else []:
+        rows = file[name]["data"]
+        check_size(rows)
+        heads = rows.fields("head")[:].ravel()
+        if "flags" in (heads.dtype.names or ()) and (heads["flags"] & NOISE == 0).any():
+            return name
+    return ordered[0]
 
 
 def read_heads(rows: h5py.Dataset, name: str) -> NDArray[np.void]:

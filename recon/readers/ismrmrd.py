@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.readers.absent import Absent, lines_note, samples_note, zero_ends
 from mri_qpan.recon.readers.array_trajectory import short_notes
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_checks import name_of
@@ -196,7 +197,7 @@ def _images(file: AcquisitionSource, planned: Plan, memory: int | None) -> Itera
 def _image(
     file: AcquisitionSource, planned: Plan, index: Index, rows: Rows, noise: NDArray[np.complex128] | None
 ) -> KSpace:
-    data, counts, empty = _average(file, planned, index, rows)
+    data, counts, found = _average(file, planned, index, rows)
     calib = calib_mask = None
     calib_rows = planned.calibration_rows(index)
     if calib_rows.size:
@@ -214,13 +215,8 @@ def _image(
         calib=calib,
         calib_mask=calib_mask,
         noise_covariance=None if noise is None else noise.astype(np.complex64),
-        notes=(*planned.notes(index), *_not_measured(empty)),
+        notes=(*planned.notes(index), *found),
     )
-
-
-def _not_measured(empty: int) -> list[str]:
-    """Say how many lines a file holds of zeros alone."""
-    return [f"{empty} lines are zero in every channel: taken as not measured"] if empty else []
 
 
 def _exceeds(memory: int, planned: Plan, index: Index) -> bool:
@@ -253,9 +249,17 @@ def _slabs(
     width = planned.recon_shape(index)[2] if complete else encoded
 
     def spool(rows: Rows) -> Spool:
-        return _spool(file, planned, index, rows, memory, width, None if complete else span)
+        return _spool(file, planned, index, rows, memory, width, None if complete else span, cut)
 
+    cut = (0, 0)
     imaging = spool(planned.images[index])
+    cut = zero_ends(imaging.spectrum > 0)
+    found = lines_note(imaging.empty)
+    if any(cut):
+        found.append(samples_note(sum(cut) / imaging.spectrum.size))
+        # Zeros where an asymmetric echo has no samples: one of that span.
+        complete, width, span = False, encoded, (span[0] + cut[0], span[1] - cut[1])
+        imaging = spool(planned.images[index])
     calib_rows = planned.calibration_rows(index)
     calibration = spool(calib_rows) if calib_rows.size else None
     if noise is not None and imaging.counts.any():
@@ -271,7 +275,7 @@ def _slabs(
         calib=None if calibration is None else empty,
         calib_mask=None if calibration is None else (calibration.counts > 0)[..., None],
         noise_covariance=None if noise is None else noise.astype(np.complex64),
-        notes=(*planned.notes(index), *_not_measured(imaging.empty)),
+        notes=(*planned.notes(index), *found),
         width=width,
         span=None if complete else span,
         imaging=imaging,
@@ -287,6 +291,7 @@ def _spool(
     memory: int,
     width: int,
     span: tuple[int, int] | None,
+    cut: tuple[int, int],
 ) -> Spool:
     heads, grid, reverse = file.heads, planned.grids[index.encoding], planned.measurement.reverse
     spool = Spool(grid.z[rows], grid.y[rows], (*grid.shape[:2], width), span)
@@ -296,20 +301,21 @@ def _spool(
         block = []
         for row, line in _lines(file, rows[start : start + several]):
             kept = line[:, heads["discard_pre"][row] : line.shape[1] - heads["discard_post"][row]]
-            block.append(kept[:, ::-1] if reverse[row] else kept)
+            kept = kept[:, ::-1] if reverse[row] else kept
+            block.append(kept[:, cut[0] : kept.shape[1] - cut[1]])
         spool.write(np.stack(block))
     return spool
 
 
 def _average(
     file: AcquisitionSource, planned: Plan, index: Index, rows: Rows
-) -> tuple[NDArray[np.complex64], NDArray[np.uint16], int]:
+) -> tuple[NDArray[np.complex64], NDArray[np.uint16], list[str]]:
     """Average lines on the grid.
 
     Returns
     -------
-    Samples (coil, z, y, x), how many went into each, (z, y, x), and how many lines were left out because they
-    are zero in every channel, as tools write those that they undersample.
+    Samples (coil, z, y, x), how many went into each, (z, y, x), and notes on what was left out because it
+    is zero in every channel.
     """
     heads, grid, reverse = file.heads, planned.grids[index.encoding], planned.measurement.reverse
     shape = int(heads["active_channels"][rows[0]]), *grid.shape
@@ -318,19 +324,18 @@ def _average(
     except MemoryError as error:
         shown = " x ".join(map(str, shape))
         raise InputError(f"{file.path}: {shown} samples (coil, z, y, x) do not fit into memory") from error
-    empty = 0
+    absent = Absent(counts)
     for row, line in _lines(file, rows):
         kept = line[:, heads["discard_pre"][row] : line.shape[1] - heads["discard_post"][row]]
+        kept = kept[:, ::-1] if reverse[row] else kept
         here = grid.z[row], grid.y[row], slice(grid.start[row], grid.stop[row])
-        if not kept.any():
-            counts[here] -= 1
-            empty += 1
-            continue
+        absent.note(here, kept)
         place = data[:, *here]
-        place += kept[:, ::-1] if reverse[row] else kept
+        place += kept
+    notes = absent.finish()
     if counts.max() > 1:
         data /= np.maximum(counts, 1).astype(np.float32)
-    return data, counts, empty
+    return data, counts, notes
 
 
 def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[KSpace]:

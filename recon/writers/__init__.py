@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import OptionError
 from mri_qpan.recon.kspace import ImageSeries
 from mri_qpan.recon.writers.animation import write_animation
 from mri_qpan.recon.writers.arrays import write_cfl_pair, write_fastmri, write_npy
@@ -69,7 +69,7 @@ def find_formats(names: Sequence[str]) -> dict[str, Format]:
 
     Raises
     ------
-    InputError
+    OptionError
         If a name is unknown.
     """
     known = FORMATS | {
@@ -77,5 +77,5 @@ def find_formats(names: Sequence[str]) -> dict[str, Format]:
     }
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise InputError(f"no format called {unknown[0]!r}: choose from {', '.join(known)}")
+        raise OptionError(f"no format called {unknown[0]!r}: choose from {', '.join(known)}")
     return {name: known[name] for name in names}

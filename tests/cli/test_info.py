@@ -13,7 +13,7 @@ from mri_qpan.cli.main import app
 KSPACE = random_kspace(4, 24, 32)
 
 
-def info(*files: Path) -> dict[str, str]:
+def info(*files: Path | str) -> dict[str, str]:
     """The rows of the last file, those of one name joined."""
     result = CliRunner().invoke(app, ["info", *map(str, files)], catch_exceptions=False)
     assert result.exit_code == 0
@@ -40,6 +40,14 @@ class TestInfo:
         assert rows["noise scan"] == "none"
         assert "no noise scan" in rows["note"]
         assert "oversampling" not in rows
+
+    def test_the_first_image_that_is_not_blank_tells(self, tmp_path):
+        series = np.stack([0 * KSPACE, KSPACE])
+        np.save(tmp_path / "scan.npy", series)
+        rows = info(tmp_path / "scan.npy", "--dims", "slice,coil,y,x")
+        assert rows["sampling"].startswith("100.0% of the matrix")
+        np.save(tmp_path / "zeros.npy", 0 * series)
+        assert info(tmp_path / "zeros.npy", "--dims", "slice,coil,y,x")["problem"] == "every sample is zero"
 
     def test_everything_at_once(self, path):
         noise = line(random_kspace(4, 64), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT], dwell=5)

@@ -32,6 +32,21 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, error: type[BaseExceptio
     assert (tmp_path / "a").read_text() == "old"
 
 
+def test_a_folder_in_the_place_of_a_file_moves_none(tmp_path: Path) -> None:
+    (tmp_path / "b.png").mkdir()
+    (tmp_path / "a.h5").write_text("old")
+
+    def write() -> None:
+        with staged(tmp_path) as stage:
+            for name in ("a.h5", "b.png"):
+                (stage / name).write_text("new")
+
+    with pytest.raises(IsADirectoryError, match=r"b\.png is a folder"):
+        write()
+    assert (tmp_path / "a.h5").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.png"]
+
+
 def test_output_folder_is_made_or_refused(tmp_path: Path) -> None:
     assert output_folder(tmp_path / "new" / "deep").is_dir()
     file = tmp_path / "file"

@@ -52,6 +52,37 @@ def test_a_report_on_a_name_that_is_not_utf8(raw: Path, tmp_path: Path) -> None:
     assert "ller.h5" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("empty", [0, 2])
+def test_a_blank_image_loses_no_other(small_kspace: Maker, tmp_path: Path, empty: int) -> None:
+    series = [small_kspace(Index(slice=s), coils=1) for s in range(3)]
+    series[empty] = replace(series[empty], data=0 * series[empty].data)
+    write_raw(tmp_path / "scan.h5", series)
+    job = replace(ZERO_FILLED, formats=find_formats(["ismrmrd", "dicom", "nifti", "png", "npy"]), report=True)
+    record = reconstruct_file(tmp_path / "scan.h5", tmp_path, job)
+    (stem,) = {Path(name).stem for name in record["outputs"] if name.endswith(".npy")}
+    images = np.load(tmp_path / f"{stem}.npy")
+    assert [bool(image.any()) for image in images.reshape(3, -1)] == [s != empty for s in range(3)]
+    full = small_kspace(Index(slice=1), coils=1)
+    np.testing.assert_allclose(images[1].squeeze(), ifft_numpy(full.data, (-2, -1))[0, 0], atol=1e-5)
+    assert record["warnings"] == [f"slice {empty}: every sample is zero, and so is its image"]
+    assert record["mask_ratio"] == 1
+    assert record["residual"] < 1e-5
+    assert isinstance(record["mask_hash"], str)
+    planes = [pydicom.dcmread(path) for path in sorted(tmp_path.glob("*.dcm"))]
+    assert [bool(plane.pixel_array.any()) for plane in planes] == [s != empty for s in range(3)]
+    with pytest.raises(ReconError, match="refused as --strict asks"):
+        reconstruct_file(tmp_path / "scan.h5", tmp_path, replace(job, strict=True))
+
+
+def test_a_file_of_zeros_is_bad_input(small_kspace: Maker, tmp_path: Path) -> None:
+    blank = small_kspace(Index(), coils=1)
+    np.save(tmp_path / "zeros.npy", np.zeros_like(blank.data[:, 0]))
+    job = replace(ZERO_FILLED, dims="coil,y,x")
+    with pytest.raises(InputError, match="every sample is zero"):
+        reconstruct_file(tmp_path / "zeros.npy", tmp_path, job)
+    assert names(tmp_path) == ["zeros.npy"]
+
+
 def test_a_name_too_long_for_outputs_is_bad_input(raw: Path, tmp_path: Path) -> None:
     scan = tmp_path / f"{'a' * 250}.h5"
     shutil.copy(raw, scan)

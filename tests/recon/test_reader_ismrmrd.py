@@ -167,6 +167,32 @@ class TestPlacement:
         np.testing.assert_allclose(image.data[:, 0], masked, rtol=1e-6)
         assert "3 lines are zero in every channel: taken as not measured" in image.notes
 
+    def test_the_zeros_before_an_asymmetric_echo_were_not_measured(self, path):
+        padded = KSPACE.copy()
+        padded[..., :3] = 0
+        image = only(write(path, XML, [*lines(KSPACE, rows=(0,)), *lines(padded, rows=range(1, NY))]))
+        assert image.mask[0, 0].all()
+        assert not image.mask[0, 1:, :3].any()
+        assert image.mask[0, 1:, 3:].all()
+        assert any(
+            "of the samples are zero in every channel: taken as not measured" in n for n in image.notes
+        )
+
+    def test_samples_of_zeros_within_lines_were_not_measured(self, path):
+        seen = np.random.default_rng(5).random((NY, NX)) < 0.5
+        seen[:, 0] = True
+        both = [*lines(KSPACE * seen), *lines(KSPACE * seen)]
+        image = only(write(path, XML, both))
+        assert np.array_equal(image.mask[0], seen)
+        np.testing.assert_allclose(image.data[:, 0], KSPACE * seen, rtol=1e-6)
+
+    def test_a_rounded_zero_was_measured(self, path):
+        wide = random_kspace(2, NY, 40)
+        wide[:, 2, 7] = wide[:, 3, 0] = 0
+        image = only(write(path, header_xml((40, NY, 1), (40, NY, 1)), lines(wide)))
+        assert image.mask.all()
+        assert not any("not measured" in note for note in image.notes)
+
 
 class TestCalibrationAndNoise:
     def test_separate_calibration_lines(self, path):

@@ -37,6 +37,13 @@ class TestFilesInTheWild:
         np.testing.assert_array_equal(image.data[:, 0], KSPACE)
         assert any("several datasets" in note for note in image.notes)
 
+    def test_a_dataset_of_noise_scans_is_not_the_scan(self, path):
+        noise = line(random_kspace(2, 64), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        write(path, XML, [noise], dataset="dataset_1")
+        write(path, XML, lines(2 * KSPACE), dataset="dataset_10")
+        write(path, XML, lines(KSPACE), dataset="dataset_2")
+        np.testing.assert_array_equal(only(path).data[:, 0], KSPACE)
+
     def test_matrix_written_as_decimals(self, path):
         xml = header_xml((f"{NX}.0", f"{NY}.0", "1.0"))
         image = only(write(path, xml, lines(KSPACE)))

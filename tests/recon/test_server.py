@@ -65,6 +65,15 @@ class TestGoodSessions:
         first, second = images(talk(serve(), ConfigFile("default"), HeaderText(XML), *made))
         np.testing.assert_allclose(second.data, 2 * first.data.astype(int), atol=2)
 
+    def test_a_blank_slice_is_sent_and_sets_no_scale(self, serve) -> None:
+        made = [a for s in range(3) for a in flagged(min(s, 1) * KSPACE, slice=s)]
+        answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *made)
+        blank, first, second = images(answer)
+        assert not blank.data.any()
+        assert first.data.max() > 100
+        assert np.array_equal(first.data, second.data)
+        assert "slice 0: every sample is zero" in texts(answer)
+
     @pytest.mark.parametrize("flag", [ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT, None])
     def test_slices_that_end_together(self, serve, flag) -> None:
         made = [a for s in range(2) for a in lines((s + 1) * KSPACE, slice=s)]

@@ -84,6 +84,31 @@ def test_lines_of_zeros_were_not_measured_in_parts_either(tmp_path: Path) -> Non
     assert error < 0.01 * np.linalg.norm(wanted.image.data)
 
 
+def test_the_zeros_before_an_asymmetric_echo_were_not_measured_in_parts_either(tmp_path: Path) -> None:
+    kspace = volume(SHAPE, 4, np.ones(SHAPE[:2], bool))
+    data = kspace.data.copy()
+    data[..., : SHAPE[2] // 5] = 0
+    path = tmp_path / "echo.h5"
+    write_raw(path, [replace(kspace, data=data, mask=np.ones_like(kspace.mask))])
+    found, wanted = both(path, "zero-filled")
+    assert found.figures.ratio == wanted.figures.ratio == pytest.approx(1 - (SHAPE[2] // 5) / SHAPE[2])
+    assert any("18.8% of the samples are zero" in note for note in found.notes)
+    error = np.linalg.norm(abs(found.image.data) - abs(wanted.image.data))
+    assert error < 0.02 * np.linalg.norm(wanted.image.data)
+
+
+def test_parts_of_a_few_columns_have_the_maps_of_the_whole(file: Path) -> None:
+    (parts,) = open_kspace(file, memory=MEMORY // 4)
+    (whole,) = open_kspace(file)
+    assert isinstance(parts, Slabs)
+    assert min(part.stop - part.start for part in parts_of(parts, MEMORY // 4)) < 8
+    run = get_method("cg-sense")
+    found, wanted = reconstruct_slabs(parts, run, MEMORY // 4), reconstruct(whole, run)
+    assert any("coil maps by ESPIRiT" in note for note in found.notes)
+    assert not any("no calibration region" in note for note in found.notes)
+    assert apart(found, wanted) < 0.01
+
+
 @pytest.mark.parametrize(
     ("method", "tolerance"), [("zero-filled", 1e-3), ("cg-sense", 5e-3), ("qpan+-3bit", 0.01)]
 )
