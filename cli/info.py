@@ -221,6 +221,8 @@ def _phase(found: Sampling) -> str:
 def _lines(axis: Axis, name: str) -> str:
     if axis.acquired == axis.size:
         return f"all {axis.size} {name}"
+    if axis.acquired == axis.last - axis.first + 1:
+        return f"{axis.acquired} of {axis.size} {name}, numbers {axis.first} to {axis.last}"
     spacing = f"every {_ordinal(axis.spacing)}" if axis.spacing else "irregular"
     centre = f", {axis.centre} complete at the centre" if axis.centre > 1 else ""
     return f"{axis.acquired} of {axis.size} {name}, {spacing}{centre}"

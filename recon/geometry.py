@@ -27,6 +27,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 DIRECTION_TOLERANCE = 1e-3
 SPACING_TOLERANCE_MM = 0.05
+STEEPEST = 0.5  # share along the normal, of the step to the next slice, below which it lies beside this one
 
 
 def voxel_size(geometry: Geometry, shape: Shape) -> tuple[float, float, float]:
@@ -85,7 +86,7 @@ def stack(images: Sequence[Image]) -> tuple[list[Image], Array]:
     Raises
     ------
     ReconError
-        If the slices are not parallel and evenly spaced, as a volume's must be.
+        If the slices are not parallel, evenly spaced and above each other, as a volume's must be.
     """
     first = images[0]
     affine = affine_lps(first.geometry, first.data.shape)
@@ -101,6 +102,8 @@ def stack(images: Sequence[Image]) -> tuple[list[Image], Array]:
     ideal = positions[0] + np.arange(len(images))[:, None] * step
     if np.abs(positions - ideal).max() > SPACING_TOLERANCE_MM:
         raise ReconError("the slices are not evenly spaced, so they do not make one volume")
+    if step @ np.array(first.geometry.slice_dir) < STEEPEST * np.linalg.norm(step):
+        raise ReconError("the slices lie beside each other in their plane, so they do not make one volume")
     affine[:3, 2] = step
     affine[:3, 3] += positions[0] - np.array(first.geometry.position)
     return [images[i] for i in order], affine

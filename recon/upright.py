@@ -8,6 +8,7 @@ and the front on the left. Every voxel keeps its place in the patient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeVar
@@ -15,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_qpan.recon.geometry import Shape, voxel_size
+from mri_qpan.recon.geometry import DIRECTION_TOLERANCE, Shape, voxel_size
 from mri_qpan.recon.kspace import Geometry, Image, Vector
 
 LEFT, BACK, FOOT = np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), np.array([0, 0, -1.0])
@@ -51,7 +52,8 @@ class Turn:
 def turn_of(geometry: Geometry) -> Turn:
     """Return the turn that shows a plane as radiology does; of equally good ones the least."""
     read, phase = np.array(geometry.read_dir), np.array(geometry.phase_dir)
-    right, down = VIEWS[int(np.abs(np.cross(read, phase)).argmax())]
+    normal = np.abs(np.cross(read, phase))
+    right, down = VIEWS[int((normal > normal.max() - TIE).argmax())]
     best, found = -np.inf, Turn(False, (False, False))
     for swapped, up, left in product((False, True), repeat=3):
         y, x = (read, phase) if swapped else (phase, read)
@@ -61,9 +63,24 @@ def turn_of(geometry: Geometry) -> Turn:
     return found
 
 
-def upright(image: Image) -> Image:
-    """Return an image turned by its `turn_of`, each voxel where it was in the patient."""
-    turn = turn_of(image.geometry)
+def turns_of(images: Sequence[Image]) -> list[Turn]:
+    """Return the turns of a series' images, one for all of nearly the same directions: the first one's."""
+    found: list[tuple[NDArray[np.float64], Turn]] = []
+    turns = []
+    for geometry in (image.geometry for image in images):
+        axes = np.array([geometry.read_dir, geometry.phase_dir])
+        same = (turn for other, turn in found if np.abs(axes - other).max() <= DIRECTION_TOLERANCE)
+        turn = next(same, None)
+        if turn is None:
+            turn = turn_of(geometry)
+            found.append((axes, turn))
+        turns.append(turn)
+    return turns
+
+
+def upright(image: Image, turn: Turn | None = None) -> Image:
+    """Return an image turned, by its own `turn_of` or its series', each voxel where it was in the patient."""
+    turn = turn_of(image.geometry) if turn is None else turn
     return Image(turn.apply(image.data), _turned(image, turn), image.index, image.stamp)
 
 

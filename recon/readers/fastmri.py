@@ -2,7 +2,8 @@
 
 `kspace` is (slice, coil, x, y), or (slice, x, y) for one coil, with the readout before the phase encoding:
 images are its transpose here. `mask` names the acquired lines where the challenge left some out; the columns
-that pad the matrix are zeros in the file (`encodingLimits` of its ISMRMRD header say the same).
+that pad the matrix are zeros in the file (`encodingLimits` of its ISMRMRD header say the same), and so are
+the samples that pad asymmetric echoes.
 """
 
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
+from mri_qpan.recon.readers.absent import Absent
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, parse_header
+from mri_qpan.recon.readers.mrd_plan import asked_for, uninterpolated
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
@@ -91,28 +94,24 @@ def _target(
     """Return the matrix (z, y, x) to deliver and its place."""
     if encoding is None:
         return (1, ny, nx), Geometry((float(nx), float(ny), 1.0))
-    wanted_x, wanted_y, _ = encoding.recon.matrix
-    x, y = min(wanted_x, nx), min(wanted_y, ny)
-    if (x, y) != (wanted_x, wanted_y):
-        notes.append(
-            f"the header wants {wanted_x} x {wanted_y} pixels, k-space has {nx} x {ny}: cropped to {x} x {y}"
-        )
-    fov = encoding.recon.fov
-    if fov is None:
+    encoded, recon = encoding.encoded, encoding.recon
+    measured = encoded.fov if encoded.matrix[:2] == (nx, ny) else None
+    if recon.fov is None and measured is None:
         notes.append("the header has no field of view: pixels taken as 1 mm")
-        fov = (float(wanted_x), float(wanted_y), 1.0)
     notes.append("fastMRI's files tell no position in the patient")
-    dx, dy = fov[0] / wanted_x, fov[1] / wanted_y
-    encoded = encoding.encoded
-    if encoded.fov is not None and encoded.matrix[:2] == (nx, ny):
-        measured = encoded.fov[0] / nx, encoded.fov[1] / ny
-        if abs(dx / measured[0] - 1) > PIXEL_TOLERANCE or abs(dy / measured[1] - 1) > PIXEL_TOLERANCE:
-            dx, dy = measured
-            notes.append(
-                f"the header's reconSpace asks for other pixels than were encoded: delivered with {dx:.4g} x "
-                f"{dy:.4g} mm, uninterpolated"
-            )
-    return (1, y, x), Geometry((dx * x, dy * y, fov[2]))
+    sizes, lengths = [], []
+    for axis, n, wanted in ((0, nx, recon.matrix[0]), (1, ny, recon.matrix[1])):
+        size, asked = min(wanted, n), None if recon.fov is None else recon.fov[axis] / wanted
+        pixel = asked or 1.0
+        if measured is not None and (asked is None or abs(asked * n / measured[axis] - 1) > PIXEL_TOLERANCE):
+            pixel = measured[axis] / n
+            if asked is not None:
+                size = uninterpolated(n, measured[axis], wanted, asked * wanted)
+        notes += asked_for(wanted, size, "xy"[axis])
+        sizes.append(size)
+        lengths.append(pixel * size)
+    (_, _, thickness) = recon.fov or measured or (0.0, 0.0, 1.0)
+    return (1, sizes[1], sizes[0]), Geometry((lengths[0], lengths[1], thickness))
 
 
 def _slice(
@@ -126,5 +125,10 @@ def _slice(
     data = np.ascontiguousarray(samples.transpose(0, 2, 1))[:, None]
     found = lines & data.any(axis=(0, 1, 3))
     data[:, :, ~found] = 0
-    mask = np.broadcast_to(found[None, :, None], data.shape[1:]).copy()
-    return KSpace(data, mask, recon_shape, geometry, index, notes=notes)
+    counts = np.zeros(data.shape[1:], np.uint16)
+    counts[:, found] = 1
+    absent = Absent(counts)
+    for y in np.flatnonzero(found):
+        absent.note((0, y), data[:, 0, y])
+    said = absent.finish()
+    return KSpace(data, counts > 0, recon_shape, geometry, index, notes=(*notes, *said))

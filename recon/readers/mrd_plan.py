@@ -413,10 +413,17 @@ def geometry_of(head: np.void, fov: Vector) -> tuple[Geometry, tuple[str, ...]]:
     lengths = np.linalg.norm(axes, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         axes /= lengths[:, None]
-    if not np.allclose(axes @ axes.T, np.eye(3), atol=1e-2):
+    (lacking,) = np.nonzero(lengths == 0)
+    if lacking.size == 1:
+        missing = int(lacking[0])
+        names = ("read", "phase", "slice")
+        first, second = (missing + 1) % 3, (missing + 2) % 3
+        axes[missing] = np.cross(axes[first], axes[second])
         notes.append(
-            "the acquisitions give no usable directions: read, phase, slice taken as patient x, y, z"
+            f"the acquisitions give no {names[missing]} direction: taken as {names[first]} x {names[second]}"
         )
+    if not np.allclose(axes @ axes.T, np.eye(3), atol=1e-2):
+        notes = ["the acquisitions give no usable directions: read, phase, slice taken as patient x, y, z"]
         axes = np.eye(3)
     position, table = (np.array(head[name], np.float64) for name in ("position", "patient_table_position"))
     if not (np.isfinite(position).all() and np.isfinite(table).all()):

@@ -17,9 +17,9 @@ from PIL import Image as Picture
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.kspace import Image, ImageSeries
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
-from mri_qpan.recon.upright import upright
+from mri_qpan.recon.upright import turns_of, upright
 from mri_qpan.recon.writers.moments import TICK_MS, counts_ticks, one_shot
-from mri_qpan.recon.writers.png import Tile, aspect_of, label, sheet, title, varying
+from mri_qpan.recon.writers.png import Tile, aspect_of, fitting_labels, sheet, title, varying
 from mri_qpan.recon.writers.window import display_range
 
 WIDTH = 1024
@@ -52,7 +52,7 @@ def write_animation(path: Path, series: ImageSeries) -> None:
         If it has one frame alone.
     """
     frames: dict[Time, dict[Place, Image]] = {}
-    for image in map(upright, series.images):
+    for image in map(upright, series.images, turns_of(series.images)):
         i = image.index
         for z in range(image.data.shape[0]):
             frames.setdefault((i.repetition, i.phase), {})[i.contrast, i.set, i.slice, z] = image
@@ -132,17 +132,18 @@ def _pictures(
         if step is None
         else f"frame time {step:.4g} ms ({source})"
     )
-    heading = [*title(series), said]
+    labels, remarks = fitting_labels([(examples[p], p[-1]) for p in places], shared, columns, WIDTH)
+    heading = [*title(series), said, *remarks]
     for number, (time, frame) in enumerate(sorted(frames.items()), start=1):
         tiles: list[Tile] = []
-        for place in places:
+        for place, words in zip(places, labels, strict=True):
             image, z = examples[place], place[-1]
             pixels = (
                 np.abs(frame[place].data[z]) if place in frame else np.zeros(image.data.shape[1:], np.float32)
             )
             # The frame's line under the first picture alone, where it may be wider than a small one.
             line = "" if tiles else _moment(number, len(frames), time, step)
-            tiles.append(Tile(pixels / high, aspect_of(image), (label(image, z, shared), line)))
+            tiles.append(Tile(pixels / high, aspect_of(image), (words, line)))
         rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
         yield sheet(rows, heading, WIDTH)
 

@@ -19,8 +19,9 @@ from mri_qpan.errors import ReconError
 from mri_qpan.recon.geometry import Array, affine_lps, stack, volumes, voxel_size
 from mri_qpan.recon.kspace import Image, ImageSeries, Quantity
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
-from mri_qpan.recon.upright import turn_of, upright
+from mri_qpan.recon.upright import turns_of, upright
 from mri_qpan.recon.writers.moments import trigger_times
+from mri_qpan.recon.writers.png import counted, varying
 from mri_qpan.recon.writers.window import window_of
 
 if TYPE_CHECKING:
@@ -49,12 +50,15 @@ TEXTS = {
 }
 """DICOM keyword: path in the ISMRMRD header, longest value that DICOM allows."""
 
+PERSONS = ("PatientName", "ReferringPhysicianName")
+
 DATES = {
     "PatientBirthDate": "subjectInformation/patientBirthdate",
     "StudyDate": "studyInformation/studyDate",
     "SeriesDate": "measurementInformation/seriesDate",
 }
 TIMES = {"StudyTime": "studyInformation/studyTime", "SeriesTime": "measurementInformation/seriesTime"}
+EARLIEST = 1000  # year; those before stand for none, as 0001-01-01 of anonymisers
 NUMBERS = {
     "PatientWeight": ("subjectInformation/patientWeight_kg", 1.0),
     "MagneticFieldStrength": ("acquisitionSystemInformation/systemFieldStrength_T", 1.0),
@@ -82,7 +86,8 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     units are often so small that a window in them would be narrower than DICOM allows. They stand in the
     RealWorldValueMappingSequence. Of maps that are pure numbers (SNR, g-factor) RescaleSlope gives the
     numbers, so that a viewer's region of interest reads them. Images of a cine say when after the trigger
-    they were measured, where their time stamps do (`trigger_times`).
+    they were measured, where their time stamps do (`trigger_times`). Repetitions, phases and sets are
+    temporal positions, numbered in this order; ImageComments have their counters.
 
     Patient, study, equipment and sequence come from the ISMRMRD header, and with it the study's UID where it
     has one: otherwise series of one input share one made from the input's path and header. Every file has a
@@ -113,12 +118,21 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     common.WindowWidth = _decimal(max(1.0, (high - low) / unit))
     common.RealWorldValueMappingSequence = [_real_world(least, slope, series.quantity)]
     triggered = trigger_times(series.images, header)
-    encoded = {i.index: "ROW" if turn_of(i.geometry).swapped else "COL" for i in series.images}
-    for number, (image, plane, affine) in enumerate(_planes([upright(i) for i in series.images]), start=1):
+    turns = turns_of(series.images)
+    encoded = {i.index: "ROW" if t.swapped else "COL" for i, t in zip(series.images, turns, strict=True)}
+    turned = [upright(i, t) for i, t in zip(series.images, turns, strict=True)]
+    moments = sorted({_moment(i) for i in turned})
+    names = varying([i.index for i in turned])
+    comment = str(common.ImageComments)
+    for number, (image, plane, affine) in enumerate(_planes(turned), start=1):
         dataset = _file(common)
         _describe(dataset, header, image, number)
+        dataset.TemporalPositionIdentifier = moments.index(_moment(image)) + 1
+        dataset.NumberOfTemporalPositions = len(moments)
+        dataset.ImageComments = "; ".join([comment, *counted(image.index, names)])
         if image.index in triggered:
             dataset.TriggerTime = _decimal(triggered[image.index])
+        dataset.ScanOptions = "CG" if image.index in triggered else ""  # cardiac gating
         _place(dataset, image, affine, plane)
         dataset.InPlanePhaseEncodingDirection = encoded[image.index]
         pixels = series.pixels(image)[plane if image.data.shape[0] > 1 else 0]
@@ -167,6 +181,11 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
+def _moment(image: Image) -> tuple[int, int, int]:
+    """Return what tells images of one place and contrast apart."""
+    return image.index.repetition, image.index.phase, image.index.set
+
+
 def _planes(images: list[Image]) -> Iterator[tuple[Image, int, Array]]:
     """Yield every plane: its image, its number along the volume, and the volume's affine."""
     for volume in volumes(images):
@@ -199,7 +218,8 @@ def _common(header: Element, series: ImageSeries) -> Dataset:
     for keyword, (place, longest) in TEXTS.items():
         value = text_of(header, place)
         if value is not None:
-            setattr(dataset, keyword, " ".join(value.replace("\\", "/").split())[:longest])
+            text = " ".join(value.replace("\\", "/").split())
+            setattr(dataset, keyword, _person(text, longest) if keyword in PERSONS else text[:longest])
     for keyword, place in DATES.items():
         _set_moment(dataset, keyword, text_of(header, place), "%Y-%m-%d", "%Y%m%d")
     for keyword, place in TIMES.items():
@@ -216,7 +236,7 @@ def _common(header: Element, series: ImageSeries) -> Dataset:
     dataset.PatientPosition = position if position[:2] in ("HF", "FF") and len(position) < 5 else ""
     dataset.SeriesNumber = _series_number(series)
     dataset.SeriesDescription = f"{dataset.get('ProtocolName', '')} {origin['method']}".strip()[-64:]
-    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "RM", "NONE", ""
+    dataset.SequenceVariant = "NONE"
     deep = any(image.data.shape[0] > 1 for image in series.images)
     dataset.MRAcquisitionType = "3D" if deep else "2D"
     dataset.EchoTrainLength = None
@@ -300,7 +320,6 @@ def _describe(dataset: Dataset, header: Element, image: Image, number: int) -> N
     dataset.InstanceCreationTime = dataset.ContentTime = now.strftime("%H%M%S")
     dataset.InstanceNumber = number
     dataset.AcquisitionNumber = image.index.repetition + 1
-    dataset.TemporalPositionIdentifier = image.index.repetition + 1
     dataset.EchoNumbers = image.index.contrast + 1
     dataset.RepetitionTime = dataset.EchoTime = None
     for keyword, name in PARAMETERS.items():
@@ -309,6 +328,10 @@ def _describe(dataset: Dataset, header: Element, image: Image, number: int) -> N
             values *= image.index.contrast + 1
         if image.index.contrast < len(values):
             _set_number(dataset, keyword, values[image.index.contrast], 1.0)
+    inverts = bool(dataset.get("InversionTime"))
+    dataset.ScanningSequence = ["RM", "IR"] if inverts else "RM"
+    if not inverts and "InversionTime" in dataset:
+        del dataset.InversionTime
 
 
 def _place(dataset: Dataset, image: Image, affine: Array, plane: int) -> None:
@@ -317,7 +340,7 @@ def _place(dataset: Dataset, image: Image, affine: Array, plane: int) -> None:
     first = affine @ [0, 0, plane, 1]
     dataset.PixelSpacing = [_decimal(y), _decimal(x)]
     dataset.SliceThickness = _decimal(z)
-    dataset.SpacingBetweenSlices = _decimal(float(np.linalg.norm(affine[:3, 2])))
+    dataset.SpacingBetweenSlices = _decimal(float(abs(affine[:3, 2] @ np.array(geometry.slice_dir))))
     dataset.ImagePositionPatient = [_decimal(v) for v in first[:3]]
     dataset.ImageOrientationPatient = [_decimal(v) for v in (*geometry.read_dir, *geometry.phase_dir)]
     dataset.SliceLocation = _decimal(float(first[:3] @ np.array(geometry.slice_dir)))
@@ -330,6 +353,12 @@ def _set_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
     dataset.PixelRepresentation = 0
     dataset.PixelData = pixels.astype("<u2").tobytes()
+
+
+def _person(name: str, longest: int) -> str:
+    """Return what DICOM takes of a name: three ways to write it, of five parts each."""
+    ways = ["^".join(way.split("^")[:5])[:longest] for way in name.split("=")[:3]]
+    return "=".join(ways)
 
 
 def _sex(header: Element) -> str:
@@ -364,9 +393,11 @@ def _content(name: str) -> str:
 
 def _set_moment(dataset: Dataset, keyword: str, value: str | None, written: str, wanted: str) -> None:
     try:
-        setattr(dataset, keyword, datetime.strptime(value or "", written).strftime(wanted))
+        moment = datetime.strptime(value or "", written)
     except ValueError:  # a date that is none stays empty
         return
+    if moment.year >= EARLIEST:
+        setattr(dataset, keyword, moment.strftime(wanted))
 
 
 def _set_number(dataset: Dataset, keyword: str, value: str | None, factor: float) -> None:

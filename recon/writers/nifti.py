@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError, ReconError
-from mri_qpan.recon.geometry import LPS_TO_RAS, stack, volumes
+from mri_qpan.recon.geometry import LPS_TO_RAS, SPACING_TOLERANCE_MM, stack, volumes
 from mri_qpan.recon.kspace import Image, ImageSeries
 from mri_qpan.recon.readers.mrd_header import parse_xml
 from mri_qpan.recon.writers.animation import frame_time
@@ -24,7 +24,8 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
 
     Repetitions, contrasts, phases and sets become the fourth dimension, in this order; its step in seconds is
     given where the file tells it (see `animation.frame_time`), else 0. The affine follows `recon.geometry`,
-    turned from LPS to NIfTI's RAS axes.
+    turned from LPS to NIfTI's RAS axes. Slices staggered within their planes make a sheared one, which a
+    qform cannot hold: its code is 0 then.
 
     Parameters
     ----------
@@ -36,7 +37,8 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
     Raises
     ------
     ReconError
-        If the slices do not make one volume (not parallel, not evenly spaced, or differing in time).
+        If the slices do not make one volume (not parallel, not evenly spaced, beside each other, or differing
+        in time).
     """
     stacks = [stack(images) for images in volumes(series.images)]
     affine = stacks[0][1]
@@ -50,6 +52,9 @@ def write_nifti(path: Path, series: ImageSeries) -> None:
         nifti.header["pixdim"][4] = _seconds(path, series)
     nifti.set_sform(nifti.affine, SCANNER_ANATOMICAL)
     nifti.set_qform(nifti.affine, SCANNER_ANATOMICAL)
+    missed = np.abs(nifti.get_qform() - nifti.affine)[:3, :3] @ nifti.shape[:3]
+    if missed.max() > SPACING_TOLERANCE_MM:
+        nifti.set_qform(None)
     origin = series.provenance
     nifti.header["descrip"] = f"mri-qpan {origin['version']} {origin['method']}".encode()[:79]
     provenance = json.dumps(origin).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from mri_qpan.recon.geometry import voxel_size
 from mri_qpan.recon.kspace import Image, ImageSeries, Index
 from mri_qpan.recon.study import Study
-from mri_qpan.recon.upright import upright
+from mri_qpan.recon.upright import Turn, turns_of, upright
 from mri_qpan.recon.writers.window import display_range, window_of
 
 PAGE_WIDTH = 2048
@@ -54,14 +55,17 @@ def write_png(path: Path, series: ImageSeries) -> None:
     """
     low, high = window_of(series)
     names = varying([image.index for image in series.images])
+    turned = map(upright, series.images, turns_of(series.images))
+    planes = [(image, z) for image in turned for z in range(image.data.shape[0])]
+    columns = math.ceil(math.sqrt(len(planes)))
+    labels, remarks = fitting_labels(planes, names, columns)
     tiles = [
-        Tile((series.pixels(image)[z] - low) / (high - low), aspect_of(image), (label(image, z, names),))
-        for image in map(upright, series.images)
-        for z in range(image.data.shape[0])
+        Tile((series.pixels(image)[z] - low) / (high - low), aspect_of(image), (words,))
+        for (image, z), words in zip(planes, labels, strict=True)
     ]
-    columns = math.ceil(math.sqrt(len(tiles)))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
-    _save(path, rows, series, [] if series.quantity is None else [f"white: {high:.3g}"])
+    white = [] if series.quantity is None else [f"white: {high:.3g}"]
+    _save(path, rows, series, [*white, *remarks])
 
 
 def write_study_png(path: Path, series: ImageSeries, studies: Sequence[Study]) -> None:
@@ -78,15 +82,18 @@ def write_study_png(path: Path, series: ImageSeries, studies: Sequence[Study]) -
     """
     high = display_range([study.reference for study in studies])[1]
     names = varying([study.reference.index for study in studies])
+    turns = turns_of([study.reference for study in studies])
     rows = [
-        _study_row(study, z, high, names) for study in studies for z in range(study.reference.data.shape[0])
+        _study_row(study, turn, z, high, names)
+        for study, turn in zip(studies, turns, strict=True)
+        for z in range(study.reference.data.shape[0])
     ]
     _save(path, rows, series)
 
 
-def _study_row(study: Study, z: int, high: float, names: list[str]) -> list[Tile]:
+def _study_row(study: Study, turn: Turn, z: int, high: float, names: list[str]) -> list[Tile]:
     method = study.method
-    turned = [upright(i) for i in (study.reference, study.zero_filled, study.result.image)]
+    turned = [upright(i, turn) for i in (study.reference, study.zero_filled, study.result.image)]
     reference, zero_filled, image = (np.abs(i.data[z]) / high for i in turned)
     aspect = aspect_of(turned[0])
     return [
@@ -117,7 +124,40 @@ def varying(indices: list[Index]) -> list[str]:
 def label(image: Image, z: int, names: list[str]) -> str:
     """Return which plane this is, with the counters `names`."""
     place = f"slice {image.index.slice + 1}" if image.data.shape[0] == 1 else f"z {z + 1}"
-    return ", ".join([place, *(f"{name} {getattr(image.index, name) + 1}" for name in names)])
+    return ", ".join([place, *counted(image.index, names)])
+
+
+def counted(index: Index, names: list[str]) -> list[str]:
+    """Return the counters `names` of an image, from 1, in words."""
+    return [f"{name} {getattr(index, name) + 1}" for name in names]
+
+
+def fitting_labels(
+    planes: Sequence[tuple[Image, int]], names: list[str], columns: int, page_width: int = PAGE_WIDTH
+) -> tuple[list[str], list[str]]:
+    """Return what stands below the pictures of a sheet, and what to say of it above them.
+
+    Numbers alone where words would run into each other, and nothing where numbers do.
+
+    Parameters
+    ----------
+    planes
+        Images and which of their planes each picture shows.
+    names
+        The counters that labels have.
+    columns, page_width
+        Of the sheet.
+    """
+    side = _side(columns, page_width)
+    room = max(_size(aspect_of(image), side)[0] for image, _ in planes)
+    font = ImageFont.load_default(FONT_SIZE)
+    words = [label(image, z, names) for image, z in planes]
+    numbers = ["/".join(re.findall(r"\d+", line)) for line in words]
+    order = "/".join(["slice" if planes[0][0].data.shape[0] == 1 else "z", *names])
+    for labels, said in ((words, []), (numbers, [f"below each: {order}"])):
+        if max(map(font.getlength, labels)) <= room:
+            return labels, said
+    return [""] * len(planes), ["too many to label"]
 
 
 def _save(path: Path, rows: list[list[Tile]], series: ImageSeries, remarks: Sequence[str] = ()) -> None:
@@ -142,9 +182,9 @@ def title(series: ImageSeries) -> list[str]:
 def sheet(rows: list[list[Tile]], parts: list[str], page_width: int = PAGE_WIDTH) -> Picture.Image:
     """Return a page of labelled pictures, its title in parts above them that wrap where they must."""
     columns = max(len(row) for row in rows)
-    side = min(LARGEST_TILE, page_width // columns - MARGIN)
+    side = _side(columns, page_width)
     tiles = [tile for row in rows for tile in row]
-    sizes = [_size(tile, side) for tile in tiles]
+    sizes = [_size(tile.aspect, side) for tile in tiles]
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
     caption = max(len(tile.lines) for tile in tiles) * LINE_HEIGHT
     step = (width + MARGIN, height + caption + MARGIN)
@@ -177,11 +217,16 @@ def _wrapped(parts: list[str], width: int, font: Font) -> list[str]:
     return lines
 
 
-def _size(tile: Tile, side: int) -> tuple[int, int]:
+def _side(columns: int, page_width: int) -> int:
+    """Return the side in pixels of the square that a tile has."""
+    return min(LARGEST_TILE, page_width // columns - MARGIN)
+
+
+def _size(aspect: float, side: int) -> tuple[int, int]:
     """Return the width and height in pixels that a tile fills of a square."""
-    return max(1, round(side * min(1.0, tile.aspect))), max(1, round(side / max(1.0, tile.aspect)))
+    return max(1, round(side * min(1.0, aspect))), max(1, round(side / max(1.0, aspect)))
 
 
 def _picture(tile: Tile, side: int) -> Picture.Image:
     grey = np.round(255 * np.clip(tile.pixels, 0, 1)).astype(np.uint8)
-    return Picture.fromarray(grey).resize(_size(tile, side), Picture.Resampling.BICUBIC)
+    return Picture.fromarray(grey).resize(_size(tile.aspect, side), Picture.Resampling.BICUBIC)

@@ -200,6 +200,54 @@ def test_slices_that_are_no_volume_keep_their_own_places(tmp_path: Path) -> None
     assert [float(f.ImagePositionPatient[2]) for f in files] == [0, 1, 7]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("a=b=c=d", "a=b=c"),
+        ("a^b^c^d^e^f^g=A^B", "a^b^c^d^e=A^B"),
+        (f"{'n' * 70}={'m' * 70}", f"{'n' * 64}={'m' * 64}"),
+    ],
+)
+def test_a_name_of_more_parts_than_dicom_has_is_cut(tmp_path: Path, name: str, wanted: str) -> None:
+    named = series(contrasts=1, slices=1, xml=XML.replace("Doe^Jane", name))
+    assert written(tmp_path, named)[0].PatientName == wanted
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_date_that_stands_for_none_stays_empty(tmp_path: Path) -> None:
+    (file,) = written(tmp_path, series(contrasts=1, slices=1, xml=XML.replace("2026-01-31", "0001-01-01")))
+    assert file.StudyDate == ""
+    assert file.PatientBirthDate == "19800229"
+
+
+def test_phases_and_sets_are_told_apart(tmp_path: Path) -> None:
+    made = series(contrasts=1, slices=2)
+    images = [
+        replace(image, index=replace(image.index, repetition=r, phase=p, set=s))
+        for r in range(2)
+        for p in range(3)
+        for s in range(2)
+        for image in made.images
+    ]
+    files = written(tmp_path, replace(made, images=images))
+    assert [f.TemporalPositionIdentifier for f in files] == [n // 2 + 1 for n in range(24)]
+    assert {f.NumberOfTemporalPositions for f in files} == {12}
+    assert [f.AcquisitionNumber for f in files] == [1] * 12 + [2] * 12
+    assert files[-1].ImageComments.endswith("not for diagnosis; repetition 2; phase 3; set 2")
+    (tmp_path / "one").mkdir()
+    (single,) = written(tmp_path / "one", series(contrasts=1, slices=1))
+    assert (single.TemporalPositionIdentifier, single.NumberOfTemporalPositions) == (1, 1)
+    assert single.ImageComments.endswith("not for diagnosis")
+
+
+def test_an_inversion_time_makes_an_inversion_recovery(tmp_path: Path) -> None:
+    timed = XML.replace("</sequenceParameters>", "<TI>300</TI><TI>0</TI></sequenceParameters>")
+    files = written(tmp_path, series(contrasts=2, slices=1, xml=timed))
+    assert [f.get("InversionTime") for f in files] == [300, None]
+    assert [f.ScanningSequence for f in files] == [["RM", "IR"], "RM"]
+
+
 @pytest.mark.skipif(shutil.which("dcmdump") is None, reason="dcmtk is not installed")
 def test_dcmtk_reads_it(tmp_path: Path) -> None:
     write_dicom(tmp_path / "a.dcm", series())
@@ -214,7 +262,23 @@ def test_dcmtk_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("xml", [XML, None])
 def test_the_standards_rules_are_kept(tmp_path: Path, xml: str | None, quantity: Quantity | None) -> None:
     write_dicom(tmp_path / "a.dcm", replace(series(contrasts=1, slices=2, xml=xml), quantity=quantity))
-    for path in tmp_path.glob("*.dcm"):
+    assert_standard(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_the_standards_rules_of_cine_and_inversion_are_kept(tmp_path: Path) -> None:
+    xml = XML.replace(">Vendor<", ">SIEMENS<").replace("<TR>", "<TI>300</TI><TR>")
+    made = series(contrasts=1, slices=1, xml=xml.replace("2026-01-31", "0001-01-01"))
+    frames = [
+        replace(made.images[0], index=Index(phase=p), stamp=Stamp(physiology_time_stamp=(9 * p, 0, 0)))
+        for p in range(2)
+    ]
+    write_dicom(tmp_path / "a.dcm", replace(made, images=frames))
+    assert_standard(tmp_path)
+
+
+def assert_standard(folder: Path) -> None:
+    for path in folder.glob("*.dcm"):
         result = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
         assert "MRImage" in result.stderr
         assert "Error" not in result.stderr, result.stderr
@@ -258,6 +322,8 @@ def test_a_cine_says_when_after_the_trigger(
     write_dicom(tmp_path / "cine", replace(made, images=frames))
     found = [pydicom.dcmread(path).get("TriggerTime") for path in sorted(tmp_path.glob("*.dcm"))]
     assert found == ([2.5 * stamp for stamp in stamps] if known else [None] * 3)
+    options = {pydicom.dcmread(path).ScanOptions for path in tmp_path.glob("*.dcm")}
+    assert options == ({"CG"} if known else {""})
     single = replace(made, images=frames[1:2])
     write_dicom(tmp_path / "single", single)
     assert "TriggerTime" not in pydicom.dcmread(tmp_path / "single_0001.dcm")

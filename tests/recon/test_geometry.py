@@ -124,6 +124,25 @@ def ismrmrd_mark(path: Path) -> NDArray[np.float64]:
     return np.array(image.position) + offset @ axes
 
 
+def test_staggered_slices_have_one_place_in_every_format(tmp_path: Path) -> None:
+    shape = (1, 6, 9)
+    base = oblique(2, (180.0, 60.0, 4.0))
+    step = 6 * np.array(base.slice_dir) + 4 * np.array(base.read_dir)
+    geometries = [oblique(2, base.fov, np.array(base.position) + s * step) for s in range(5)]
+    images = [marked(shape, (0, 0, 0), g, Index(slice=s)) for s, g in enumerate(geometries)]
+    images[4].data[0, 5, 8] = 9
+    series = ImageSeries(images, None, PROVENANCE)
+    write_nifti(tmp_path / "a.nii", series)
+    write_dicom(tmp_path / "a.dcm", series)
+    nifti = nib.load(tmp_path / "a.nii")
+    assert (nifti.header["sform_code"], nifti.header["qform_code"]) == (1, 0)
+    truth = place(geometries[4], shape, (0, 5, 8))
+    np.testing.assert_allclose((nifti.affine @ [8, 5, 4, 1])[:3] * [-1, -1, 1], truth, atol=1e-3)
+    np.testing.assert_allclose(dicom_mark(tmp_path), truth, atol=1e-3)
+    spacings = [float(pydicom.dcmread(path).SpacingBetweenSlices) for path in tmp_path.glob("*.dcm")]
+    assert spacings == pytest.approx([6] * 5)
+
+
 def test_first_voxel_of_an_even_slice_is_dicoms() -> None:
     geometry = oblique(3, (256.0, 192.0, 5.0))
     first = affine_lps(geometry, (1, 96, 128))[:3, 3]
@@ -189,6 +208,7 @@ def test_what_is_assumed_of_slices_is_said(places: tuple[int, ...], words: str |
             [Geometry((9, 9, 3)), Geometry((9, 9, 3), (0, 0, 3), read_dir=(0, 1, 0), phase_dir=(1, 0, 0))],
             "read_dir",
         ),
+        ([Geometry((9, 9, 3), (10.0 * s, 0, 0)) for s in range(3)], "beside each other"),
     ],
 )
 def test_slices_that_are_no_volume_are_refused(geometries: list[Geometry], message: str) -> None:

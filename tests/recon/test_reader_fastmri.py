@@ -86,10 +86,65 @@ def test_limits_that_were_never_filled_in(path: Path) -> None:
 def test_a_matrix_smaller_than_the_image_wanted(path: Path) -> None:
     write(path, random_kspace(1, 2, NX, NY), xml(recon=(40, 12)))
     (image,) = open_kspace(path)
-    assert image.recon_shape == (1, 12, NX)
-    assert image.geometry.fov == pytest.approx((10 * NX, 120, 4.5))
-    assert any("cropped" in note for note in image.notes)
-    assert any("other pixels than were encoded" in note for note in image.notes)
+    assert image.recon_shape == (1, 12, 12)
+    assert image.geometry.fov == pytest.approx((120, 120, 4.5))
+    assert any("asks for 40 pixels along x; delivered uninterpolated: 12" in note for note in image.notes)
+
+
+def test_coarser_pixels_over_the_same_field_of_view_crop_nothing(path: Path) -> None:
+    header = header_xml((NX, NY, 1), (NX // 2, NY // 2, 1), fov=(240, 180, 5), recon_fov=(240, 180, 5))
+    write(path, random_kspace(1, 2, NX, NY), header)
+    (image,) = open_kspace(path)
+    assert image.recon_shape == (1, NY, NX)
+    assert image.geometry.fov == (240, 180, 5)
+    assert any("asks for 12 pixels along x; delivered uninterpolated: 24" in note for note in image.notes)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "fov", "recon_fov"),
+    [
+        ((640, 368), (440, 252), (220, 220)),
+        ((640, 372), (280, 162.8), (140, 140)),
+        ((640, 368), (443, 250), (220, 220)),
+    ],
+)
+def test_headers_that_round_are_cropped_as_they_ask(
+    path: Path, matrix: tuple[int, int], fov: tuple[float, float], recon_fov: tuple[float, float]
+) -> None:
+    header = header_xml((*matrix, 1), (320, 320, 1), fov=(*fov, 5), recon_fov=(*recon_fov, 5))
+    write(path, random_kspace(1, 1, *matrix), header)
+    (image,) = open_kspace(path)
+    assert image.recon_shape == (1, 320, 320)
+    assert image.geometry.fov == pytest.approx((*recon_fov, 5))
+    assert not any("asks for" in note for note in image.notes)
+
+
+def test_an_encoded_field_of_view_alone_gives_the_pixels(path: Path) -> None:
+    header = header_xml((NX, NY, 1), (12, 12, 1), fov=(48, 54, 5), recon_fov=(0, 0, 0))
+    write(path, random_kspace(1, 2, NX, NY), header)
+    (image,) = open_kspace(path)
+    assert image.recon_shape == (1, 12, 12)
+    assert image.geometry.fov == (24, 36, 5)
+    assert not any("1 mm" in note for note in image.notes)
+
+
+def test_the_zeros_before_an_asymmetric_echo_were_not_measured(path: Path) -> None:
+    kspace = random_kspace(1, 2, NX, NY)
+    kspace[:, :, :6] = 0
+    write(path, kspace, xml())
+    (image,) = open_kspace(path)
+    assert not image.mask[..., :6].any()
+    assert image.mask[0, 2:16, 6:].all()
+    assert any("25.0% of the samples are zero in every channel" in note for note in image.notes)
+
+
+def test_a_rounded_zero_was_measured(path: Path) -> None:
+    kspace = random_kspace(1, 2, NX, NY)
+    kspace[0, :, 3, 5] = 0
+    write(path, kspace, None)
+    (image,) = open_kspace(path)
+    assert image.mask.all()
+    assert not any("zero in every channel" in note for note in image.notes)
 
 
 def test_reconstruction_has_fastmris_orientation(path: Path, tmp_path: Path) -> None:

@@ -298,7 +298,23 @@ class TestGeometryAndStamp:
         assert image.geometry.position == (1, 2, 3)
         assert not any("directions" in note for note in image.notes)
 
-    @pytest.mark.parametrize("vector", [(0, 0, 0), (np.nan, 0, 0), (1, 1, 1)])
+    @pytest.mark.parametrize("missing", [0, 1, 2])
+    def test_one_missing_direction_follows_from_the_others(self, path, missing):
+        c, s = np.cos(0.3), np.sin(0.3)
+        directions = [(c, s, 0), (0, 0, -1), (-s, c, 0)]
+        given = [(0, 0, 0) if axis == missing else direction for axis, direction in enumerate(directions)]
+        image = only(write(path, XML, lines(KSPACE, directions=given)))
+        found = image.geometry.read_dir, image.geometry.phase_dir, image.geometry.slice_dir
+        np.testing.assert_allclose(found, directions, atol=1e-6)
+        name = ("read", "phase", "slice")[missing]
+        assert any(f"give no {name} direction" in note for note in image.notes)
+
+    def test_two_missing_directions_are_not_guessed(self, path):
+        image = only(write(path, XML, lines(KSPACE, directions=((0, 1, 0), (0, 0, 0), (0, 0, 0)))))
+        assert image.geometry.read_dir == (1, 0, 0)
+        assert any("no usable directions" in note for note in image.notes)
+
+    @pytest.mark.parametrize("vector", [(0, 1, 0), (np.nan, 0, 0), (1, 1, 1)])
     def test_unusable_directions(self, path, vector):
         image = only(write(path, XML, lines(KSPACE, directions=(vector, (0, 1, 0), (0, 0, 1)))))
         assert image.geometry.read_dir == (1, 0, 0)

@@ -13,8 +13,8 @@ from PIL import Image as Picture
 from scipy.spatial.transform import Rotation
 
 from mri_qpan.recon.geometry import affine_lps
-from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Vector
-from mri_qpan.recon.upright import turn_of, upright
+from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Vector
+from mri_qpan.recon.upright import TIE, turn_of, turns_of, upright
 from mri_qpan.recon.writers import write_dicom, write_png
 
 L, P, H = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -68,6 +68,40 @@ def test_every_voxel_stays_where_it_was(seed: int, shape: tuple[int, int, int], 
             ((z, y, x),) = np.argwhere(kept.data == value)
             places.append(affine_lps(kept.geometry, kept.data.shape) @ [x, y, z, 1])
         np.testing.assert_allclose(places[0], places[1], atol=1e-9)
+
+
+def between(normal: float, slices: int = 4, spread: float = 1e-6) -> list[Image]:
+    """A stack whose normal lies at an angle to patient x, rounded anew for each slice."""
+    images = []
+    for s in range(slices):
+        angle = normal + spread * (-1) ** s
+        through = np.array([np.cos(angle), np.sin(angle), 0])
+        read, phase = F, tuple(float(v) for v in np.cross(through, F))
+        made = image(read, phase)  # type: ignore[arg-type]
+        position = tuple(float(v) for v in 6.0 * s * through)
+        geometry = replace(made.geometry, position=position)  # type: ignore[arg-type]
+        images.append(replace(made, geometry=geometry, index=Index(slice=s)))
+    return images
+
+
+@pytest.mark.parametrize("shift", [0, 1e-3, -1e-3, np.sqrt(2) / 2 * 1e-3])
+def test_slices_of_one_stack_are_turned_alike(shift: float) -> None:
+    assert len(set(turns_of(between(np.pi / 4 + shift, spread=1e-4)))) == 1
+    assert turn_of(between(np.pi / 4)[0].geometry) == turn_of(between(np.pi / 4)[1].geometry)
+
+
+def test_planes_of_other_directions_are_turned_by_their_own() -> None:
+    planes = [image(P, F), image(R, A), image(P, F)]
+    assert turns_of(planes) == [turn_of(plane.geometry) for plane in planes]
+
+
+def test_an_oblique_stack_is_one_volume_in_dicom(tmp_path: Path) -> None:
+    stack = between(np.pi / 4 + np.arcsin(TIE / np.sqrt(2)))
+    assert len({turn_of(plane.geometry) for plane in stack}) == 2  # each by itself, at the tolerance's edge
+    write_dicom(tmp_path / "a.dcm", ImageSeries(stack, None, PROVENANCE))
+    files = [pydicom.dcmread(path) for path in sorted(tmp_path.glob("*.dcm"))]
+    assert np.ptp([np.array(file.ImageOrientationPatient, float) for file in files], axis=0).max() < 1e-5
+    assert {round(float(file.SpacingBetweenSlices), 3) for file in files} == {6}
 
 
 def test_a_sagittal_head_is_upright_in_dicom_and_png(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the files hold beside the geometry, which test_geometry.py covers."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Picture
+from PIL import ImageFont
 
 from mri_qpan.errors import ReconError
 from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, Stamp
@@ -19,7 +21,7 @@ from mri_qpan.recon.pipeline import Figures, Result
 from mri_qpan.recon.study import Study
 from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti, write_png, write_study_png
 from mri_qpan.recon.writers.arrays import write_fastmri
-from mri_qpan.recon.writers.png import title
+from mri_qpan.recon.writers.png import fitting_labels, title, varying
 from mri_qpan.recon.writers.window import display_range
 
 PROVENANCE: dict[str, object] = {
@@ -244,6 +246,29 @@ def test_png_of_many_slices_stays_a_page(tmp_path: Path) -> None:
     many = ImageSeries(series().images * 20, None, PROVENANCE)
     write_png(tmp_path / "a.png", many)
     assert max(pixels_of(tmp_path / "a.png").shape) < 3000
+
+
+@pytest.mark.parametrize(
+    ("repetitions", "slices", "first", "remarks"),
+    [
+        (1, 30, "slice 1", []),
+        (1, 1500, "1", ["below each: slice"]),
+        (10, 30, "1/1", ["below each: slice/repetition"]),
+        (60, 100, "", ["too many to label"]),
+    ],
+)
+def test_labels_of_a_png_stand_apart(repetitions: int, slices: int, first: str, remarks: list[str]) -> None:
+    images = [
+        replace(series().images[0], index=Index(repetition=r, slice=s))
+        for r in range(repetitions)
+        for s in range(slices)
+    ]
+    planes = [(image, 0) for image in images]
+    columns = math.ceil(math.sqrt(len(planes)))
+    labels, said = fitting_labels(planes, varying([image.index for image in images]), columns)
+    assert (labels[0], said) == (first, remarks)
+    font = ImageFont.load_default(16)
+    assert max(font.getlength(words) for words in labels) <= 2048 // columns - 8
 
 
 def test_study_png_stands_four_images_in_a_row(tmp_path: Path) -> None:
