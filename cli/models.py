@@ -34,6 +34,7 @@ def models(context: typer.Context) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from mri_qpan.errors import ModelError
     from mri_qpan.models import DEFAULT, list_models, model_path, store
 
     heads = ("model", "images", "weights", "bytes", "PSNR (dB)", "steps")
@@ -42,7 +43,11 @@ def models(context: typer.Context) -> None:
     )
     for name in list_models():
         path = model_path(name)
-        header = store.read_header(path)
+        try:
+            header = store.read_header(path)
+        except ModelError:  # the others are listed all the same
+            table.add_row(name, "damaged", "", f"{path.stat().st_size:,}", "", "")
+            continue
         bits = header["config"].get("bits")
         card = header["card"]
         table.add_row(

@@ -57,6 +57,7 @@ class Encoding:
             raise ValueError(f"mps of shape {tuple(mps.shape)} does not fit a mask of {tuple(mask.shape)}")
         if mps is not None and mps.shape[0] != mask.shape[0] and 1 not in (mps.shape[0], mask.shape[0]):
             raise ValueError(f"{len(mask)} masks do not fit maps of {len(mps)} images")
+        mask = mask if mask.dtype == torch.bool else mask != 0  # of an 8-bit picture 255 is true
         self.mask = mask
         self.mps = mps
         self._sets = mps is not None and mps.ndim == mask.ndim + 2
@@ -87,7 +88,15 @@ class Encoding:
 
     def adjoint(self, kspace: Tensor) -> Tensor:
         """Return A^H y: k-space (batch, coil, *spatial) to image (batch, *spatial)."""
-        return self._combine(fourier.ifft(kspace * self._weights, self._dims))
+        self._check(kspace)
+        # Not times the mask: 0 times NaN is NaN.
+        acquired = torch.where(self.mask.unsqueeze(1), kspace, 0)
+        return self._combine(fourier.ifft(acquired, self._dims))
+
+    def _check(self, kspace: Tensor) -> None:
+        coils = 1 if self.mps is None else self.mps.shape[2 if self._sets else 1]
+        if kspace.shape[1] != coils:
+            raise ValueError(f"k-space of {kspace.shape[1]} coils and maps of {coils} do not fit each other")
 
     def normal(self, image: Tensor) -> Tensor:
         """Return A^H A x; its gradient is A^H A again, so nothing is kept for the backward pass.

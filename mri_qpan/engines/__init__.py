@@ -109,6 +109,9 @@ def keep_compiled_code() -> None:
 
     PyTorch's own default is the temporary folder. Where TORCHINDUCTOR_CACHE_DIR is set it stays.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "mri-qpan" / "inductor"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")

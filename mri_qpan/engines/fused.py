@@ -139,7 +139,7 @@ class Fused:
     Parameters
     ----------
     network
-        With a configuration that `fits`; later changes of its weights are not seen.
+        With a configuration that `fits`; the weights are packed as they are now.
     vector_width
         Largest width of vectors to use, in bits, 8192 for tiles (AMX); None: `best_width`.
     """

@@ -53,7 +53,7 @@ class Fused:
     Parameters
     ----------
     network
-        With a configuration that `fits`; later changes of its weights are not seen.
+        With a configuration that `fits`; the weights are packed as they are now.
     device
         Where it will run.
     dtype

@@ -24,13 +24,23 @@ _FOLDER = Path(__file__).parent
 
 
 def user_folder() -> Path:
-    """Return where fetched models lie: $MRI_QPAN_MODELS, or the user's folder for data."""
-    if "MRI_QPAN_MODELS" in os.environ:
-        return Path(os.environ["MRI_QPAN_MODELS"])
-    variable, usual = "XDG_DATA_HOME", Path.home() / ".local" / "share"
-    if sys.platform == "win32":
-        variable, usual = "LOCALAPPDATA", Path.home() / "AppData" / "Local"
-    return Path(os.environ.get(variable) or usual) / "mri-qpan" / "models"
+    """Return where fetched models lie: $MRI_QPAN_MODELS, or the user's folder for data.
+
+    Raises
+    ------
+    ModelError
+        If none of the variables is set and this user has no home.
+    """
+    if own := os.environ.get("MRI_QPAN_MODELS"):
+        return Path(own)
+    windows = sys.platform == "win32"
+    if given := os.environ.get("LOCALAPPDATA" if windows else "XDG_DATA_HOME"):
+        return Path(given) / "mri-qpan" / "models"
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # a container's user without a name
+        raise ModelError("this user has no home: set MRI_QPAN_MODELS to a folder for models") from error
+    return home / ("AppData/Local" if windows else ".local/share") / "mri-qpan" / "models"
 
 
 def list_models(channels: int | None = None) -> list[str]:
@@ -48,12 +58,20 @@ def list_models(channels: int | None = None) -> list[str]:
 
 def shipped_models() -> list[str]:
     """Return the names of the models that ship."""
-    return [path.stem for path in _FOLDER.glob("*.safetensors")]
+    return list(_in(_FOLDER))
 
 
 def _files() -> dict[str, Path]:
     """Return every known model's file; one that ships goes before a fetched one of its name."""
-    return {path.stem: path for folder in (user_folder(), _FOLDER) for path in folder.glob("*.safetensors")}
+    try:
+        return _in(user_folder()) | _in(_FOLDER)
+    except (ModelError, OSError):  # shipped models need no home, nor one that can be read
+        return _in(_FOLDER)
+
+
+def _in(folder: Path) -> dict[str, Path]:
+    # A folder or a link to nothing is no model.
+    return {path.stem: path for path in folder.glob("*.safetensors") if path.is_file()}
 
 
 def _channels(path: Path) -> int | None:
@@ -63,7 +81,7 @@ def _channels(path: Path) -> int | None:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(size, 1 << 20)))
         return int(json.loads(header["__metadata__"]["mri_qpan"])["config"]["channels"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -75,8 +93,9 @@ def model_path(name: str) -> Path:
     ModelError
         If there is neither a model nor a file of that name.
     """
-    if name in _files():
-        return _files()[name]
+    known = _files()
+    if name in known:
+        return known[name]
     path = Path(name)
     if path.suffix == ".safetensors" or path.is_file():
         return path

@@ -1,9 +1,10 @@
 """Model files: safetensors with packed K-bit weights and a JSON header; nothing is unpickled.
 
 Layout. The safetensors metadata hold one key, "mri_qpan": a JSON object with `format` (1), `name`,
-`config` (the configuration's `to_dict`), `card` (training data, recipe, figures, licence terms) and `digest`,
-the SHA-256 over all tensors. A full-precision convolution is stored as `<layer>.<name>.weight`; a K-bit one
-as `.packed` (uint8, K bits a weight, see `quantize.pack`) and `.scale`.
+`config` (the configuration's `to_dict`), `card` (training data, recipe, figures, licence terms), `digest`,
+the SHA-256 over all tensors, and `config_digest`, that over `config` (the first files have none). A
+full-precision convolution is stored as `<layer>.<name>.weight`; a K-bit one as `.packed` (uint8, K bits a
+weight, see `quantize.pack`) and `.scale`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,7 @@ def save(path: Path, network: Model, name: str, card: dict[str, Any]) -> None:
         "config": network.config.to_dict(),
         "card": card,
         "digest": _digest(tensors),
+        "config_digest": _config_digest(network.config.to_dict()),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -93,8 +97,11 @@ def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto"
         raise ModelError(
             f"{path}: the weights do not match their digest; the file is damaged, fetch it again"
         )
+    if header.get("config_digest") not in (None, _config_digest(header["config"])):
+        raise ModelError(f"{path}: its configuration was changed; the file is damaged, fetch it again")
     engine = choose(engine, config, device)
-    model = build(config, dtype_of(engine, device))
+    with _plain():
+        model = build(config, dtype_of(engine, device))
     _from_tensors(path, model, tensors)
     model.name = header["name"]
     model.card = header["card"]
@@ -106,6 +113,18 @@ def load(path: Path, device: torch.device | str = "cpu", engine: Engine = "auto"
         keep_compiled_code()
         model.compile_step()
     return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Have parameters made in float32, and leave the caller's random numbers as they were."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -121,7 +140,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelError(f"{path}: not a safetensors file or truncated ({error})") from error
     try:
         header = json.loads(metadata["mri_qpan"])
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: has no mri-qpan header; it is not a model of this package") from error
     expected: dict[str, type] = {"format": int, "name": str, "config": dict, "card": dict, "digest": str}
     if not isinstance(header, dict) or any(not isinstance(header.get(k), t) for k, t in expected.items()):
@@ -138,8 +157,12 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _convolutions(network: Model) -> dict[str, Convolution]:

@@ -71,7 +71,7 @@ class Network(nn.Module, ABC, Generic[C]):
         Raises
         ------
         ValueError
-            If `adjoint` is complex for a real-valued network or the other way round.
+            If `adjoint` is complex for a real-valued network or the other way round, or no batch of images.
         """
         return self._scaled(adjoint, normal, frozenset())[0][-1]
 
@@ -112,6 +112,8 @@ class Network(nn.Module, ABC, Generic[C]):
         if adjoint.is_complex() != complex_valued:
             kind = "complex" if complex_valued else "real"
             raise ValueError(f"this network takes {kind} images, got {adjoint.dtype}")
+        if adjoint.ndim < 3 or not adjoint.numel():
+            raise ValueError(f"images are (batch, ..., y, x), none of them 0; got {tuple(adjoint.shape)}")
         if not complex_valued:
             return self._unfold(adjoint, normal, constrained)
         target, scale, power = at_unit_scale(adjoint, level)

@@ -163,7 +163,7 @@ def _iterate(
 
 
 def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def _as(x: Tensor, like: Tensor) -> Tensor:

@@ -151,6 +151,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         self._proximal_step = proximal_step
         self._compiled = False
         self._kernel: engines.Kernel | None = None
+        self._packed: list[tuple[int, int]] = []  # the weights that the kernel has
 
     @torch.inference_mode()
     def proximal_step(self, index: int, image: Tensor) -> Tensor:
@@ -208,12 +209,18 @@ class ProximalNetwork(Network[NetworkConfig]):
         self._compiled = True
 
     def fuse(self, device: torch.device | str) -> None:
-        """Run inference on `device` through the fused kernel from now on, with the weights as they are now.
+        """Run inference on `device` through the fused kernel from now on; changed weights are packed again.
 
         The kernel must fit the network and the device (`engines.choose`). On any other device the network
         runs without it, in `dtype`.
         """
+        self._packed = self._versions()
         self._kernel = engines.fuse(self, device)
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """Return what changes with the weights; those that were made in inference mode do not tell."""
+        held = [*self.parameters(), *self.buffers()]
+        return [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in held]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the kernel out of copies: it holds addresses."""
@@ -245,6 +252,8 @@ class ProximalNetwork(Network[NetworkConfig]):
         images = [state.x]
         total = state.apart.new_zeros(())
         training = self._needs_gradient(target)
+        if self._kernel is not None and not (training or is_compiling()) and self._versions() != self._packed:
+            self.fuse(self._kernel.device)
         for index in range(len(self.layers)):
             state, lift, term = self._advance(index, state, target, normal, training, index in constrained)
             x = state.x if lift is None else lifted(state.x, lift)
@@ -292,13 +301,16 @@ class ProximalNetwork(Network[NetworkConfig]):
         if self.config.adaptive:
             x = x * _per_image(gain, x)
         if self.config.consistency:
+            last = self.config.floor and index + 1 == len(self.layers)
+            # Before the others: `normal` may give one buffer again and again.
+            share = share_acquired(x, normal) if last else None
             residual = target - normal(x)
             apart = mismatch(residual, scale)
             applied = normal(residual)
             conditioned = conditioning(residual, applied)
             mu = layer.trust(apart, conditioned)
-            if self.config.floor and index + 1 == len(self.layers):
-                lift = floor_of(self.floor, residual, conditioned, share_acquired(x, normal))
+            if share is not None:
+                lift = floor_of(self.floor, residual, conditioned, share)
             x = data_consistency(x, residual, target, normal, mu, self.config.consistency, applied)
         if self.config.exact and index + 1 == len(self.layers):
             x = x - (normal(x) - target)

@@ -186,3 +186,20 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch):
         assert kernels.library() is None
     finally:
         kernels.library.cache_clear()
+
+
+def test_changed_weights_are_packed_again():
+    network = kernel_network(bits=3)
+    encoding = Encoding(torch.rand(1, 24, 20) < 0.5)
+    adjoint = torch.randn(1, 24, 20, dtype=torch.complex64)
+    network.fuse("cpu")
+    with torch.no_grad():
+        before = network(adjoint, encoding.normal)
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+        network.refit()
+        found = network(adjoint, encoding.normal)
+        network._kernel = None
+        plain = network(adjoint, encoding.normal)
+    assert difference(found, plain) < BOUND
+    assert difference(before, plain) > 2 * BOUND

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from mri_qpan import models
+from mri_qpan.cli.main import app
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import ModelError
 from mri_qpan.models import card, store
@@ -173,3 +175,88 @@ def test_shipped_models_stay_small():
     assert sum(path.stat().st_size for path in files) < 5_000_000
     if files:
         assert models.DEFAULT in models.list_models()
+
+
+def test_a_changed_configuration_is_found(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write(path, consistency=3)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["mri_qpan"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert store.load(path).config.consistency == 3
+    header["config"]["consistency"] = 1  # the tensors are the same
+    save_file(tensors, path, {"mri_qpan": json.dumps(header)})
+    with pytest.raises(ModelError, match="configuration was changed"):
+        store.load(path)
+    del header["config_digest"]  # as files had none at first
+    save_file(tensors, path, {"mri_qpan": json.dumps(header)})
+    assert store.load(path).config.consistency == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "9" * 5000, "{"])
+def test_a_header_that_json_cannot_be_is_refused(tmp_path, text):
+    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors", {"mri_qpan": text})
+    with pytest.raises(ModelError, match="not a model of this package"):
+        store.load(tmp_path / "m.safetensors")
+    assert models._channels(tmp_path / "m.safetensors") is None
+
+
+def test_weights_of_another_type_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write(path, None)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name).bfloat16() for name in file.keys()}  # noqa: SIM118
+    header = json.loads(metadata["mri_qpan"])
+    header["digest"] = store._digest(tensors)
+    save_file(tensors, path, {"mri_qpan": json.dumps(header)})
+    with pytest.raises(ModelError, match=r"bfloat16 .* not as configured"):
+        store.load(path)
+
+
+def test_loading_minds_no_default_and_moves_no_random_numbers(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write(path)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = store.load(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert torch.equal(torch.rand(2), expected)
+
+
+class TestFolder:
+    def test_what_is_no_model_there_hides_none(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("MRI_QPAN_MODELS", str(tmp_path))
+        (tmp_path / "old.safetensors").symlink_to("/nonexistent")
+        (tmp_path / "folder.safetensors").mkdir()
+        (tmp_path / "cut.safetensors").write_bytes(b"cut")
+        names = models.list_models()
+        assert models.DEFAULT in names
+        assert set(names) - set(models.shipped_models()) == {"cut"}
+        assert models.load_model(models.DEFAULT).name == models.DEFAULT
+        result = CliRunner().invoke(app, ["models"], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert "cut" in result.output
+        assert "damaged" in result.output
+        assert models.DEFAULT in result.output
+
+    def test_shipped_models_need_no_home(self, monkeypatch):
+        def homeless():
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("MRI_QPAN_MODELS", "XDG_DATA_HOME", "LOCALAPPDATA"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(models.Path, "home", homeless)
+        assert models.model_path(models.DEFAULT).is_file()
+        with pytest.raises(ModelError, match="set MRI_QPAN_MODELS"):
+            models.user_folder()
+
+    def test_an_empty_variable_is_none(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("MRI_QPAN_MODELS", "")
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        assert models.user_folder() == tmp_path / "mri-qpan" / "models"

@@ -126,3 +126,33 @@ def test_it_compiles_as_one_graph_and_learns():
         gradients.append([gradient.clone() for gradient in named.values()])
     for theirs, ours in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_what_was_not_acquired_does_not_count():
+    kspace, mps, mask = measurement(1, 4, (32, 24))
+    module = Reconstruction()
+    wanted = module(kspace, mps, mask)
+    assert torch.equal(module(torch.where(mask[:, None], kspace, float("nan")), mps, mask), wanted)
+    assert torch.equal(module(kspace, mps, mask.to(torch.uint8) * 255), wanted)
+    with pytest.raises(ValueError, match="1 coils and maps of 4"):
+        module(kspace[:, :1], mps, mask)
+
+
+def test_a_normal_operator_may_give_one_buffer_again_and_again():
+    kspace, mps, mask = measurement(1, 4, (32, 24))
+    encoding = Encoding(mask, mps)
+    adjoint = encoding.adjoint(kspace)
+    buffer = torch.empty_like(adjoint)
+
+    def normal(image):
+        return buffer.copy_(encoding.normal(image))
+
+    network = Reconstruction().network
+    with torch.no_grad():
+        wanted = network(adjoint, encoding.normal)
+        torch.testing.assert_close(network(adjoint, normal), wanted)
+        conjugate = network(adjoint, lambda x: encoding.normal(x).conj().resolve_conj().conj())
+    torch.testing.assert_close(conjugate, wanted)
+    for wrong in (adjoint[0], adjoint[:0]):
+        with pytest.raises(ValueError, match="images are"):
+            network(wrong, encoding.normal)
