@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -214,6 +215,12 @@ def _choose(names: str | None, threads: int) -> list[Method]:
     everybody = [*[method.name for method in classical], *models.list_models(channels=2)]
     wanted = everybody if names is None else [name.strip() for name in names.split(",")]
     chosen = [known[name] if name in known else _network(name, [*known]) for name in wanted]
+    called = [method.name for method in chosen]
+    for number, method in enumerate(chosen):
+        if called.count(method.name) > 1:
+            if wanted.count(wanted[number]) > 1:
+                raise OptionError(f"--methods names {wanted[number]} twice")
+            chosen[number] = replace(method, name=f"{method.name} ({wanted[number]})")
     if not any(method.classical for method in chosen):
         raise OptionError("--methods names no classical method to compare with: add zero-filled at least")
     return chosen

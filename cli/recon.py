@@ -173,7 +173,7 @@ def _report(path: Path, folder: Path, record: dict[str, Any]) -> None:
     for name in record["outputs"]:
         typer.echo(f"  wrote {folder / name}")
     if "metrics" in record:
-        _print_metrics(record["metrics"], len(images))
+        _print_metrics(record["metrics"], sum("metrics" in image for image in images))
 
 
 def _print_metrics(metrics: dict[str, dict[str, float | None]], images: int) -> None:

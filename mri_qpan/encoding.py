@@ -40,6 +40,7 @@ class Encoding:
     -----
     The image is (batch, *spatial), or (batch, set, *spatial) with several sets; k-space is
     (batch, coil, *spatial). With sum_c abs(S_c)^2 <= 1 the largest eigenvalue of A^H A is at most 1.
+    The mask and the maps must not change afterwards.
 
     Raises
     ------

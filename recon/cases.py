@@ -21,6 +21,7 @@ from mri_qpan.recon.readers import open_kspace
 from mri_qpan.sampling_masks import MaskError, load_mask, make_mask, parse_spec, ratio_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SMALLEST = 7  # the window of SSIM
 
 Complex = NDArray[np.complex64]
 
@@ -69,7 +70,8 @@ def read_pictures(folder: Path, count: int | None = None) -> list[Picture]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    pictures = [Picture(p.stem, _sha256(p), _read_image(p)) for p in _images(folder)[:count]]
+    # 12 bits in 16 would have a peak far below 1, and a PSNR far too high.
+    pictures = [Picture(p.stem, _sha256(p), _read_image(p, ("L",))) for p in _images(folder)[:count]]
     for picture in pictures:
         if picture.image.shape != pictures[0].image.shape:
             raise InputError(f"{folder}: {picture.name} and {pictures[0].name} differ in size")
@@ -87,8 +89,8 @@ def read_masks(folder: Path, percents: str, shape: tuple[int, ...]) -> dict[int,
     """
     masks = {}
     for word in percents.split(","):
-        if not word.strip().isdigit():
-            raise InputError(f"ratios: {word.strip()!r} is no whole number of percent")
+        if not (word.strip().isdecimal() and word.isascii()):
+            raise OptionError(f"ratios: {word.strip()!r} is no whole number of percent")
         path = folder / f"mask_{int(word)}.mat"
         try:
             mask = load_mask(path)
@@ -135,16 +137,20 @@ def _image_cases(path: Path, group: str, name: str, specs: Sequence[str]) -> Ite
         yield Case(group, name, source, spec, full * mask, mask, np.ones_like(full), image)
 
 
-def _read_image(path: Path) -> NDArray[np.float32]:
+def _read_image(path: Path, modes: tuple[str, ...] = ("L", "I;16")) -> NDArray[np.float32]:
     """Return a grey image with 1 at the top of its range."""
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "I;16"):
-                raise InputError(f"{path}: not an 8-bit or 16-bit grey image (mode {image.mode})")
+            if image.mode not in modes:
+                kinds = " or ".join({"L": "8-bit", "I;16": "16-bit"}[mode] for mode in modes)
+                raise InputError(f"{path}: not an {kinds} grey image (mode {image.mode})")
             top = 255 if image.mode == "L" else 65535
-            return (np.asarray(image, np.float32) / top).astype(np.float32)
+            pixels = (np.asarray(image, np.float32) / top).astype(np.float32)
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path}: cannot be read as an image") from error
+    if min(pixels.shape) < SMALLEST or not pixels.any():
+        raise InputError(f"{path}: black, or smaller than {SMALLEST} x {SMALLEST}: it has no SSIM or PSNR")
+    return pixels
 
 
 def _images(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -21,6 +21,7 @@ from mri_qpan import metrics
 from mri_qpan.benchmark.charts import BASE
 from mri_qpan.benchmark.figures import comparison
 from mri_qpan.encoding import Encoding, RealEncoding, Reconstructor
+from mri_qpan.errors import OptionError
 from mri_qpan.networks import Network
 from mri_qpan.sampling_masks import mask_hash, ratio_of
 
@@ -58,6 +59,7 @@ TRAINING = (
     "minutes",
     "init",
     "steps_before",
+    "own_steps_before",
     "minutes_before",
     "machine",
 )
@@ -101,7 +103,13 @@ def zero_filled() -> Contender:
 def contenders(loaded: Sequence[tuple[Network[Any], int]]) -> list[Contender]:
     """Return a contender for each model, given with the bytes of its file.
 
-    Models of one recipe for one ratio each ("x-20" trained at 20 %, "x-30" at 30 %) make one contender.
+    Models of one recipe for one ratio each ("x-20" trained at 20 %, "x-30" at 30 %) make one contender. Of
+    models of one name each is called after its file's SHA-256 too.
+
+    Raises
+    ------
+    OptionError
+        If a model is given twice.
     """
     found: list[Contender] = []
     families: dict[str, dict[int, tuple[Network[Any], int]]] = {}
@@ -121,7 +129,18 @@ def contenders(loaded: Sequence[tuple[Network[Any], int]]) -> list[Contender]:
                 stated={"models": {str(percent): _stated(model) for percent, (model, _) in members.items()}},
             )
         )
-    return found
+    names = [one.name for one in found]
+    # A recipe trained anew makes a model of the same name.
+    told = [_told_apart(one) if names.count(one.name) > 1 else one for one in found]
+    names = [one.name for one in told]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise OptionError(f"the model {twice[0]} is named twice")
+    return told
+
+
+def _told_apart(contender: Contender) -> Contender:
+    digest = (contender.stated or {}).get("sha256", "")
+    return replace(contender, name=f"{contender.name} {digest[:6]}".strip())
 
 
 def _only_percent(model: Network[Any]) -> int | None:
@@ -334,7 +353,8 @@ def _steps(training: Mapping[str, Any] | None) -> str:
     steps = training["steps"] + before
     source = (training["init"] or "").split(" ")[0]
     went_on = source == training["recipe"]
-    own = steps if went_on else training["steps"]
+    # Of the steps before, only those of the same recipe count towards its plan.
+    own = training["steps"] + (training.get("own_steps_before") or 0)
     notes = [f"from {source}"] if source and not went_on else []
     if own < planned:
         notes.append(f"undertrained: {own:,} of {planned:,} planned")

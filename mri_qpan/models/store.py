@@ -61,9 +61,17 @@ def save(path: Path, network: Model, name: str, card: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, {"mri_qpan": json.dumps(header)})
+        share(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions of any new one: safetensors lets nobody else read what it writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Run:
         self.seconds = 0.0
         self.best = -math.inf
         self.init: str | None = None
-        self.steps_before, self.minutes_before = 0, 0.0
+        self.steps_before, self.minutes_before, self.own_before = 0, 0.0, 0
         self.network = build(recipe.network, inplace.fast_dtype(device))
         if not self.checkpoint.exists() and init is not None:
             self._start_from(init)
@@ -130,10 +130,12 @@ class Run:
             "best": self.best,
             "init": self.init,
             "steps_before": self.steps_before,
+            "own_steps_before": self.own_before,
             "minutes_before": self.minutes_before,
         }
         temporary = self.checkpoint.with_suffix(".tmp")
         save_file(tensors, temporary, {"run": json.dumps(header)})
+        store.share(temporary)
         temporary.replace(self.checkpoint)
 
     def _restore(self) -> None:
@@ -174,6 +176,7 @@ class Run:
         self.step, self.seconds = header["step"], header["seconds"]
         self.best, self.init = header["best"], header["init"]
         self.steps_before, self.minutes_before = header["steps_before"], header["minutes_before"]
+        self.own_before = header.get("own_steps_before", 0)
 
     def _start_from(self, path: Path) -> None:
         source = store.load(path)
@@ -194,6 +197,8 @@ class Run:
         earlier = source.card["training"]
         self.steps_before = earlier.get("steps", 0) + earlier.get("steps_before", 0)
         self.minutes_before = earlier.get("minutes", 0.0) + earlier.get("minutes_before", 0.0)
+        if earlier.get("recipe") == self.recipe.name:
+            self.own_before = earlier.get("steps", 0) + earlier.get("own_steps_before", 0)
 
     def _teacher(self, path: Path | None) -> Network[Any]:
         if path is None:
@@ -220,6 +225,7 @@ class Run:
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "init": self.init,
                 "steps_before": self.steps_before,
+                "own_steps_before": self.own_before,
                 "minutes_before": round(self.minutes_before, 1),
                 "version": __version__,
             },

@@ -169,12 +169,16 @@ def test_precisions_of_a_network_make_one_line():
 
 def test_an_early_end_of_training_is_said():
     early = {"recipe": "a", "steps": 10, "planned_steps": 40, "steps_before": 5, "init": "a 1234"}
+    early["own_steps_before"] = 5
     assert brain._steps(early) == "15 (undertrained: 15 of 40 planned)"
     assert brain._steps({**early, "steps": 35}) == "40"
+    started = {**early, "own_steps_before": 2}
+    assert brain._steps({**started, "steps": 35}) == "40 (undertrained: 37 of 40 planned)"
+    early["own_steps_before"] = 0
     other = brain._steps({**early, "steps": 35, "init": "b 1234"})
     assert other == "40 (from b; undertrained: 35 of 40 planned)"
     assert brain._steps({**early, "steps": 40, "init": "b 1234"}) == "45 (from b)"
-    alone = {**early, "steps_before": 0, "init": None}
+    alone = {**early, "steps_before": 0, "own_steps_before": 0, "init": None}
     assert brain._steps(alone) == "10 (undertrained: 10 of 40 planned)"
 
 

@@ -201,6 +201,7 @@ def test_a_network_with_carried_features_goes_on_from_one_without(bank, tmp_path
     found = models.load_model(str(run(plan, bank, tmp_path / "b", init=path)))
     assert found.config.carry
     assert found.card["training"]["steps_before"] == 3
+    assert found.card["training"]["own_steps_before"] == 3  # by one recipe
 
 
 def test_a_network_learns_from_the_one_that_it_starts_from(bank, tmp_path, monkeypatch):
