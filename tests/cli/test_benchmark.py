@@ -55,6 +55,23 @@ def test_real(run: Run, folder: Path, tmp_path: Path) -> None:
         assert picture.width == 3 * 40  # the reference, zero-filled and the best one
 
 
+def test_methods_of_one_name_are_told_apart(run: Run, folder: Path, tmp_path: Path) -> None:
+    for name, gain in (("a", 0.5), ("b", 1)):
+        text = f"def reconstruct(adjoint, normal):\n    return {gain} * adjoint\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    both = [f"{tmp_path}/{name}.py:reconstruct" for name in "ab"]
+    arguments = ("real", folder / "0.png", "--masks", "lines:0.5", "--rounds", "0", "-o", tmp_path / "out")
+    code, _, _ = run(*arguments, "--methods", ",".join(["zero-filled", *both]))
+    assert code == 0
+    rows = (tmp_path / "out" / "benchmark-real.md").read_text().splitlines()
+    half, whole = (next(r.split("|")[2:4] for r in rows if r.startswith("|") and n in r) for n in both)
+    zero = next(r.split("|")[2:4] for r in rows if r.startswith("| zero-filled"))
+    assert whole == zero != half
+    code, _, errors = run(*arguments, "--methods", ",".join(["zero-filled", both[0], both[0]]))
+    assert code == 2
+    assert "twice" in errors
+
+
 def test_tuned_parameters_are_used_again(run: Run, folder: Path, tmp_path: Path) -> None:
     arguments = ("real", folder / "0.png", "--masks", "lines:0.5", *METHODS, "--rounds", "0")
     assert run(*arguments, "-o", tmp_path / "first")[0] == 0

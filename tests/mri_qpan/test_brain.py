@@ -9,7 +9,7 @@ from PIL import Image
 
 from mri_qpan.benchmark import brain, charts
 from mri_qpan.cli.main import run
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.networks import NetworkConfig, build
 from mri_qpan.recon.cases import read_masks, read_pictures
 from mri_qpan.sampling_masks import make_mask, save_mask
@@ -110,6 +110,15 @@ def test_models_of_one_ratio_make_one_row(folders):
     assert sheet.width == 2 * 32  # nothing of the model that has no 20 %
 
 
+def test_models_of_one_name_are_told_apart():
+    first, second, other = (trained(name, [0.18, 0.52]) for name in ("net", "net", "other"))
+    second.sha256 = 64 * "a"
+    named = [c.name for c in brain.contenders([(first, 1), (second, 1), (other, 1)])]
+    assert named == ["net 000000", "net aaaaaa", "other"]
+    with pytest.raises(OptionError, match="named twice"):
+        brain.contenders([(first, 1), (first, 1)])
+
+
 def test_a_complex_model_of_one_ratio_stands_alone():
     network = trained("net-20", [0.2, 0.2])
     network.config = NetworkConfig(channels=2, layers=1, filters=4)
@@ -183,7 +192,13 @@ def test_an_early_end_of_training_is_said():
 
 
 @pytest.mark.parametrize(
-    ("ratios", "words"), [("20,x", "'x' is no whole number"), ("33", "no such file"), ("20", "its shape is")]
+    ("ratios", "words"),
+    [
+        ("20,x", "'x' is no whole number"),
+        ("²", "no whole number"),
+        ("33", "no such file"),
+        ("20", "its shape is"),
+    ],
 )
 def test_wrong_masks_are_said(folders, ratios, words):
     shape = (16, 16) if ratios == "20" else (32, 32)
@@ -194,6 +209,15 @@ def test_wrong_masks_are_said(folders, ratios, words):
 def test_wrong_images_are_said(folders):
     with pytest.raises(InputError, match="no such folder"):
         read_pictures(folders / "nowhere")
-    Image.new("L", (8, 8)).save(folders / "images" / "z.png")
+    odd = folders / "images" / "z.png"
+    Image.new("L", (8, 8), 9).save(odd)
     with pytest.raises(InputError, match="differ in size"):
         read_pictures(folders / "images")
+    # 12 bits in 16 would give a PSNR far too high.
+    Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(odd)
+    with pytest.raises(InputError, match="not an 8-bit grey image"):
+        read_pictures(folders / "images")
+    for shape, value in (((32, 32), 0), ((6, 32), 9)):
+        Image.new("L", shape, value).save(odd)
+        with pytest.raises(InputError, match="has no SSIM or PSNR"):
+            read_pictures(folders / "images")

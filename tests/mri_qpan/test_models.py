@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -260,3 +261,11 @@ class TestFolder:
         monkeypatch.setenv("MRI_QPAN_MODELS", "")
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
         assert models.user_folder() == tmp_path / "mri-qpan" / "models"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions on Windows")
+def test_a_model_file_is_as_readable_as_any(tmp_path):
+    write(tmp_path / "m.safetensors")
+    (tmp_path / "other").touch()
+    mode = (tmp_path / "other").stat().st_mode
+    assert (tmp_path / "m.safetensors").stat().st_mode == mode
