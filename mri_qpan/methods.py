@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mri_qpan import models
-from mri_qpan.encoding import Normal, Reconstructor
+from mri_qpan.encoding import Normal, Reconstructor, SelfAdjoint
 from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.solvers import SOLVERS
 
@@ -64,28 +66,19 @@ def as_reconstructor(function: Reconstructor, name: str | None = None) -> Method
     ----------
     function
         (A^H y, x -> A^H A x) -> x, on torch tensors (batch, *spatial) complex64, A^H y of maximum about 1.
-        Its attributes `linear` and `least_squares`, where it has them, are the method's.
+        Its attributes `linear` and `least_squares`, where it has them, are the method's. Where its caller
+        takes no gradients, it can take its own, through A^H A too, under `torch.enable_grad`.
     name
         What outputs are named after; None takes the function's own name.
 
     Returns
     -------
     Method
-        It raises `ReconError` if the function fails, or returns anything but an image of A^H y's shape.
+        It raises `ReconError` if the function fails, or returns anything but an image of A^H y's shape. It
+        can be pickled where the function can.
     """
     called = name or str(getattr(function, "__name__", type(function).__name__))
-
-    def run(adjoint: Tensor, normal: Normal) -> Tensor:
-        try:
-            image: Any = function(adjoint, normal)
-        except Exception as error:  # someone else's code
-            raise ReconError(f"{called} failed: {type(error).__name__}: {error}") from error
-        if not isinstance(image, Tensor) or image.shape != adjoint.shape:
-            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise ReconError(f"{called} returned {found}, not an image tensor of {tuple(adjoint.shape)}")
-        return image.to(adjoint.dtype)
-
-    return _solver(called, run, function)
+    return _solver(called, _Own(function, called), function)
 
 
 def method_names() -> list[str]:
@@ -153,6 +146,38 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
+@dataclass(frozen=True)
+class _Own:
+    """A function of one's own, its failures said by its name."""
+
+    function: Reconstructor
+    name: str
+
+    def __call__(self, adjoint: Tensor, normal: Normal) -> Tensor:
+        try:
+            image: Any = self._called(adjoint, normal)
+        except (Exception, SystemExit) as error:  # someone else's code
+            raise ReconError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(image, Tensor) or image.shape != adjoint.shape:
+            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ReconError(f"{self.name} returned {found}, not an image tensor of {tuple(adjoint.shape)}")
+        return image.to(adjoint.dtype)
+
+    def _called(self, adjoint: Tensor, normal: Normal) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return self.function(adjoint, normal)
+
+        def apply(x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                found = normal(x)
+            return found.clone()
+
+        # Tensors of inference mode take no part in gradients, clones made outside it do.
+        with torch.inference_mode(False), torch.no_grad():
+            image: Any = self.function(adjoint.clone(), lambda x: SelfAdjoint.apply(x, apply))
+            return image.detach() if isinstance(image, Tensor) else image
+
+
 def _solver(name: str, run: Reconstructor, function: Reconstructor) -> Method:
     """Return a method that is what `function` says of itself."""
     linear, least_squares = (bool(getattr(function, trait, False)) for trait in ("linear", "least_squares"))
@@ -163,13 +188,21 @@ def _function(file: Path, name: str) -> Reconstructor:
     """Return a function of a Python file."""
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    whole = file.resolve()
+    # A name of its own: `recon.py` or `numpy.py` must not stand in for the module of that name.
+    private = f"_mri_qpan_method_{sha256(str(whole).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(private, whole)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # As for a script that Python runs: modules beside it are found, also later.
+    if str(whole.parent) not in sys.path:
+        sys.path.insert(0, str(whole.parent))
+    sys.modules[private] = module  # dataclasses look themselves up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # someone else's code
+    except (Exception, SystemExit) as error:  # someone else's code
+        del sys.modules[private]
         raise InputError(f"{file}: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def metadata(network: Model, suffix: str) -> dict[str, str]:
         "name": network.name,
         "sha256": network.sha256,
         "version": __version__,
+        "configuration": json.dumps(network.config.to_dict()),
         "licence": str(network.card["licence"]),
         "usage": USAGE[suffix] + convention,
     }

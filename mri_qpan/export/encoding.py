@@ -36,6 +36,7 @@ class Encoding:
         parts = (graph.op("Gather", mps, graph.integers([i]), axis=4) for i in (0, 1))
         self._real, imaginary = parts
         self._turned = imaginary * graph.constant(np.array([-1, 1], np.float32))
+        self._acquired = graph.op("Unsqueeze", mask, graph.integers([1, 4]))
         # Between the two DFTs an array is (batch, coil, x, y).
         weights = graph.op("Transpose", graph.op("Cast", mask, to=TensorProto.FLOAT), perm=[0, 2, 1])
         rows = graph.op("Reshape", graph.stack([weights, weights], 3), graph.integers([0, 0, -1]))
@@ -45,7 +46,9 @@ class Encoding:
 
     def adjoint(self, kspace: Value) -> Value:
         """Return A^H y, (batch, y, x, 2)."""
-        return self._backward(self._rows(self._turn(kspace)))
+        # Not times the weights: 0 times NaN is NaN.
+        acquired = self._graph.op("Where", self._acquired, kspace, 0.0)
+        return self._backward(self._rows(self._turn(acquired)))
 
     def normal(self, image: Value) -> Value:
         """Return A^H A x of (batch, y, x, 2)."""
@@ -53,12 +56,12 @@ class Encoding:
         image = graph.op("Unsqueeze", image, graph.integers([1]))
         coils = image * self._real + self._exchange(image) * self._turned
         along_x = graph.op("Reshape", self._rows(coils) @ self._x[0], self._pairs)
-        return self._backward(self._rows(self._turn(along_x)) @ self._y[0])
+        return self._backward((self._rows(self._turn(along_x)) @ self._y[0]) * self._weights)
 
     def _backward(self, kspace: Value) -> Value:
-        """Return the image of the acquired samples among (batch, coil, x, 2 y)."""
+        """Return the image of samples (batch, coil, x, 2 y), zero where none were acquired."""
         graph = self._graph
-        along_y = graph.op("Reshape", (kspace * self._weights) @ self._y[1], self._pairs)
+        along_y = graph.op("Reshape", kspace @ self._y[1], self._pairs)
         coils = graph.op("Reshape", self._rows(self._turn(along_y)) @ self._x[1], self._pairs)
         return graph.sum(coils * self._real - self._exchange(coils) * self._turned, [1], keep=False)
 

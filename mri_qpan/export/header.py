@@ -47,7 +47,8 @@ def text(network: ProximalNetwork, metadata: dict[str, str]) -> str:
             f"{metadata['name']} has full-precision weights, a C header holds K-bit ones: export it to .onnx "
             "or .pt2, or choose a 1- to 4-bit model"
         )
-    prefix = re.sub(r"\W+", "_", metadata["name"]).strip("_").lower()
+    # "q-pan+" and "q-pan++" keep names of their own.
+    prefix = re.sub(r"\W+", "_", metadata["name"].replace("+", "p")).strip("_").lower()
     prefix = prefix if prefix[:1].isalpha() else f"qpan_{prefix}"
     tables, rows, scalars = [], [], []
     for index, layer in enumerate(network.layers):
@@ -95,7 +96,8 @@ def text(network: ProximalNetwork, metadata: dict[str, str]) -> str:
 
 def _comment(metadata: dict[str, str]) -> list[str]:
     lines = "\n".join(f"{key}: {value}" for key, value in metadata.items())
-    return lines.replace("*/", "* /").splitlines()
+    # A comment neither ends nor begins in it; "??/" is a backslash in C99.
+    return re.sub(r"\*(?=/)|/(?=\*)|\?(?=\?)", r"\g<0> ", lines).splitlines()
 
 
 def _tables(symbol: str, convolution: Convolution, bits: int) -> list[str]:

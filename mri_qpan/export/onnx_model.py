@@ -220,12 +220,17 @@ def _weight(graph: Graph, convolution: Convolution, name: str) -> Value:
 
 def _robust_scale(graph: Graph, image: Value) -> Value:
     """Return what `scaling.robust_scale` does, (batch, 1, 1, 1)."""
-    power = graph.op("Reshape", graph.sum(image * image, [3], keep=False), graph.integers([0, -1]))
-    pixels = graph.op("Shape", power, start=1, end=2)
+    # Over the larger part, whose square alone could overflow or vanish.
+    larger = graph.op("ReduceMax", graph.op("Abs", image), graph.integers([3]), keepdims=1)
+    larger = graph.op("Where", graph.op("Equal", larger, 0.0), 1.0, larger)
+    unit = image / larger
+    magnitude = larger * graph.op("Sqrt", graph.sum(unit * unit, [3]))
+    magnitude = graph.op("Reshape", magnitude, graph.integers([0, -1]))
+    pixels = graph.op("Shape", magnitude, start=1, end=2)
     rounded = graph.op("Add", pixels, graph.integers([LARGEST // 2]))
     rank = graph.op("Max", graph.op("Div", rounded, graph.integers([LARGEST])), graph.integers([1]))
-    largest, _ = graph.ops("TopK", 2, power, rank, axis=1)
-    scale = graph.op("Sqrt", graph.op("ReduceMin", largest, graph.integers([1]), keepdims=1))
+    largest, _ = graph.ops("TopK", 2, magnitude, rank, axis=1)
+    scale = graph.op("ReduceMin", largest, graph.integers([1]), keepdims=1)
     zero = graph.op("Equal", scale, 0.0)
     scale = graph.op("Where", zero, 1.0, scale)
     return graph.op("Unsqueeze", scale, graph.integers([2, 3]))

@@ -214,8 +214,12 @@ class ProximalNetwork(Network[NetworkConfig]):
         The kernel must fit the network and the device (`engines.choose`). On any other device the network
         runs without it, in `dtype`.
         """
+        self.run_through(engines.fuse(self, device))
+
+    def run_through(self, kernel: engines.Kernel) -> None:
+        """Run inference through `kernel`, which holds this network's weights, until they change."""
         self._packed = self._versions()
-        self._kernel = engines.fuse(self, device)
+        self._kernel = kernel
 
     def _versions(self) -> list[tuple[int, int]]:
         """Return what changes with the weights; those that were made in inference mode do not tell."""

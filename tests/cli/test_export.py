@@ -36,4 +36,4 @@ def test_what_the_file_system_refuses_is_one_line(tmp_path, monkeypatch, capsys)
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mri-qpan: ")
-    assert "directory" in line
+    assert "is a folder" in line

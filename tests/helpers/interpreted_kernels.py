@@ -63,7 +63,7 @@ def networks():
         if network.config.channels == 1:
             given, normal = adjoint.real.contiguous(), lambda x: encoding.normal(x.to(torch.complex64)).real
         expected = network(given, normal)
-        network._kernel = gpu.Fused(network, "cpu", torch.float32)
+        network.run_through(gpu.Fused(network, "cpu", torch.float32))
         found = network(given, normal)
         assert not torch.equal(found, expected)  # another code worked it
         tell("network-" + next(iter(more)), found, expected)

@@ -118,7 +118,7 @@ LANGUAGES = {"cc": ("c", "-std=c99"), "c++": ("cpp", "-std=c++17")}
 def test_a_compiled_header_decodes_every_weight_bit_for_bit(tmp_path, name, compiler):
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
-    prefix = name.replace("+-", "_") if name in QUANTIZED else "my_4bit"
+    prefix = name.replace("+-", "p_") if name in QUANTIZED else "my_4bit"
     model = name if name in QUANTIZED else saved(tmp_path, shipped_config(bits=4), "My 4bit")
     network = export(model, tmp_path / "model.h")
     suffix, standard = LANGUAGES[compiler]
@@ -139,6 +139,38 @@ def test_a_compiled_header_decodes_every_weight_bit_for_bit(tmp_path, name, comp
     for values in (network.layers[1].thresholds()[0], network.layers[1].carry, network.floor):
         expected += values.detach().numpy().tobytes()
     assert done.stdout == expected
+
+
+@pytest.mark.parametrize("compiler", LANGUAGES)
+def test_two_headers_of_like_names_and_hostile_texts_compile_together(tmp_path, compiler):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    card = {**CARD, "licence": "any */ /* */* /*/ ???/\n/ \\\n*??/\n/ int x;"}
+    for index, name in enumerate(["a+", "a++"]):
+        path = tmp_path / f"{index}.safetensors"
+        store.save(path, shaken(shipped_config(bits=2)), name, card)
+        export(str(path), tmp_path / f"{index}.h")
+    suffix, standard = LANGUAGES[compiler]
+    source = tmp_path / f"both.{suffix}"
+    source.write_text(
+        '#include "0.h"\n#include "1.h"\n'
+        "int main(void) { return AP_BITS + APP_BITS + (int)qpan_integer(ap_convolutions, 2, 0)"
+        " + (int)qpan_weight(app_convolutions, 2, 0) > 99; }\n"
+    )
+    words = [compiler, standard, "-Wall", "-Wextra", "-pedantic", "-Werror", "-Wno-unused-const-variable"]
+    subprocess.run([*words, source, "-o", tmp_path / "both"], check=True, timeout=120)
+    subprocess.run([tmp_path / "both"], check=True, timeout=60)
+    assert '"bits": 2' in (tmp_path / "0.h").read_text()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-22, 1e18, 1e25])
+def test_onnx_knows_no_unit_and_no_sample_that_was_not_acquired(tmp_path, unit):
+    path = tmp_path / "model.onnx"
+    network = export(saved(tmp_path, shipped_config()), path)
+    kspace, mps, mask = measurement(1, 2, (32, 20))
+    expected = Reconstruction(network)(kspace, mps, mask)
+    spoiled = torch.where(mask[:, None], kspace * unit, complex("nan"))
+    assert relative(check.run(path, spoiled, mps, mask) / unit, expected) < 2e-5
 
 
 def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):

@@ -1,12 +1,16 @@
+import pickle
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 
 from mri_qpan import methods, models
-from mri_qpan.encoding import Encoding
+from mri_qpan.encoding import Encoding, Normal
 from mri_qpan.errors import InputError, ModelError, ReconError
-from mri_qpan.methods import find_device, get_method, method_names
+from mri_qpan.methods import as_reconstructor, find_device, get_method, method_names
 from mri_qpan.models import store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.solvers import SOLVERS
@@ -88,6 +92,15 @@ number = 3
 """
 
 
+def descend(adjoint: torch.Tensor, normal: Normal) -> torch.Tensor:
+    """Go a gradient step of 1/4 |A^H A x - A^H y|^2-like energies, the gradient by autograd."""
+    with torch.enable_grad():
+        x = adjoint.detach().clone().requires_grad_()
+        energy = (x.conj() * (0.5 * normal(x) - adjoint)).sum().real
+        (gradient,) = torch.autograd.grad(energy, x)
+    return (x - 0.5 * gradient).detach()
+
+
 class TestFunctionsOfOnesOwn:
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
@@ -129,6 +142,54 @@ class TestFunctionsOfOnesOwn:
         file.write_text("1 / 0")
         with pytest.raises(InputError, match="ZeroDivisionError"):
             get_method(f"{file}:half")
+
+    def test_a_file_that_ends_the_program(self, file: Path) -> None:
+        file.write_text("import sys\nsys.exit('no scanner here')")
+        with pytest.raises(InputError, match="SystemExit: no scanner here"):
+            get_method(f"{file}:half")
+
+    def test_a_function_that_ends_the_program(self) -> None:
+        method = as_reconstructor(lambda adjoint, normal: sys.exit(3), "quitter")
+        with pytest.raises(ReconError, match="quitter failed: SystemExit: 3"):
+            method(torch.ones(1, 4, 4, dtype=torch.complex64), lambda x: x)
+
+    def test_modules_beside_the_file_and_its_dataclasses(self, file: Path) -> None:
+        file.with_name("factor_of_the_lab.py").write_text("FACTOR = 0.25\n")
+        file.write_text(
+            "from __future__ import annotations\n"
+            "from dataclasses import dataclass, field\n"
+            "from factor_of_the_lab import FACTOR\n"
+            "@dataclass\n"
+            "class Settings:\n"
+            "    factor: float = field(default=FACTOR)\n"
+            "def quarter(adjoint, normal):\n"
+            "    from factor_of_the_lab import FACTOR\n"
+            "    return Settings().factor * adjoint\n"
+        )
+        image = torch.ones(1, 4, 4, dtype=torch.complex64)
+        assert torch.equal(get_method(f"{file}:quarter")(image, lambda x: x), image / 4)
+
+    def test_files_named_as_modules_are_do_not_stand_in_for_them(self, file: Path) -> None:
+        ours = file.with_name("h5py.py")
+        ours.write_text(MINE)
+        before = sys.modules.get("h5py")
+        assert get_method(f"{ours}:half").name == "half"
+        assert sys.modules.get("h5py") is before
+
+    def test_it_travels_to_another_process(self) -> None:
+        method = pickle.loads(pickle.dumps(as_reconstructor(descend)))
+        assert method.name == "descend"
+
+    @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+    def test_it_may_take_gradients(self, mode: Callable[[], AbstractContextManager[None]]) -> None:
+        with mode():
+            maps = torch.randn(1, 3, 16, 12, dtype=torch.complex64)
+            encoding = Encoding(torch.rand(1, 16, 12) < 0.5, maps / maps.abs().square().sum(1, True).sqrt())
+            adjoint = encoding.normal(torch.randn(1, 16, 12, dtype=torch.complex64))
+            found = as_reconstructor(descend)(adjoint, encoding.normal)
+            expected = adjoint - 0.5 * (encoding.normal(adjoint) - adjoint)
+        torch.testing.assert_close(found, expected)
+        assert not found.requires_grad
 
     def test_a_method_of_another_package(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         info = file.parent / "lab-1.0.dist-info"
