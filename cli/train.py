@@ -34,13 +34,15 @@ def train(
 ) -> None:
     """Train a network, or go on with a training that was stopped.
 
+    Exit codes: 0 trained, 2 wrong usage, 3 bad input, 143 stopped by a signal, its checkpoint written.
+
     Under torchrun, one process a GPU: torchrun --nproc-per-node 4 -m mri_qpan.cli train …
     """
     import torch
     import torch.distributed as dist
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from mri_qpan.errors import InputError
+    from mri_qpan.errors import InputError, OptionError
     from mri_qpan.methods import find_device
     from mri_qpan.recon import coils
     from mri_qpan.training import bank as banks
@@ -50,7 +52,15 @@ def train(
     plan = recipes.load(recipe)
     if not data.exists():
         raise InputError(f"{data}: no such folder or image bank")
-    images = banks.build(data) if data.is_dir() else banks.Bank.load(data)
+    if output.exists() and not output.is_dir():
+        raise OptionError(f"{output}: not a folder, which --output takes")
+    if save_bank is not None and not save_bank.parent.is_dir():
+        raise OptionError(f"{save_bank}: its folder does not exist")
+
+    def tell(line: str) -> None:
+        typer.echo(f"mri-qpan: {line}", err=True)
+
+    images = banks.build(data, tell) if data.is_dir() else banks.Bank.load(data)
     if save_bank is not None:
         images.save(save_bank)
         typer.echo(f"{save_bank}: {len(images.images)} images")
@@ -81,5 +91,4 @@ def train(
     if distributed:
         dist.destroy_process_group()
     if not quiet:
-        early = f"stopped before its first validation: the same command goes on from {output}"
-        typer.echo(f"model: {model}" if model.exists() else early)
+        typer.echo(f"model: {model}")

@@ -38,6 +38,12 @@ class ModelError(MriQpanError):
     exit_code = 3
 
 
+class StoppedError(MriQpanError):
+    """A signal ended what can be gone on with: nothing that was finished is lost."""
+
+    exit_code = 143
+
+
 def exit_code(failures: Sequence[MriQpanError], inputs: int) -> int:
     """Return the exit code of a command some of whose `inputs` failed: the failures' own if all did."""
     if len(failures) < inputs:

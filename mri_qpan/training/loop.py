@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, StoppedError
 from mri_qpan.models import store
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.processes import agree, quiet_worker, rank, stop_signal
@@ -81,8 +81,10 @@ def train(
     Raises
     ------
     InputError
-        If the bank lacks the recipe's data sets or images to validate on, or the checkpoint belongs to
-        another recipe, or to this one with other settings.
+        If the bank lacks the recipe's data sets or images to validate on, or the checkpoint is damaged,
+        belongs to another recipe, to this one with other settings, or to a training from another model.
+    StoppedError
+        If SIGTERM or SIGINT ended the training; its checkpoint is written.
     """
     missing = set(recipe.groups + recipe.validation) - set(bank.groups)
     if missing:
@@ -97,6 +99,7 @@ def train(
         raise InputError(
             'the training data hold no images to validate on (files called v_*, sets that end in "/val")'
         )
+    run.judge_by(cases)
     loader = DataLoader(
         data,
         batch_size=None,
@@ -127,10 +130,15 @@ def train(
                 run.save()
                 last_save = time.monotonic()
     if rank() == 0:
-        if not stop.is_set():
-            run.validate(cases, losses)
-            if not recipe.published:
-                note_ranges(run.model_file, recipe, bank, device, calibrate)
+        run.save()
+    if stop.is_set():
+        raise StoppedError(
+            f"stopped at step {run.step} of {recipe.steps}: the same command goes on from {folder}"
+        )
+    if rank() == 0:
+        run.validate(cases, losses)
+        if not recipe.published:
+            note_ranges(run.model_file, recipe, bank, device, calibrate)
         run.save()
     return run.model_file
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.networks import Config, named_config
+
+LIMITS = "noise goes from 0 to 0.5, enlarge from 1 to 2"
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,10 @@ def load(name: str) -> Recipe:
 
     Raises
     ------
+    OptionError
+        If no shipped recipe has the name.
     InputError
-        If it does not exist, is no TOML, or a field is missing, unknown or impossible.
+        If the file does not exist, is no TOML, or a field is missing, unknown or impossible.
     """
     try:
         return _parse(_values(name))
@@ -129,7 +134,7 @@ def _values(name: str) -> dict[str, Any]:
     elif name in shipped():
         text = (resources.files("mri_qpan.training") / "recipes" / f"{name}.toml").read_text()
     else:
-        raise InputError(
+        raise OptionError(
             f"no recipe called {name!r}: choose from {', '.join(shipped())} or give a .toml file"
         )
     values = tomllib.loads(text)
@@ -146,32 +151,75 @@ def _parse(values: dict[str, Any]) -> Recipe:
     network = dict(values.pop("network"))
     system = network.pop("system")
     config = named_config(system, **network)
-    published = values.pop("published", False)
-    if published != (config.channels == 1):
-        raise ValueError("a network of one channel, and none but it, trains on the published experiment")
-    noise, enlarge = values.get("noise", 0.0), values.get("enlarge", 1.0)
-    if not (0 <= noise <= 0.5 and 1 <= enlarge <= 2):
-        raise ValueError("noise goes from 0 to 0.5, enlarge from 1 to 2")
-    turned, extracted = values.get("turned", 0.0), values.get("extracted", 0.0)
-    if not (0 <= turned <= 1 and 0 <= extracted <= 1):
-        raise ValueError("turned and extracted are shares, from 0 to 1")
-    if not published and (noise, enlarge, turned, extracted) != (0, 1, 0, 0):
-        raise ValueError("noise, enlarge, turned and extracted are the published experiment's")
-    shares = tuple(float(share) for share in values.pop("shares", ()))
-    if shares and (len(shares) != len(values["groups"]) or min(shares) <= 0):
-        raise ValueError("shares: one above zero for each of groups")
-    validation = tuple(values.pop("validation", ()))
-    if set(validation) & set(values["groups"]):
-        raise ValueError("validation: a group that is trained on")
-    return Recipe(
+    lists = {name: _list(values, name) for name in ("groups", "sizes", "ratios")}
+    lists |= {name: _list(values, name, []) for name in ("spokes", "shares", "validation")}
+    _require(len(lists["ratios"]) == 2, "ratios: [lowest, highest]")
+    _require(
+        all(isinstance(size, list) and len(size) == 2 for size in lists["sizes"]), "sizes: [[y, x], ...]"
+    )
+    plan = Recipe(
         network=config,
-        published=published,
+        published=values.pop("published", False),
         init=values.pop("init", None) or None,
-        groups=tuple(values.pop("groups")),
-        sizes=tuple((int(y), int(x)) for y, x in values.pop("sizes")),
-        ratios=(float(values["ratios"][0]), float(values.pop("ratios")[1])),
-        spokes=tuple(int(n) for n in values.pop("spokes", ())),
-        shares=shares,
-        validation=validation,
+        groups=tuple(lists["groups"]),
+        sizes=tuple((y, x) for y, x in lists["sizes"]),
+        ratios=(_number(lists["ratios"][0]), _number(lists["ratios"][1])),
+        spokes=tuple(lists["spokes"]),
+        shares=tuple(_number(share) for share in lists["shares"]),
+        validation=tuple(lists["validation"]),
         **values,
     )
+    _check(plan)
+    return plan
+
+
+def _check(plan: Recipe) -> None:
+    """Raise `ValueError` if a field is of a wrong type or impossible, or two contradict each other."""
+    for name in ("steps", "warm_up", "pixels", "seed", "constrained"):
+        _require(
+            _whole(getattr(plan, name), name in ("steps", "warm_up", "pixels")), f"{name}: a whole number"
+        )
+    name = plan.name
+    plain = isinstance(name, str) and name != "" and name == Path(name).name and not name.startswith(".")
+    _require(plain, "name: that of a file, without its suffix")
+    _require(isinstance(plan.published, bool), "published: true or false")
+    if plan.published != (plan.network.channels == 1):
+        raise ValueError("a network of one channel, and none but it, trains on the published experiment")
+    _require(0 < _number(plan.learning_rate) < 1, "learning_rate: above zero")
+    _require(0 < plan.ratios[0] <= plan.ratios[1] <= 1, "ratios: [lowest, highest], above 0 and up to 1")
+    _require(bool(plan.groups) and len(set(plan.groups)) == len(plan.groups), "groups: each once")
+    _require(all(isinstance(g, str) for g in plan.groups + plan.validation), "groups, validation: names")
+    sizes = [n for size in plan.sizes for n in size]
+    _require(bool(sizes) and all(_whole(n) and n >= 16 for n in sizes), "sizes: [y, x], each 16 or more")
+    _require(all(_whole(n, True) for n in plan.spokes), "spokes: whole numbers above zero")
+    _require(0 <= _number(plan.noise) <= 0.5 and 1 <= _number(plan.enlarge) <= 2, LIMITS)
+    for name in ("supervision", "distillation", "turned", "extracted"):
+        _require(0 <= _number(getattr(plan, name)) <= 1, f"{name}: a share, from 0 to 1")
+    _require(_number(plan.constraint) >= 0, "constraint: no less than 0")
+    if not plan.published and (plan.noise, plan.enlarge, plan.turned, plan.extracted) != (0, 1, 0, 0):
+        raise ValueError("noise, enlarge, turned and extracted are the published experiment's")
+    if plan.shares and (len(plan.shares) != len(plan.groups) or not min(plan.shares) > 0):
+        raise ValueError("shares: one above zero for each of groups")
+    if set(plan.validation) & set(plan.groups):
+        raise ValueError("validation: a group that is trained on")
+
+
+def _list(values: dict[str, Any], name: str, default: list[Any] | None = None) -> list[Any]:
+    """Take a list out of `values`; without a default it must be there."""
+    found = values.pop(name) if default is None else values.pop(name, default)
+    _require(isinstance(found, list), f"{name}: a list")
+    return list(found)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _whole(value: Any, positive: bool = False) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= int(positive)
+
+
+def _number(value: Any) -> float:
+    """Return a number; NaN, which no comparison holds for, in the place of anything else."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -14,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mri_qpan._version import __version__
 from mri_qpan.benchmark.machine import processor
 from mri_qpan.engines import inplace
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, ReconError
 from mri_qpan.models import store
 from mri_qpan.networks import Network, build
 from mri_qpan.networks.config import NetworkConfig
@@ -54,7 +55,7 @@ class Run:
         self.checkpoint = folder / "checkpoint.safetensors"
         self.step = 0
         self.seconds = 0.0
-        self.best = -math.inf
+        self.best, self.judged_by = -math.inf, ""
         self.init: str | None = None
         self.steps_before, self.minutes_before, self.own_before = 0, 0.0, 0
         self.network = build(recipe.network, inplace.fast_dtype(device))
@@ -66,7 +67,7 @@ class Run:
         self.optimizers = _optimizers(self.network, recipe)
         self.log = Log(folder) if rank() == 0 else None
         if self.checkpoint.exists():
-            self._restore()
+            self._restore(init)
         if device.type != "cpu" or any(map(shutil.which, ("c++", "g++", "clang++"))):
             self.network.compile_step()
         self.average.share_step(self.network)
@@ -96,6 +97,17 @@ class Run:
             for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
         return float(loss.detach())
+
+    def judge_by(self, cases: list[Case]) -> None:
+        """Take the validation cases, before the first step: the best model is the best by these."""
+        digest = hashlib.sha256()
+        for case in cases:
+            for tensor in (case.kspace, case.mask, case.target):
+                digest.update(tensor.numpy().tobytes())
+        found = digest.hexdigest()[:16]
+        if self.judged_by != found:
+            self.best = -math.inf
+        self.judged_by = found
 
     def validate(self, cases: list[Case], losses: list[float]) -> None:
         """Validate the averaged network, log, and keep its model file if it is the best yet."""
@@ -128,20 +140,36 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "judged_by": self.judged_by,
             "init": self.init,
             "steps_before": self.steps_before,
             "own_steps_before": self.own_before,
             "minutes_before": self.minutes_before,
         }
         temporary = self.checkpoint.with_suffix(".tmp")
-        save_file(tensors, temporary, {"run": json.dumps(header)})
+        try:
+            save_file(tensors, temporary, {"run": json.dumps(header)})
+        except SafetensorError as error:  # a full disk
+            temporary.unlink(missing_ok=True)
+            raise ReconError(f"{self.checkpoint} could not be written: {error}") from error
         store.share(temporary)
         temporary.replace(self.checkpoint)
 
-    def _restore(self) -> None:
-        with safe_open(self.checkpoint, "pt", device=str(self.device)) as file:
-            header = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    def _restore(self, init: Path | None) -> None:
+        try:
+            with safe_open(self.checkpoint, "pt", device=str(self.device)) as file:
+                header = json.loads(file.metadata()["run"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{self.checkpoint} is damaged ({error}): remove it, and go on from the model with --init"
+            ) from error
+        if init is not None and header["init"] != _label(store.load(init)):
+            began = f"from {header['init']}" if header["init"] else "at random"
+            raise InputError(
+                f"{self.checkpoint} began {began}, not from {init}: go on without --init, or choose another "
+                "output folder"
+            )
         if header["recipe"] != self.recipe.name:
             raise InputError(
                 f"{self.checkpoint} belongs to recipe {header['recipe']}, not {self.recipe.name}; "
@@ -175,6 +203,7 @@ class Run:
                     )
         self.step, self.seconds = header["step"], header["seconds"]
         self.best, self.init = header["best"], header["init"]
+        self.judged_by = header.get("judged_by", "")
         self.steps_before, self.minutes_before = header["steps_before"], header["minutes_before"]
         self.own_before = header.get("own_steps_before", 0)
 
@@ -193,7 +222,7 @@ class Run:
             raise InputError(f"{path}: does not fit recipe {self.recipe.name} ({lacking[0]} differs)")
         self.network.load_state_dict(own | weights)
         self.network.refit()
-        self.init = f"{source.name} {source.sha256[:12]}"
+        self.init = _label(source)
         earlier = source.card["training"]
         self.steps_before = earlier.get("steps", 0) + earlier.get("steps_before", 0)
         self.minutes_before = earlier.get("minutes", 0.0) + earlier.get("minutes_before", 0.0)
@@ -232,6 +261,10 @@ class Run:
             "figures": {"validation": score.figures()},
             "licence": "BSD-3-Clause; trained on the data sets listed, each under its own terms",
         }
+
+
+def _label(model: Network[Any]) -> str:
+    return f"{model.name} {model.sha256[:12]}"
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

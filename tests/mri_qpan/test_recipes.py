@@ -23,7 +23,7 @@ def test_a_recipe_like_one_with_a_start_can_begin_at_random(tmp_path):
 def test_impossible_noise_and_size_are_refused(tmp_path, line):
     text = RECIPE.format(steps=1, init="published = true\n" + line, bits="")
     (tmp_path / "a.toml").write_text(text.replace("channels = 2", "channels = 1"))
-    with pytest.raises(InputError, match=r"noise goes from 0 to 0\.5|shares, from 0 to 1"):
+    with pytest.raises(InputError, match=r"noise goes from 0 to 0\.5|a share, from 0 to 1"):
         recipe.load(str(tmp_path / "a.toml"))
 
 
@@ -81,3 +81,48 @@ def test_a_recipe_that_contradicts_itself(tmp_path, line, words):
     path.write_text(line + "\n" + RECIPE.format(steps=6, init="", bits=""))
     with pytest.raises(InputError, match=words):
         recipe.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "steps = 0",
+        "steps = 1e4",
+        'steps = "6"',
+        "steps = true",
+        "warm_up = 0",
+        "pixels = 0",
+        "seed = -1",
+        "constrained = -1",
+        "learning_rate = 0",
+        "learning_rate = nan",
+        'learning_rate = "fast"',
+        "ratios = [0.6, 0.3]",
+        "ratios = [0, 0.3]",
+        "ratios = [0.3]",
+        "sizes = []",
+        "sizes = [[24]]",
+        "sizes = [[24, 8]]",
+        "sizes = [[24.5, 20]]",
+        "supervision = 1.5",
+        "constraint = -1",
+        "distillation = 2",
+        "spokes = [0]",
+        "groups = []",
+        "groups = [1]",
+        'groups = ["disc", "disc"]',
+        'groups = "disc"',
+        'published = "no"',
+        'name = "a/b"',
+        'name = ""',
+        'name = ".hidden"',
+        "name = 3",
+    ],
+)
+def test_impossible_values_are_named(tmp_path, line):
+    key = line.partition(" ")[0]
+    text = RECIPE.format(steps=6, init="", bits="")
+    kept = [old for old in text.splitlines() if not old.startswith(f"{key} =")]
+    (tmp_path / "a.toml").write_text(line + "\n" + "\n".join(kept))
+    with pytest.raises(InputError, match=rf"a\.toml: .*{key}"):
+        recipe.load(str(tmp_path / "a.toml"))

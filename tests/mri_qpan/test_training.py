@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from small_trainings import RECIPE, discs, load
 
 from mri_qpan import models
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, ReconError, StoppedError
 from mri_qpan.models import store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.training import loop, recipe
@@ -73,7 +73,8 @@ def test_a_stopped_training_resumes_to_the_bit(bank, tmp_path):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run(plan, bank, tmp_path / "parts", report=stop_at_three)
+    with pytest.raises(StoppedError, match=r"step 3 of 6: the same command goes on from .*parts"):
+        run(plan, bank, tmp_path / "parts", report=stop_at_three)
     assert not (tmp_path / "parts" / "tiny.safetensors").exists()
     parts = models.load_model(str(run(plan, bank, tmp_path / "parts")))
     assert parts.card["training"]["steps"] == 6
@@ -169,6 +170,51 @@ def test_a_checkpoint_of_another_order_is_refused(bank, tmp_path):
     save_file(tensors | {last: torch.zeros(3, 5)}, path, metadata)
     with pytest.raises(InputError, match="ordered its parameters otherwise"):
         run(plan, bank, tmp_path / "out")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_checkpoint_is_said(bank, tmp_path, share):
+    plan = load(tmp_path, steps=2)
+    run(plan, bank, tmp_path / "out")
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors is damaged \(.+\): remove it"):
+        run(plan, bank, tmp_path / "out")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(bank, tmp_path, monkeypatch):
+    def full(*given):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mri_qpan.training.run.save_file", full)
+    with pytest.raises(ReconError, match=r"checkpoint\.safetensors could not be written: .*No space left"):
+        run(load(tmp_path, steps=2), bank, tmp_path / "out")
+
+
+def test_other_validation_images_judge_anew(bank, tmp_path):
+    plan = load(tmp_path, steps=2)
+    path = run(plan, bank, tmp_path / "out")
+    rng = np.random.default_rng(0)
+    hard = Bank([rng.random(image.shape).astype(np.float32) for image in bank.images], bank.groups)
+    first = models.load_model(str(path)).card["figures"]["validation"]["psnr"]
+    run(dataclasses.replace(plan, steps=4), hard, tmp_path / "out")
+    card = models.load_model(str(path)).card
+    assert card["training"]["steps"] == 4
+    assert card["figures"]["validation"]["psnr"] < first
+
+
+def test_a_training_does_not_go_on_from_another_model(bank, tmp_path):
+    first = run(load(tmp_path, steps=2), bank, tmp_path / "first")
+    second = run(load(tmp_path, steps=3), bank, tmp_path / "second")
+    plan = load(tmp_path, steps=4, init='init = "tiny"', bits="bits = 2")
+    run(plan, bank, tmp_path / "out", init=first)
+    longer = dataclasses.replace(plan, steps=5)
+    with pytest.raises(InputError, match=r"began from tiny .*, not from .*second"):
+        run(longer, bank, tmp_path / "out", init=second)
+    run(longer, bank, tmp_path / "out", init=first)
+    run(dataclasses.replace(plan, steps=6), bank, tmp_path / "out")
+    with pytest.raises(InputError, match="began at random"):
+        run(load(tmp_path, steps=3), bank, tmp_path / "second", init=first)
 
 
 def test_minutes_end_a_training(bank, tmp_path):

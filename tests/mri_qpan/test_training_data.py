@@ -59,6 +59,128 @@ def test_bank_is_built_from_folders_and_survives_a_round_trip(tmp_path):
         Bank.load(tmp_path / "bad.npz")
 
 
+class TestFilesInTheWild:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "set").mkdir()
+        Image.fromarray(np.full((16, 12), 7, np.uint8)).save(tmp_path / "set" / "fine.png")
+        return tmp_path / "set"
+
+    def volume(self, path, array, spacing=(1, 1, 1)):
+        import nibabel
+
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+
+    def built(self, folder):
+        told = []
+        return build(folder.parent, told.append), told
+
+    @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.png", "a.mat", "a.npz", "A.PNG", "A.NII.GZ"])
+    @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
+    def test_a_truncated_file_is_named(self, folder, name, share):
+        import scipy.io
+
+        path = folder / name
+        whole = np.random.default_rng(0).random((40, 40, 40)).astype(np.float32)
+        kind = name.lower().partition(".")[2]
+        source = folder.parent / f"whole.{kind}"
+        if kind.startswith("nii"):
+            self.volume(source, whole)
+        elif kind == "png":
+            Image.fromarray((255 * whole[0]).astype(np.uint8)).save(source)
+        elif kind == "mat":
+            scipy.io.savemat(source, {"Img": whole[0]})
+        else:
+            np.savez_compressed(source, vol=whole, spacing_mm=np.ones(3))
+        path.write_bytes(source.read_bytes()[: int(share * source.stat().st_size)])
+        with pytest.raises(InputError, match=rf"{name}: no training image \(.+\); move it"):
+            build(folder.parent)
+
+    @pytest.mark.parametrize(
+        ("name", "array", "words"),
+        [
+            ("a.nii", np.ones((20, 20, 20, 5), np.float32), "20 x 20 x 20 x 5, not one volume"),
+            ("a.nii", np.ones((20, 20), np.float32), "20 x 20, not one volume"),
+            ("a.npz", {"vol": np.ones((20, 20, 20))}, "needs spacing_mm"),
+            ("a.npz", {"vol": np.ones((20, 20, 20)), "spacing_mm": np.array([1, 0, 1])}, "1 x 0 x 1 mm"),
+            ("a.npz", {"vol": np.ones((20, 20, 20)), "spacing_mm": np.ones(2)}, "1 x 1 mm"),
+            ("a.npz", {"vol": np.full((9, 9, 9), "x"), "spacing_mm": np.ones(3)}, "not of numbers"),
+            ("a.npz", {"images": np.ones((20, 20))}, "no .*knees.* in it"),
+            ("a.mat", {"Img": np.ones((4, 4, 4))}, "4 x 4 x 4, not an image"),
+            ("a.mat", {"Img": np.ones((4, 40))}, "at least 8 x 8"),
+        ],
+    )
+    def test_what_is_no_image_is_said(self, folder, name, array, words):
+        import scipy.io
+
+        path = folder / name
+        if name.endswith(".nii"):
+            self.volume(path, array)
+        elif name.endswith(".mat"):
+            scipy.io.savemat(path, array)
+        else:
+            np.savez(path, **array)
+        with pytest.raises(InputError, match=rf"{name}: no training image \(.*{words}"):
+            build(folder.parent)
+
+    def test_what_is_left_out_is_told(self, folder):
+        head = np.zeros((30, 30, 30), np.float32)
+        head[5:25, 5:25, 5:25] = 1
+        self.volume(folder / "coarse.nii", head, (2, 2, 2))
+        self.volume(folder / "blank.nii", 0 * head)
+        self.volume(folder / "masked.nii", np.where(head > 0, head, np.nan))
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "black.png")
+        (folder / "photo.jpg").write_bytes(b"any")
+        (folder / "README.md").write_text("any")
+        (folder / "._fine.png").write_bytes(b"a Mac's")
+        (folder / "folder.png").mkdir()
+        (folder.parent / ".git").mkdir()
+        (folder.parent / ".git" / "x.png").write_bytes(b"no picture")
+        bank, told = self.built(folder)
+        assert len(bank.of({"set"}).images) > 10
+        assert all(np.isfinite(image).all() and image.max() == 1 for image in bank.images)
+        words = {line.rpartition("/")[2].partition(":")[0]: line for line in told}
+        assert set(words) == {"coarse.nii", "blank.nii", "masked.nii", "black.png", "set"}
+        assert "voxels of 2 x 2 x 2 mm" in words["coarse.nii"]
+        assert words["blank.nii"].endswith("blank, left out")
+        assert "no numbers taken for 0" in words["masked.nii"]
+        assert "1 blank images left out" in words["black.png"]
+        assert "1 files passed over (photo.jpg" in words["set"]
+
+    def test_complex_volumes_give_magnitudes_and_matlabs_complex_images_stay(self, folder):
+        import h5py
+
+        head = np.zeros((20, 20, 20), np.complex64)
+        head[3:17, 3:17, 3:17] = 1j
+        self.volume(folder / "phase.nii", head)
+        with h5py.File(folder / "im.mat", "w") as file:
+            pairs = np.zeros((20, 30), [("real", "<f8"), ("imag", "<f8")])
+            pairs["imag"] = 2
+            file["im_ori"] = pairs
+        bank, told = self.built(folder)
+        assert not told
+        assert {image.dtype.kind for image in bank.images} == {"f", "c"}
+        (image,) = (image for image in bank.images if np.iscomplexobj(image))
+        assert np.allclose(image, 1j)
+        assert image.shape == (30, 20)
+
+    def test_series_of_one_volume_are_volumes(self, folder):
+        head = np.zeros((20, 20, 20, 1), np.float32)
+        head[3:17, 3:17, 3:17] = 1
+        self.volume(folder / "one.nii", head)
+        bank, told = self.built(folder)
+        assert len(bank.images) > 10
+        assert not told
+
+    @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+    def test_a_truncated_bank_is_said(self, tmp_path, bank, share):
+        path = tmp_path / "bank.npz"
+        bank.save(path)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        with pytest.raises(InputError, match="not an image bank"):
+            Bank.load(path)
+
+
 def test_one_step_gives_one_batch_whatever_the_order(bank):
     data = simulate.Simulation(bank.of({"disc"}), [(20, 24), (24, 20)], 960, (0.3, 0.6), 5, 10)
     assert len(data) == 10
