@@ -88,14 +88,18 @@ def real(
     """
     from mri_qpan.benchmark import machine, report
     from mri_qpan.benchmark.real import compare
-    from mri_qpan.recon.cases import cases
+    from mri_qpan.recon.cases import cases, names_of
     from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
     check_output_folder(output)
     known = {key: found for path in tuned or [] for key, found in report.read_tuned(path).items()}
     chosen = _choose(methods, threads)
     specs = [spec.strip() for spec in masks.split(",")]
-    prepared = [case for path in inputs for case in cases(path, specs, count=count, dims=dims)]
+    prepared = [
+        case
+        for path, name in zip(inputs, names_of(inputs), strict=True)
+        for case in cases(path, specs, count=count, dims=dims, name=name)
+    ]
     with progress_bar(len(prepared) * len(chosen) * (1 + rounds)) as advance:
         compared = compare(
             prepared,
@@ -274,7 +278,8 @@ def _draw(compared: Sequence[Compared], methods: Sequence[Method], folder: Path)
         images = [
             (f"{name}  {psnr[name]:.2f} dB", entry.images[name]) for name in shown if name in entry.images
         ]
-        comparison(entry.case.reference, images).save(folder / f"{entry.case.group}.png", optimize=True)
+        file = folder / f"{entry.case.group.replace('/', '_')}.png"
+        comparison(entry.case.reference, images).save(file, optimize=True)
 
 
 def _print(results: dict[str, Any]) -> None:

@@ -38,6 +38,12 @@ class ModelError(MriQpanError):
     exit_code = 3
 
 
+class UnknownModelError(ModelError):
+    """An option names a model that is not there."""
+
+    exit_code = 2
+
+
 class StoppedError(MriQpanError):
     """A signal ended what can be gone on with: nothing that was finished is lost."""
 

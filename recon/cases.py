@@ -26,7 +26,33 @@ SMALLEST = 7  # the window of SSIM
 Complex = NDArray[np.complex64]
 
 
-def cases(path: Path, specs: Sequence[str], *, count: int, dims: str | None = None) -> Iterator[Case]:
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return what to call each input: its own name, after as many of its folders' as tell it from others.
+
+    Raises
+    ------
+    OptionError
+        If one is given twice.
+    """
+    whole = [path.resolve() for path in paths]
+    twice = [path for path, real in zip(paths, whole, strict=True) if whole.count(real) > 1]
+    if twice:
+        raise OptionError(f"{twice[0]} is given twice")
+    bare = [path if path.is_dir() else path.with_suffix("") for path in whole]
+    # Of one folder's files that only their suffixes tell apart, the suffixes stay.
+    told = [b if bare.count(b) == 1 else w for b, w in zip(bare, whole, strict=True)]
+    names = []
+    for own in told:
+        depth = 1
+        while [other.parts[-depth:] for other in told].count(own.parts[-depth:]) > 1:
+            depth += 1
+        names.append("/".join(own.parts[-depth:]))
+    return names
+
+
+def cases(
+    path: Path, specs: Sequence[str], *, count: int, dims: str | None = None, name: str = ""
+) -> Iterator[Case]:
     """Make the benchmark cases of one input, every slice under every mask.
 
     Parameters
@@ -39,6 +65,8 @@ def cases(path: Path, specs: Sequence[str], *, count: int, dims: str | None = No
         How many images to take of a folder, in the order of their names, spread evenly.
     dims
         Axes of a .npy or .mat file (see `readers.open_kspace`).
+    name
+        What to call the input (`names_of`); "" takes the file's, or the folder's.
 
     Yields
     ------
@@ -51,13 +79,14 @@ def cases(path: Path, specs: Sequence[str], *, count: int, dims: str | None = No
     InputError
         If the input cannot be read, is not fully sampled, or a mask does not fit it.
     """
+    name = name or names_of([path])[0]
     if path.is_dir():
         for image in _spread(_images(path), count):
-            yield from _image_cases(image, path.name, f"{path.name}/{image.stem}", specs)
+            yield from _image_cases(image, name, f"{name}/{image.stem}", specs)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
-        yield from _image_cases(path, path.stem, path.stem, specs)
+        yield from _image_cases(path, name, name, specs)
     else:
-        yield from _measured_cases(path, specs, dims)
+        yield from _measured_cases(path, name, specs, dims)
 
 
 def read_pictures(folder: Path, count: int | None = None) -> list[Picture]:
@@ -102,7 +131,7 @@ def read_masks(folder: Path, percents: str, shape: tuple[int, ...]) -> dict[int,
     return masks
 
 
-def _measured_cases(path: Path, specs: Sequence[str], dims: str | None) -> Iterator[Case]:
+def _measured_cases(path: Path, group: str, specs: Sequence[str], dims: str | None) -> Iterator[Case]:
     source = _sha256(path)
     stream = open_kspace(path, dims)
     several = len(stream) > 1
@@ -115,9 +144,9 @@ def _measured_cases(path: Path, specs: Sequence[str], dims: str | None) -> Itera
                 f"{path}: a benchmark needs fully sampled 2-D slices; this is a matrix (z, y, x) of "
                 f"{full.mask.shape}, {ratio_of(full.mask):.1%} of it acquired"
             )
-        name = f"{path.stem}/{number}" if several else path.stem
+        name = f"{group}/{number}" if several else group
         for spec in specs:
-            yield _measured_case(full, path.stem, name, source, spec)
+            yield _measured_case(full, group, name, source, spec)
 
 
 def _measured_case(full: KSpace, group: str, name: str, source: str, spec: str) -> Case:

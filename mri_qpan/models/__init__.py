@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mri_qpan.errors import ModelError
+from mri_qpan.errors import ModelError, UnknownModelError
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def model_path(name: str) -> Path:
 
     Raises
     ------
-    ModelError
+    UnknownModelError
         If there is neither a model nor a file of that name.
     """
     known = _files()
@@ -103,7 +103,7 @@ def model_path(name: str) -> Path:
     hint = (
         f"did you mean {near[0]}?" if near else f"choose from {', '.join(list_models()) or 'none'} or a file"
     )
-    raise ModelError(f"no model called {name!r}: {hint}")
+    raise UnknownModelError(f"no model called {name!r}: {hint}")
 
 
 def load_model(name: str, device: torch.device | str = "cpu", engine: Engine = "auto") -> Model:

@@ -51,6 +51,7 @@ def test_a_card_says_what_the_header_holds(tmp_path):
 def test_an_unknown_model_is_named():
     result = CliRunner().invoke(app, ["models", "qpan+-7bit"])
     assert isinstance(result.exception, ModelError)
+    assert result.exception.exit_code == 2
 
 
 @pytest.fixture

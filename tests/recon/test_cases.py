@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 from mri_qpan.fourier import fft_numpy, ifft_numpy
-from mri_qpan.recon.cases import cases
+from mri_qpan.recon.cases import cases, names_of
 from mri_qpan.recon.kspace import Index, KSpace
 from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
@@ -20,6 +20,17 @@ SPECS = ["lines:0.5", "random2d:0.4:3"]
 @pytest.fixture
 def grey() -> np.ndarray:
     return (255 * np.random.default_rng(0).random((48, 40))).astype(np.uint8)
+
+
+def test_inputs_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path):
+    names = ("a/x/scan.h5", "b/x/scan.h5", "b/x/other.h5", "b/x/scan.npy", "pngs")
+    files = [tmp_path / name for name in names]
+    (tmp_path / "pngs").mkdir()
+    assert names_of(files[:1]) == ["scan"]
+    assert names_of(files) == ["scan", "scan.h5", "other", "scan.npy", "pngs"]
+    assert names_of(files[:2]) == ["a/x/scan", "b/x/scan"]
+    with pytest.raises(OptionError, match="twice"):
+        names_of([files[0], tmp_path / "a" / "x" / ".." / "x" / "scan.h5"])
 
 
 def test_measured_slices_under_every_mask(tmp_path: Path, small_kspace: Callable[..., KSpace]) -> None:
