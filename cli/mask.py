@@ -41,6 +41,8 @@ def mask(
     """Make a sampling mask, or describe or convert one."""
     from mri_qpan.sampling_masks import SUFFIXES, MaskError, load_mask, save_mask
 
+    if not source.strip():
+        raise OptionError("no mask: give one to make, such as lines:0.33, or a file")
     try:
         if Path(source).suffix.lower() in SUFFIXES or Path(source).exists():
             if shape is not None or calib is not None:

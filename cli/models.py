@@ -56,9 +56,15 @@ def models(context: typer.Context) -> None:
             "float32" if bits is None else f"{bits} bit",
             f"{path.stat().st_size:,}",
             f"{card['figures'].get('validation', {}).get('psnr', float('nan')):.2f}",
-            str(card["training"].get("steps", "")),
+            f"{_steps(card['training']):,}" if "steps" in card["training"] else "",
         )
     Console().print(table)
+
+
+def _steps(training: dict[str, Any]) -> int:
+    """Return the steps of all trainings on the way to a model."""
+    total: int = training["steps"] + (training.get("steps_before") or 0)
+    return total
 
 
 def show(

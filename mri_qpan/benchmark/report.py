@@ -253,6 +253,8 @@ def _parameters(results: Mapping[str, Any]) -> str:
         for m in results["methods"]
         if "lamda" in _outcome(results["cases"][0], m["name"])["parameters"]
     ]
+    if not tuned:
+        return "\n".join(lines)
     lines += ["", "Tuned:", "", f"| input | mask | {' | '.join(tuned)} |", "|" + "---|" * (2 + len(tuned))]
     fixed_names = {name for method in results["methods"] for name in method}
     for case in results["cases"]:

@@ -62,6 +62,7 @@ def test_help_names_every_kind(command):
     ("arguments", "message"),
     [
         (["lines:0.25"], "--shape 256x256"),
+        ([""], "no mask"),
         (["lines:0.25", "--shape", "256"], "shape is (y, x) or (z, y, x)"),
         (["lines:0.25", "--shape", "axb"], "--shape is YxX"),
         (["lines:25", "--shape", "64x64"], "did you mean 25% or 25x"),

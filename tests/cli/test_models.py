@@ -20,6 +20,7 @@ CARD = {
     "training": {
         "recipe": "tiny",
         "steps": 3,
+        "steps_before": 2000,
         "planned_steps": 4,
         "minutes": 0.1,
         "machine": "here",
@@ -79,7 +80,8 @@ def digest(path):
 def test_a_fetched_model_is_known_by_its_name(model, own_folder):
     result = fetch(model, digest(model).upper())
     assert result.exit_code == 0, result.output
-    assert "mine" in CliRunner().invoke(app, ["models"]).output
+    (row,) = (line for line in CliRunner().invoke(app, ["models"]).output.splitlines() if "mine" in line)
+    assert "2,003" in row  # all steps on the way to it
     assert models.load_model("mine").sha256 == digest(model)
     assert models.list_models(channels=1)[-1] == "mine"
     assert "mine" not in models.list_models(channels=2)
