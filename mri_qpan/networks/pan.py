@@ -152,6 +152,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         self._compiled = False
         self._kernel: engines.Kernel | None = None
         self._packed: list[tuple[int, int]] = []  # the weights that the kernel has
+        self._fused_on: torch.device | None = None
 
     @torch.inference_mode()
     def proximal_step(self, index: int, image: Tensor) -> Tensor:
@@ -188,6 +189,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         # Eight bits or bfloat16 would round away the small steps that are compared.
         plain = copy(self)
         plain.dtype, plain._compiled, plain._proximal_step = torch.float32, False, proximal_step
+        plain._fused_on = None
         target, power = adjoint, None
         if self.config.channels == 2:
             target, _, power = at_unit_scale(adjoint, level)
@@ -220,6 +222,7 @@ class ProximalNetwork(Network[NetworkConfig]):
         """Run inference through `kernel`, which holds this network's weights, until they change."""
         self._packed = self._versions()
         self._kernel = kernel
+        self._fused_on = kernel.device
 
     def _versions(self) -> list[tuple[int, int]]:
         """Return what changes with the weights; those that were made in inference mode do not tell."""
@@ -227,9 +230,20 @@ class ProximalNetwork(Network[NetworkConfig]):
         return [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in held]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the kernel out of copies: it holds addresses."""
-        engine = "float32" if self.engine == "fused" else self.engine
-        return {**self.__dict__, "_kernel": None, "engine": engine}
+        """Leave out what holds addresses or code: a copy makes its own kernel, at its first image."""
+        plain: dict[str, Any] = {"_kernel": None, "_packed": [], "_proximal_step": proximal_step}
+        return {**self.__dict__, **plain}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy, which may be on another machine."""
+        super().__setstate__(state)
+        if self._compiled:
+            self.compile_step()
+        if self._fused_on is not None:
+            try:
+                engines.choose("fused", self.config, self._fused_on)
+            except ValueError:
+                self._fused_on, self.engine = None, "float32"
 
     def share_step(self, other: Network[NetworkConfig]) -> None:
         """Use the compiled proximal step of `other`, a network of the same configuration."""
@@ -256,8 +270,10 @@ class ProximalNetwork(Network[NetworkConfig]):
         images = [state.x]
         total = state.apart.new_zeros(())
         training = self._needs_gradient(target)
-        if self._kernel is not None and not (training or is_compiling()) and self._versions() != self._packed:
-            self.fuse(self._kernel.device)
+        fused = self._fused_on is not None and not (training or is_compiling())
+        if fused and self._versions() != self._packed:
+            assert self._fused_on is not None
+            self.fuse(self._fused_on)
         for index in range(len(self.layers)):
             state, lift, term = self._advance(index, state, target, normal, training, index in constrained)
             x = state.x if lift is None else lifted(state.x, lift)

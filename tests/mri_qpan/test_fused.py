@@ -1,6 +1,7 @@
 """The fused kernel against the plain layer, with every width of vectors that this machine has."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -156,9 +157,10 @@ def test_a_model_loads_into_the_engine_asked_for(tmp_path):
         model = models.load_model(str(tmp_path / "m.safetensors"), engine=engine)
         assert model.engine == engine
         images[engine] = model(adjoint, encoding.normal)
-        twin = copy.deepcopy(model)
-        assert twin.engine == ("float32" if engine == "fused" else engine)
-        assert torch.equal(twin(adjoint, encoding.normal), images[engine]) or engine == "fused"
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert twin.engine == engine
+            assert torch.equal(twin(adjoint, encoding.normal), images[engine])
+            assert (twin._kernel is not None) == (engine == "fused")
     assert 0 < difference(images["fused"], images["float32"]) < 1e-2
     assert difference(images["bfloat16"], images["float32"]) < 3e-2
     with pytest.raises(ValueError, match="choose from auto, fused"):
@@ -186,6 +188,18 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch):
         assert kernels.library() is None
     finally:
         kernels.library.cache_clear()
+
+
+def test_a_copy_on_a_machine_without_the_kernel_goes_without(tmp_path, monkeypatch):
+    network = kernel_network(layers=1)
+    store.save(tmp_path / "m.safetensors", network, "m", CARD)
+    stored = pickle.dumps(models.load_model(str(tmp_path / "m.safetensors"), engine="fused"))
+    monkeypatch.setattr(fused, "fits", lambda config: False)
+    twin = pickle.loads(stored)
+    assert twin.engine == "float32"
+    adjoint = torch.randn(1, 20, 20, dtype=torch.complex64)
+    plain = models.load_model(str(tmp_path / "m.safetensors"), engine="float32")
+    assert torch.equal(twin(adjoint, lambda x: x), plain(adjoint, lambda x: x))
 
 
 def test_changed_weights_are_packed_again():
