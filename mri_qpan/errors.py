@@ -44,8 +44,8 @@ class UnknownModelError(ModelError):
     exit_code = 2
 
 
-class StoppedError(MriQpanError):
-    """A signal ended what can be gone on with: nothing that was finished is lost."""
+class TrainingStoppedError(MriQpanError):
+    """A signal ended a training; its checkpoint is written, and the same command goes on."""
 
     exit_code = 143
 

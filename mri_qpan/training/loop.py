@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from mri_qpan.errors import InputError, StoppedError
+from mri_qpan.errors import InputError, TrainingStoppedError
 from mri_qpan.models import store
 from mri_qpan.training.bank import Bank
 from mri_qpan.training.processes import agree, quiet_worker, rank, stop_signal
@@ -83,7 +83,7 @@ def train(
     InputError
         If the bank lacks the recipe's data sets or images to validate on, or the checkpoint is damaged,
         belongs to another recipe, to this one with other settings, or to a training from another model.
-    StoppedError
+    TrainingStoppedError
         If SIGTERM or SIGINT ended the training; its checkpoint is written.
     """
     missing = set(recipe.groups + recipe.validation) - set(bank.groups)
@@ -132,7 +132,7 @@ def train(
     if rank() == 0:
         run.save()
     if stop.is_set():
-        raise StoppedError(
+        raise TrainingStoppedError(
             f"stopped at step {run.step} of {recipe.steps}: the same command goes on from {folder}"
         )
     if rank() == 0:

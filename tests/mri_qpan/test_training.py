@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from small_trainings import RECIPE, discs, load
 
 from mri_qpan import models
-from mri_qpan.errors import InputError, ReconError, StoppedError
+from mri_qpan.errors import InputError, ReconError, TrainingStoppedError
 from mri_qpan.models import store
 from mri_qpan.networks import NetworkConfig, ProximalNetwork
 from mri_qpan.training import loop, recipe
@@ -73,7 +73,7 @@ def test_a_stopped_training_resumes_to_the_bit(bank, tmp_path):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(StoppedError, match=r"step 3 of 6: the same command goes on from .*parts"):
+    with pytest.raises(TrainingStoppedError, match=r"step 3 of 6: the same command goes on from .*parts"):
         run(plan, bank, tmp_path / "parts", report=stop_at_three)
     assert not (tmp_path / "parts" / "tiny.safetensors").exists()
     parts = models.load_model(str(run(plan, bank, tmp_path / "parts")))
