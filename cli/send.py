@@ -30,7 +30,7 @@ def send(
     ] = None,
     config: Annotated[str, typer.Option(metavar="NAME", help="Reconstruction to ask for.")] = "default",
     patience: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="How long the server may be silent.")
+        float, typer.Option(min=1, max=1e6, metavar="SECONDS", help="How long the server may be silent.")
     ] = 120.0,
 ) -> None:
     """Send a raw file to an MRD server (`mri-qpan serve`, or another) and save the images that it returns.

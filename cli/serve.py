@@ -14,7 +14,7 @@ import typer
 
 from mri_qpan.cli import options
 from mri_qpan.cli.logs import start_logging
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -70,11 +70,13 @@ def serve(
     clients: Annotated[int, typer.Option(min=1, help="Sessions at once; more wait.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Images to reconstruct at once.")] = 1,
     patience: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="How long a client may be silent.")
+        float, typer.Option(min=1, max=1e6, metavar="SECONDS", help="How long a client may be silent.")
     ] = 120.0,
     memory: Annotated[
         float,
-        typer.Option(min=0.01, metavar="GIB", help="Samples a session may hold before an image is complete."),
+        typer.Option(
+            min=0.01, max=1e6, metavar="GIB", help="Samples a session may hold before an image is complete."
+        ),
     ] = 4.0,
     device: options.Device = "auto",
     log_format: options.LogFormat = "text",
@@ -92,6 +94,10 @@ def serve(
     from mri_qpan.recon.metrics import ServerMeter, metered
     from mri_qpan.recon.server import Server, Settings, warm_up
 
+    if not host.strip():
+        raise OptionError("--host is empty, which is every network's address: say 0.0.0.0 if that is meant")
+    if method is not None and config_dir is not None and (config_dir / f"{DEFAULT}.toml").is_file():
+        raise OptionError(f"--method, and {DEFAULT}.toml in {config_dir}: the default is one of them")
     start_logging(log_format)
     place = find_device(device)
     if save is not None:
@@ -138,6 +144,7 @@ def config_names(method: str, folder: Path | None) -> list[str]:
 def _jobs(method: str, folder: Path | None, device: torch.device) -> dict[str, Callable[[], Job]]:
     """Return the reconstructions by config name: fixed names, and the site's files, read now."""
     from mri_qpan.methods import method_names
+    from mri_qpan.recon.conversation import DRAINING
 
     jobs: dict[str, Callable[[], Job]] = {DEFAULT: partial(_job, {"method": method}, device)}
     jobs |= {name: partial(_job, {"method": name}, device) for name in method_names()}
@@ -146,6 +153,8 @@ def _jobs(method: str, folder: Path | None, device: torch.device) -> dict[str, C
     if not folder.is_dir():
         raise InputError(f"--config-dir {folder}: no such folder")
     for path in sorted(folder.glob("*.toml")):
+        if path.stem in DRAINING:
+            raise InputError(f"{path}: {path.stem} takes everything and makes no image: choose another name")
         config = {"method": method} | _read(path)
         name = config["method"]
         if name not in method_names() and not Path(name.rpartition(":")[0] or name).is_file():

@@ -62,7 +62,7 @@ def send(
     Raises
     ------
     OptionError
-        If the output is the raw file.
+        If the output is the raw file, or a folder.
     InputError
         If the file cannot be read, or is refused.
     ReconError
@@ -71,6 +71,8 @@ def send(
     """
     if path.exists() and output.exists() and output.samefile(path):
         raise OptionError(f"--output {output} is the raw file itself: name another file for the images")
+    if output.is_dir():
+        raise OptionError(f"--output {output} is a folder: name a file for the images")
     if len(config.encode()) >= 1024:
         raise InputError("the name of a config has less than 1024 bytes")
     file = IsmrmrdFile(Hdf5Process(path))

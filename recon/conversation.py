@@ -118,9 +118,10 @@ class Conversation:
         self._job, self._settings, self._connection, self._peer = job, settings, connection, peer
         self._counts, self._turns = counts, turns
         self._writer = MrdWriter(connection)
-        self._writing = threading.Lock()
+        self._writing, self._counting = threading.Lock(), threading.Lock()
         self._complete: queue.Queue[tuple[float, Lines] | None] = queue.Queue(WAITING_IMAGES)
         self._ahead: dict[Index, Lines] = {}  # calibrated, and not complete yet
+        self._owed = 0  # images that are complete and not sent
         self._gone = threading.Event()
         self._warned = False  # that nothing is kept
         self._kept = Kept(settings.save, peer, self._say)
@@ -131,7 +132,8 @@ class Conversation:
         session: Session | None = None
         config = header = None
         try:
-            for message in MrdReader(self._connection):
+            # A peer that waits for an image says nothing meanwhile.
+            for message in MrdReader(self._connection, lambda: self._owed > 0 and not self._gone.is_set()):
                 if isinstance(message, ConfigFile | ConfigText):
                     if config is not None:
                         raise InputError("a second config")
@@ -165,7 +167,12 @@ class Conversation:
                     self._return(message, config)
                 elif isinstance(message, str):
                     log.info("%s: says %s", self._peer, _shown(message))
-                    config = self._chosen(message) or config
+                    chosen = self._chosen(message)
+                    if chosen is not None and self._counts.acquisitions:
+                        self._say(
+                            f"warning: the config {_shown(chosen)} came after the first readout: not used"
+                        )
+                    config = chosen or config
             if header is not None and not (self._counts.acquisitions or self._counts.returned):
                 parse_header(header, self._peer)  # which may be why nothing came
             for lines in [] if session is None else session.rest():
@@ -221,6 +228,8 @@ class Conversation:
     def _pass_on(self, lines: Lines) -> None:
         self._ahead.pop(lines.index, None)
         self._settings.meter.waiting(1)
+        with self._counting:
+            self._owed += 1
         self._complete.put((time.monotonic(), lines))
 
     def _start(self, config: str, header: str) -> threading.Thread | None:
@@ -253,6 +262,8 @@ class Conversation:
             if entry is None:
                 return
             self._finish(painter, entry[1], entry[0])
+            with self._counting:
+                self._owed -= 1
             self._settings.meter.waiting(-1)
 
     def _finish(self, painter: Painter, lines: Lines, since: float) -> None:
@@ -265,7 +276,7 @@ class Conversation:
             self._turns.image(lambda: messages.extend(painter.paint(lines, messages.append)))
         except MriQpanError as error:
             messages.append(self._failed(error))
-        except Exception as error:
+        except BaseException as error:  # a library's panic too: the images after it are still due
             log.exception("%s: image %s", self._peer, lines.index)
             messages.append(self._failed(error))
         try:
@@ -296,7 +307,7 @@ class Conversation:
         with self._writing:
             self._writer.serialize(message)
 
-    def _failed(self, error: Exception) -> str:
+    def _failed(self, error: BaseException) -> str:
         """Count and log a failure; return what the peer is told of it."""
         words = " ".join(str(error).split()) or type(error).__name__
         said = {"event": "failed", "fields": {"peer": self._peer, "reason": words}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ LARGEST_MESSAGE = (
 LARGEST_TEXT = 2**24
 CONFIG_FILE = 1024  # bytes of a config's name, always
 CHUNK = 2**20
+DECLARED = re.compile(rb"(\s*<\?xml[^>]*encoding=[\"'])([A-Za-z][\w.-]*)")
 
 __all__ = ["ConfigFile", "ConfigText", "HeaderText", "MrdReader", "MrdWriter", "head_of"]
 
@@ -46,10 +49,10 @@ class _Stream:
         while len(found) < count:
             try:
                 part = self._connection.recv(min(CHUNK, count - len(found)))
-            except TimeoutError:
+            except TimeoutError as error:
                 if self.waits():
                     continue
-                raise
+                raise TimeoutError(f"nothing came for {self._connection.gettimeout():g} s") from error
             if not part:
                 if not found and count == 2:
                     return b""
@@ -99,14 +102,30 @@ class MrdReader(ProtocolDeserializer):
 
     def _deserialize_config_file(self) -> ConfigFile:
         # What stands behind the first NUL is whatever was in the peer's buffer.
-        return ConfigFile(self._source.read(CONFIG_FILE).partition(b"\0")[0].decode())
+        return ConfigFile(_decoded(self._source.read(CONFIG_FILE).partition(b"\0")[0]))
 
     def _deserialize_text(self) -> str:
         self._source.most = LARGEST_TEXT
         try:
-            return super()._deserialize_text().partition("\0")[0]
+            (length,) = struct.unpack("<I", self._source.read(4))
+            return _decoded(self._source.read(length).partition(b"\0")[0])
         finally:
             self._source.most = LARGEST_MESSAGE
+
+
+def _decoded(text: bytes) -> str:
+    """Return a text, as XML in its own encoding says; what is no UTF-8 is taken for Latin-1 else."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        declared = DECLARED.match(text)
+        name = declared[2].decode("ascii") if declared else "latin-1"
+        try:
+            words = text.decode(name)
+        except (LookupError, UnicodeDecodeError):
+            words = text.decode("latin-1")
+        # Whoever writes it on writes UTF-8.
+        return words if declared is None else words[: declared.start(2)] + "UTF-8" + words[declared.end(2) :]
 
 
 class MrdWriter(ProtocolSerializer):
@@ -132,17 +151,33 @@ class MrdWriter(ProtocolSerializer):
 
 
 class _Sink:
-    """The writing end of a socket; a message leaves whole."""
+    """The writing end of a socket; a message leaves whole, or is the last."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._parts: list[bytes] = []
+        self._torn = False
 
     def write(self, data: Any) -> None:
         """Take a part of a message."""
         self._parts.append(bytes(data))
 
     def flush(self) -> None:
-        """Send what was taken."""
+        """Send what was taken; the socket's timeout bounds how long the peer may read nothing of it.
+
+        Raises
+        ------
+        OSError
+            If it cannot be sent whole, and ever after: what followed would be taken for the rest of it.
+        """
         parts, self._parts = self._parts, []
-        self._connection.sendall(b"".join(parts))
+        if self._torn:
+            raise BrokenPipeError("a message before was cut short")
+        left = memoryview(b"".join(parts))
+        self._torn = True
+        try:
+            while left:
+                left = left[self._connection.send(left[:CHUNK]) :]
+        except TimeoutError as error:
+            raise TimeoutError(f"nothing was read for {self._connection.gettimeout():g} s") from error
+        self._torn = False

@@ -25,7 +25,7 @@ from mri_qpan.recon.pipeline import Result, blank, reconstruct
 from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.provenance import provenance
 from mri_qpan.recon.readers.ismrmrd import images_of
-from mri_qpan.recon.readers.mrd_header import parse_header, parse_xml, text_of
+from mri_qpan.recon.readers.mrd_header import EncodingHeader, parse_header, parse_xml, text_of
 from mri_qpan.recon.readers.mrd_plan import NON_IMAGING
 from mri_qpan.recon.writers.ismrmrd import image_message
 from mri_qpan.recon.writers.window import display_range
@@ -33,6 +33,11 @@ from mri_qpan.recon.writers.window import display_range
 HEAD = ismrmrd.hdf5.acquisition_header_dtype
 WHITE = 4095
 """Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
+
+OVERHEAD = 1600
+"""Bytes that an acquisition takes beside its samples."""
+
+LARGEST_NUMBER = 65535  # of an image: its field has 16 bits
 
 NOISE = 64
 """Largest standard deviation of noise in pixels: else a first slice in air would leave no room for others."""
@@ -78,12 +83,15 @@ class Session:
     """
 
     def __init__(self, xml: str, peer: str, most: int) -> None:
-        self._early = Early(parse_header(xml, peer))
+        header = parse_header(xml, peer)
+        self._early = Early(header)
+        self._partitions = [_partitions(encoding) for encoding in header.encodings]
         self._calibrated: Index | None = None
         self._most = most
         self._averages = _last_average(xml, peer)
         self._noise: list[Any] = []
-        self._calibration: dict[tuple[int, ...], list[Any]] = {}
+        # By what calibrates together, then by repetition.
+        self._calibration: dict[tuple[int, ...], dict[int, list[Any]]] = {}
         self._waiting: dict[Index, list[Any]] = {}
         self._complete: dict[Index, int] = {}
         self._held = 0
@@ -99,10 +107,11 @@ class Session:
             If the session would hold too much.
         """
         index = None
-        if any(acquisition.is_flag_set(flag) for flag in NON_IMAGING.values()):
-            self.skipped += 1
-        elif acquisition.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+        found = self._make_room(acquisition)
+        if acquisition.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
             self._hold(acquisition, self._noise)
+        elif any(acquisition.is_flag_set(flag) for flag in NON_IMAGING.values()):
+            self.skipped += 1
         elif _is_calibration_alone(acquisition):
             self._keep_calibration(acquisition)
         else:
@@ -111,8 +120,9 @@ class Session:
             self._hold(acquisition, self._waiting.setdefault(index, []))
             if self._early.note(index, acquisition, bool(self._calibration_of(index))):
                 self._calibrated = index
-        found = self._after(acquisition, index)
-        if found:
+        ended = self._after(acquisition, index)
+        found += ended
+        if ended:
             found[-1] = replace(found[-1], ended=ended_by(acquisition))
         return found
 
@@ -135,27 +145,54 @@ class Session:
             raise InputError(f"more than {self._most} bytes of samples without a complete image")
         where.append(acquisition)
 
+    def _make_room(self, acquisition: Any) -> list[Lines]:
+        """Return the images of earlier repetitions where the session would hold too much: no more comes."""
+        if self._held + _size(acquisition) <= self._most:
+            return []
+        now = acquisition.idx.repetition
+        return self._take([index for index in sorted(self._waiting) if index.repetition < now])
+
     def _keep_calibration(self, acquisition: Any) -> None:
-        """Keep a calibration line; those of an earlier repetition of the same image are no longer needed."""
+        """Keep a calibration line; those of earlier repetitions as long as an image waits that needs them."""
         idx = acquisition.idx
         key = (acquisition.encoding_space_ref, idx.slice, idx.contrast, idx.phase, idx.set)
-        kept = self._calibration.setdefault(key, [])
-        if kept and kept[0].idx.repetition != idx.repetition:
-            self._held -= sum(map(_size, kept))
-            kept.clear()
-        self._hold(acquisition, kept)
+        kept = self._calibration.setdefault(key, {})
+        if idx.repetition not in kept:
+            same = (i for i in self._waiting if (i.encoding, i.slice) == key[:2])
+            oldest = min((i.repetition for i in same), default=idx.repetition)
+            needed = max((r for r in kept if r <= oldest), default=oldest)
+            for repetition in [r for r in kept if r < needed]:
+                self._held -= sum(map(_size, kept.pop(repetition)))
+        self._hold(acquisition, kept.setdefault(idx.repetition, []))
 
     def _after(self, acquisition: Any, index: Index | None) -> list[Lines]:
+        # Every average ends its slice, and may end its repetition; images need them all.
+        if index is not None and acquisition.idx.average < self._averages:
+            return []
+        in_slice = index is not None and acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_SLICE)
         if acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_MEASUREMENT):
-            return self.rest()
-        if acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_REPETITION):
+            ended = sorted(self._waiting)
+        elif acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_REPETITION):
             now = acquisition.idx.repetition
-            return self._take([i for i in sorted(self._waiting) if i.repetition == now])
-        # Every average ends its slice; the image needs them all.
-        last = acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_SLICE)
-        if index is not None and last and acquisition.idx.average >= self._averages:
-            return self._take([index])
-        return []
+            ended = [i for i in sorted(self._waiting) if i.repetition == now]
+        elif index is not None and in_slice and self._has_partitions(index, acquisition):
+            ended = [index]
+        else:
+            ended = []
+        if in_slice and index is not None:
+            # Of interleaved slices each may be flagged so; those with fewer lines still arrive.
+            least = len(self._waiting[index])
+            ended = [i for i in ended if i == index or len(self._waiting[i]) >= least]
+        return self._take(ended)
+
+    def _has_partitions(self, index: Index, acquisition: Any) -> bool:
+        """Return whether a slab's last partition is there: each may end the slice."""
+        if index.encoding >= len(self._partitions):
+            return True
+        number, last = self._partitions[index.encoding]
+        if number == 1 or acquisition.idx.kspace_encode_step_2 >= last:
+            return True
+        return len({line.idx.kspace_encode_step_2 for line in self._waiting[index]}) >= number
 
     def _take(self, indices: list[Index]) -> list[Lines]:
         found = []
@@ -176,8 +213,8 @@ class Session:
     def _keep_shared(self, index: Index, lines: list[Any]) -> None:
         """Keep an image's own lines that calibrate with those between them, for later repetitions."""
         key = (index.encoding, index.slice, index.contrast, index.phase, index.set)
-        kept = self._calibration.get(key)
-        if not kept or kept[0].idx.repetition != index.repetition:
+        kept = self._calibration.get(key, {}).get(index.repetition)
+        if not kept:
             return
         for line in lines:
             if line.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING):
@@ -190,8 +227,13 @@ class Session:
         return Lines(index, [*self._noise, *self._calibration_of(index), *lines])
 
     def _calibration_of(self, index: Index) -> list[Any]:
-        same = [kept for key, kept in self._calibration.items() if key[:2] == (index.encoding, index.slice)]
-        return [line for kept in same for line in kept]
+        found = []
+        for key, kept in self._calibration.items():
+            if key[:2] == (index.encoding, index.slice):
+                # Its own repetition's, or those of the last before it that had any.
+                before = [repetition for repetition in kept if repetition <= index.repetition]
+                found += kept[max(before) if before else min(kept)]
+        return found
 
 
 def _is_calibration_alone(acquisition: Any) -> bool:
@@ -201,15 +243,29 @@ def _is_calibration_alone(acquisition: Any) -> bool:
 
 
 def _size(acquisition: Any) -> int:
-    return int(acquisition.data.nbytes + acquisition.traj.nbytes)
+    return int(acquisition.data.nbytes + acquisition.traj.nbytes) + OVERHEAD
+
+
+def _partitions(encoding: EncodingHeader) -> tuple[int, int]:
+    """Return how many partitions a slab has, and the last one's counter; (1, 0) where none are told."""
+    if encoding.step_2 is None:
+        return 1, 0
+    return encoding.encoded.matrix[2], encoding.step_2.maximum
 
 
 def _last_average(xml: str, peer: str) -> int:
     """Return the number of an image's last average, by the header's limits."""
     encodings = parse_xml(xml, peer).findall("encoding")
     found = [text_of(encoding, "encodingLimits/average/maximum") or "" for encoding in encodings]
-    # "1.0" occurs; what is no number at all says nothing.
-    return max((int(text.partition(".")[0]) for text in found if text[:1].isdecimal()), default=0)
+    return max((_whole(text) for text in found), default=0)
+
+
+def _whole(text: str) -> int:
+    """Return the number that a text says; "1.0" occurs, and what is none says nothing."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return 0
 
 
 class _Memory:
@@ -245,7 +301,7 @@ class Painter:
 
     def __init__(self, job: Job, xml: str, peer: str) -> None:
         self._job, self._xml, self._peer = job, xml, Path(peer)
-        self._scale = 0.0
+        self._scale: dict[int, float] = {}  # by encoding, too
         self._edges: dict[int, Edge] = {}  # by encoding, whose images are one series
         self._ends = Ends(xml, peer)
         self.count = 0
@@ -299,22 +355,24 @@ class Painter:
             for warning in result.warnings:
                 tell(f"warning: {warning}")
             magnitude = np.abs(result.image.data)
-            if not self._scale and magnitude.any():
-                self._scale = WHITE / (float(np.quantile(magnitude, 0.999)) or 1.0)
+            scale = self._scale.get(kspace.index.encoding, 0.0)
+            if not scale and magnitude.any():
+                scale = WHITE / (float(np.quantile(magnitude, 0.999)) or 1.0)
                 noise = noise_level(kspace)
-                self._scale = min(self._scale, NOISE / noise) if noise else self._scale
+                scale = min(scale, NOISE / noise) if noise else scale
+                self._scale[kspace.index.encoding] = scale
             brightest = np.iinfo(np.int16).max
-            pixels = np.minimum(np.rint(magnitude * self._scale), brightest)
+            pixels = np.minimum(np.rint(magnitude * scale), brightest)
             if (clipped := int((pixels == brightest).sum())) > 0:
                 tell(f"warning: {clipped} pixels are too bright for the scale of the series' first image")
             image = replace(result.image, data=pixels.astype(np.complex64))
             origin = provenance(f"MRD stream from {self._peer}", job.method, [result.figures]) | {
-                "pixel_scale": self._scale
+                "pixel_scale": scale
             }
             series = ImageSeries([image], self._xml, origin)
             message = image_message(series, 0, display_range([image]), np.int16)
             self.count += 1
-            message.image_index = self.count
+            message.image_index = 1 + (self.count - 1) % LARGEST_NUMBER
             message.image_series_index = 1 + kspace.index.encoding
             message.clear_all_flags()
             for flag in self._ends.flags(kspace.index, lines.ended):

@@ -100,5 +100,5 @@ def _do(future: Future[Any], work: Callable[[], Any]) -> None:
         future.set_result(work())
     except BaseException as error:
         future.set_exception(error)
-        if not isinstance(error, Exception):  # Ctrl-C: whoever computes is to end
+        if isinstance(error, KeyboardInterrupt):  # whoever computes is to end
             raise

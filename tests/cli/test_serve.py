@@ -141,3 +141,23 @@ def test_wrong_ways_to_send(raw: Path, arguments: list[str], error: type, words:
     result = CliRunner().invoke(app, ["send", str(raw), *arguments])
     assert isinstance(result.exception, error)
     assert words in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", ""], "--host is empty"),
+        (["-m", "wavelet", "--config-dir", "default"], "--method, and default.toml"),
+        (["--config-dir", "null"], "makes no image"),
+        (["--patience", "inf"], "patience"),
+        (["--memory", "inf"], "memory"),
+    ],
+)
+def test_what_would_serve_otherwise_than_meant_is_refused(tmp_path: Path, arguments, words) -> None:
+    for name in ("default", "null"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.toml").write_text('method = "wavelet"')
+    arguments = [str(tmp_path / a) if a in ("default", "null") else a for a in arguments]
+    result = CliRunner().invoke(app, ["serve", *arguments])
+    assert result.exit_code != 0
+    assert words in f"{result.exception} {result.output}"

@@ -61,7 +61,7 @@ class TestSend:
     def test_a_server_that_says_nothing(self, raw: Path, tmp_path: Path) -> None:
         with (
             socket.create_server(("127.0.0.1", 0)) as listener,
-            pytest.raises(ReconError, match="timed out"),
+            pytest.raises(ReconError, match=r"nothing came for 0\.5 s"),
         ):
             send(raw, listener.getsockname(), "default", tmp_path / "out.h5", patience=0.5)
         assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
@@ -134,8 +134,8 @@ class TestSend:
 
     def test_an_output_that_cannot_be_written(self, serve, raw: Path, tmp_path: Path) -> None:
         (tmp_path / "out.h5").mkdir()
-        with pytest.raises(ReconError, match="cannot be written"):
-            send(raw, serve(), "default", tmp_path / "out.h5")
+        with pytest.raises(OptionError, match="is a folder"):
+            send(raw, ("127.0.0.1", 1), "default", tmp_path / "out.h5")
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
         try:
