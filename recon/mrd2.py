@@ -6,6 +6,7 @@ Acquisitions become those of ISMRMRD 1, whose counters and flags MRD 2 kept; all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -76,8 +77,9 @@ def reconstruct_stream(
         raise InputError(f"{WHERE}: not MRD 2 of this mrd-python's version: {_said(error)}") from error
     if header is None:
         raise InputError(f"{WHERE}: there is no header: nothing tells the matrix")
-    worker = _Worker(job, header_xml(header), most, tell)
+    _take_what_arrived(reader)
     with mrd.BinaryMrdWriter(sink) as writer:
+        worker = _Worker(job, header_xml(header), most, tell, partial(_send_on, writer))
         writer.write_header(header)
         writer.write_data(worker.items(reader.read_data()))
     if worker.damage is not None:
@@ -85,11 +87,44 @@ def reconstruct_stream(
     return worker.images, worker.failures, worker.passed
 
 
-class _Worker:
-    """Turns the items of one stream into those of another."""
+def _take_what_arrived(reader: Any) -> None:
+    """Let mrd-python's reader go on with what has arrived; its own waits until 64 KiB have, or the end."""
+    stream: Any = getattr(reader, "_stream", None)
+    inner = ("_stream", "_buffer", "_offset", "_last_read_count", "_fill_buffer")
+    if not all(hasattr(stream, name) for name in inner) or not hasattr(stream._stream, "readinto1"):
+        return  # another version of it, which is only slower
 
-    def __init__(self, job: Job, xml: str, most: int, tell: Callable[[str], None]) -> None:
+    def fill(least: int = 0) -> None:
+        count = stream._last_read_count - stream._offset
+        stream._buffer[:count] = stream._buffer[stream._offset : stream._last_read_count]
+        stream._offset = 0
+        while count < max(1, least) and (
+            more := stream._stream.readinto1(memoryview(stream._buffer)[count:])
+        ):
+            count += more
+        stream._last_read_count = count
+        stream._at_end = not count
+        if count < least:
+            raise EOFError("Unexpected EOF")
+
+    stream._fill_buffer = fill
+
+
+def _send_on(writer: Any) -> None:
+    """Have mrd-python's writer send all it holds; its own waits until 64 KiB have come together."""
+    stream: Any = getattr(writer, "_stream", None)
+    if hasattr(stream, "flush"):
+        stream.flush()
+
+
+class _Worker:
+    """Turns the items of one stream into those of another; `sent` is called when one has been taken."""
+
+    def __init__(
+        self, job: Job, xml: str, most: int, tell: Callable[[str], None], sent: Callable[[], None]
+    ) -> None:
         self._session, self._painter, self._tell = Session(xml, WHERE, most), Painter(job, xml, WHERE), tell
+        self._sent = sent
         self.images = self.failures = self.passed = 0
         self.damage: InputError | None = None
 
@@ -105,6 +140,7 @@ class _Worker:
                 elif type(item).__name__.startswith("StreamItem.Image"):
                     self.passed += 1
                     yield item
+                    self._sent()
             for lines in self._session.rest():
                 yield from self._paint(lines)
         except InputError as error:
@@ -115,13 +151,17 @@ class _Worker:
             self.damage = InputError(f"{WHERE}: damaged: {_said(error)}")
 
     def _paint(self, lines: Any) -> Iterator[Any]:
+        made: list[Any] = []
         try:
-            for message in self._painter.paint(lines, self._tell):
-                self.images += 1
-                yield image_item(message)
-        except MriQpanError as error:
+            made += map(image_item, self._painter.paint(lines, self._tell))
+        except Exception as error:  # one that nobody expected, too: the other images are still due
             self.failures += 1
-            self._tell(f"error: {error}")
+            kind = "" if isinstance(error, MriQpanError) else f"{type(error).__name__}: "
+            self._tell(f"error: {kind}{error}")
+        for item in made:
+            self.images += 1
+            yield item
+            self._sent()
 
 
 def _said(error: Exception) -> str:

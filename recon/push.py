@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +55,22 @@ class Archive:
         return f"{self.title}@{self.host}:{self.port}"
 
 
-def push(files: Sequence[Path], archive: Archive) -> None:
+def push(files: Sequence[Path], archive: Archive, is_left: Callable[[], bool] = lambda: False) -> None:
     """Send MR images. An archive that has some of them already takes them as the same.
+
+    Parameters
+    ----------
+    files
+        DICOM files.
+    archive
+        Where to.
+    is_left
+        Asked before each file whether to stop there.
 
     Raises
     ------
     ReconError
-        If the archive cannot be reached or refuses a file; those before it are there.
+        If the archive cannot be reached or refuses a file, or `is_left`; those before it are there.
     """
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
@@ -77,6 +86,8 @@ def push(files: Sequence[Path], archive: Archive) -> None:
         raise ReconError(f"{archive}: the archive {refused}")
     try:
         for path in files:
+            if is_left():
+                raise ReconError(f"{path}: not sent to {archive}: interrupted")
             try:
                 answer = association.send_c_store(dcmread(path))
             except (OSError, RuntimeError, ValueError, InvalidDicomError) as error:

@@ -13,7 +13,7 @@ from threading import Event
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.batch.crew import Crew
-from mri_qpan.recon.batch.inputs import Source, Stamp, find_inputs, normal, stamp, text_of
+from mri_qpan.recon.batch.inputs import Source, Stamp, Trouble, find_inputs, normal, stamp, text_of
 from mri_qpan.recon.batch.journal import Entry
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import log_done, log_failed
@@ -73,7 +73,10 @@ class Arrivals:
         self, is_done: Callable[[Source], bool], is_held: Callable[[Source], bool] = lambda source: False
     ) -> Iterator[Source]:
         """Yield the files to reconstruct now, each once as long as it does not change."""
-        sources, troubles = find_inputs([self._folder], self._out, self._dims)
+        sources: list[Source] = []
+        troubles = [Trouble(self._folder, f"{text_of(self._folder)}: is not there any more")]
+        if self._folder.is_dir():  # a network's drive comes and goes
+            sources, troubles = find_inputs([self._folder], self._out, self._dims)
         for trouble in troubles:
             if trouble.reason not in self._troubles:
                 log_failed(trouble.path, trouble.reason)
@@ -140,6 +143,7 @@ class Sender:
         self._sending: tuple[Entry, Future[None]] | None = None
         self._retries: dict[str, tuple[float, float]] = {}  # name: when, and the pause before it
         self._told: set[str] = set()  # keys of what was warned of
+        self._left = Event()
 
     def holds(self, source: Source) -> bool:
         """Return whether an input must not be done again yet: what it was before is still to be sent.
@@ -161,23 +165,38 @@ class Sender:
         )
         return True
 
-    def step(self) -> bool:
-        """Note what was sent, begin with what is next; return whether something is on its way."""
+    def step(self, last: bool = False) -> bool:
+        """Note what was sent, begin with what is next; return whether something is on its way.
+
+        With `last`, nothing is begun after what failed.
+        """
         if self._sending is not None:
             entry, sent = self._sending
             if not sent.done():
                 return True
             self._sending = None
-            self._note(entry, sent.exception())
+            error = sent.exception()
+            self._note(entry, error)
+            if last and error is not None:
+                return False
         for entry in self._outbox.unsent(str(self._archive), self._folder):
             names = _dicom(entry)
             if not names:
                 self._warn(entry, "no dicom", f"holds no DICOM: not sent to {self._archive}")
             elif self._retries.get(entry.name, (0.0, 0.0))[0] <= time.monotonic():
                 files = [self._outbox.out / entry.name / name for name in names]
-                self._sending = (entry, self._thread.submit(push, files, self._archive))
+                self._sending = (entry, self._thread.submit(push, files, self._archive, self._left.is_set))
                 return True
         return False
+
+    def finish(self) -> None:
+        """Push all that is finished, up to the first that fails: the rest goes at the next start."""
+        while self.step(last=True):
+            time.sleep(POLL / 10)
+
+    def leave(self) -> None:
+        """Send no more than the file in hand."""
+        self._left.set()
 
     def close(self) -> None:
         """Wait for what is on its way."""
@@ -258,7 +277,10 @@ def watch(
             log.info("watching", extra={"event": "watching"})
             while workers.in_hand or not stop.is_set():
                 if not stop.is_set() and time.monotonic() - looked >= POLL:
-                    tasks, _ = outbox.plan(list(arrivals.ready(outbox.is_done, is_held)))
+                    tasks, missing = outbox.plan(list(arrivals.ready(outbox.is_done, is_held)))
+                    for source, reason in missing:
+                        log.warning("%s; tried again in %.0f s", reason, LATER)
+                        arrivals.again(source.path)
                     new = [task for task in tasks if task.key not in known]
                     meter.waiting(len(new))
                     waiting += new
@@ -285,8 +307,12 @@ def watch(
                         log_failed(outcome.task.source, str(entry.reason))
                 if sender is not None:
                     sender.step()
-        while sender is not None and sender.step():
-            time.sleep(POLL / 10)
+        if sender is not None:
+            sender.finish()
+    except BaseException:  # Ctrl-C ends at once
+        if sender is not None:
+            sender.leave()
+        raise
     finally:
         if sender is not None:
             sender.close()

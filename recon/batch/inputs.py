@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def find_inputs(
     Raises
     ------
     InputError
-        If a list cannot be read, or names itself, or a folder of inputs is the output folder.
+        If a list cannot be read, or names itself, or a folder of inputs is the output folder, or an input is
+        a link that leads to itself.
     """
     troubles: list[Trouble] = []
     found: dict[Path, Source] = {}
@@ -101,9 +103,17 @@ def _walk(top: Path, out: Path, suffixes: tuple[str, ...], troubles: list[Troubl
         folders[:] = sorted(f for f in folders if f[0] != "." and Path(folder, f).resolve() != out)
         for name in sorted(files):
             path = Path(folder, name)
-            if name[0] != "." and path.suffix.lower() in suffixes:
+            if name[0] != "." and path.suffix.lower() in suffixes and not _is_special(path):
                 inside = path.relative_to(top)
                 yield Source(path, "_".join([*inside.parts[:-1], path.stem]))
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether a path is a pipe or device: opening one could wait for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # whose reason is told when it is read
+        return False
 
 
 def _listed(path: Path) -> list[Path]:
@@ -116,10 +126,19 @@ def _listed(path: Path) -> list[Path]:
 
 
 def normal(path: Path) -> Path:
-    """Return the absolute path without `..`, so that a file has one spelling; a `..` after a link stays."""
+    """Return the absolute path without `..`, so that a file has one spelling; a `..` after a link stays.
+
+    Raises
+    ------
+    InputError
+        If it is a link that leads to itself.
+    """
     path = path.absolute()
     plain = Path(os.path.normpath(path))
-    return plain if plain.resolve() == path.resolve() else path
+    try:
+        return plain if plain.resolve() == path.resolve() else path
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{text_of(path)}: a link that leads to itself") from error
 
 
 def whole(path: Path) -> Path:

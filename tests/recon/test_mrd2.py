@@ -1,6 +1,8 @@
 """MRD 2 streams, made and read by mrd-python."""
 
 import io
+import os
+import select
 import subprocess
 import sys
 from typing import Any
@@ -14,6 +16,7 @@ from mrd_sessions import expected, zero_filled
 
 from mri_qpan.errors import InputError
 from mri_qpan.methods import get_method
+from mri_qpan.recon import mrd2
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd2 import acquisition, header_xml, reconstruct_stream
 from mri_qpan.recon.readers.mrd_header import parse_header
@@ -240,3 +243,43 @@ def test_mrd_pythons_own_phantom_through_pipes(tmp_path: Any) -> None:
     turned += [found[1][::-1], found[1][:, ::-1], found[1].T]
     assert all(np.corrcoef(found[0].ravel(), other.ravel())[0, 1] < like for other in turned)
     assert get_method("cg-sense").name.encode() in done.stdout
+
+
+def test_an_image_leaves_before_the_next_line_comes() -> None:
+    """Through pipes, as from a scanner that pauses between two slices."""
+    kspace = random_kspace(16, NY, NX)
+    first = stream(*(readout(kspace, y) for y in range(NY)))[:-1]  # without the end
+    command = [sys.executable, "-m", "mri_qpan.cli", "stream", "-m", "zero-filled", "--device", "cpu"]
+    whole = subprocess.run(command, input=first + b"\0", capture_output=True, check=True).stdout
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(first)
+        process.stdin.flush()
+        found = b""
+        while len(found) < len(whole) - 1:
+            assert select.select([process.stdout], [], [], 60)[0]
+            found += os.read(process.stdout.fileno(), 2**16)
+        process.stdin.write(b"\0")
+        process.stdin.close()
+        found += process.stdout.read()
+        assert process.wait(60) == 0
+    assert len(read(found)) == 1
+
+
+def test_an_error_that_nobody_expected_costs_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = mrd2.image_item
+
+    def once(message: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise IndexError("list index out of range")
+        return real(message)
+
+    monkeypatch.setattr(mrd2, "image_item", once)
+    kspace, words = random_kspace(1, NY, NX), []
+    counts, out = run(stream(*(readout(kspace, y, s) for s in range(2) for y in range(NY))), words=words)
+    assert counts == (1, 1, 0)
+    assert len(read(out)) == 1
+    assert "error: IndexError: list index out of range" in words

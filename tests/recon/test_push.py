@@ -1,5 +1,6 @@
 """C-STORE, to Orthanc."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def test_what_goes_wrong(orthanc: Orthanc, files: list[Path], tmp_path: Path) ->
     (tmp_path / "no.dcm").write_bytes(b"no")
     with pytest.raises(ReconError, match=r"no\.dcm: cannot be sent"):
         push([tmp_path / "no.dcm"], Archive("ARCHIVE", "127.0.0.1", orthanc.port))
+    with pytest.raises(ReconError, match="interrupted"):
+        push(files, Archive("ARCHIVE", "127.0.0.1", orthanc.port), lambda: True)
 
 
 def test_an_archive_that_is_away_gets_it_later(
@@ -70,7 +73,7 @@ def test_an_archive_that_is_away_gets_it_later(
     monkeypatch.setattr(watch_module, "LAST_RETRY", 0.0)
     tried, real = [], push
 
-    def away(found: list[Path], archive: Archive) -> None:
+    def away(found: list[Path], archive: Archive, is_left: Callable[[], bool]) -> None:
         tried.append(found)
         if len(tried) == 1:
             raise ReconError("the archive is away")

@@ -181,7 +181,7 @@ class Hot:
         except BaseException as error:
             self.error = error
 
-    def _push(self, files: list[Path], archive: Archive) -> None:
+    def _push(self, files: list[Path], archive: Archive, is_left: Callable[[], bool]) -> None:
         before = files[0].read_bytes()
         self.begun.set()
         assert self.lets.wait(60)
@@ -275,3 +275,106 @@ def test_a_name_too_long_for_outputs_fails_once(
         until(lambda: "file name too long" in caplog.text)
         time.sleep(10 * SETTLE)
     assert caplog.text.count("rename the file") == 1
+
+
+def test_a_stop_does_not_wait_for_an_archive_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def away(files: list[Path], archive: Archive, is_left: Callable[[], bool]) -> None:
+        tries.append(files)
+        raise ReconError("the archive is away")
+
+    monkeypatch.setattr(watch_module, "push", away)
+    monkeypatch.setattr(watch_module, "FIRST_RETRY", 0.0)
+    with Outbox(tmp_path / "out", DICOM, "") as outbox:
+        sources = [Source(raw(tmp_path / f"in/{n}.h5", n), str(n)) for n in range(3)]
+        for task in outbox.plan(sources)[0]:
+            outbox.settle(perform(task))
+        sender = Sender(outbox, tmp_path / "in", ARCHIVE)
+        sender.finish()
+        sender.close()
+        assert len(tries) == 1
+        assert len(list(outbox.unsent(str(ARCHIVE), tmp_path / "in"))) == 3
+
+
+def test_leaving_sends_no_more_than_the_file_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def slow(files: list[Path], archive: Archive, is_left: Callable[[], bool]) -> None:
+        asked.append(is_left())
+        begun.set()
+        until(is_left)
+        raise ReconError("interrupted")
+
+    begun = threading.Event()
+    monkeypatch.setattr(watch_module, "push", slow)
+    raw(tmp_path / "in/scan.h5")
+    with Outbox(tmp_path / "out", DICOM, "") as outbox:
+        arrivals = Arrivals(tmp_path / "in", outbox.out, None, SETTLE)
+
+        class Interrupted(Inline):  # type: ignore[misc]
+            def finished(self, *given: object) -> object:
+                if begun.is_set():
+                    raise KeyboardInterrupt
+                return super().finished(*given)
+
+        sender = Sender(outbox, tmp_path / "in", ARCHIVE)
+        with pytest.raises(KeyboardInterrupt):
+            watch(arrivals, outbox, Interrupted, sender, stop=threading.Event())  # type: ignore[arg-type]
+        assert len(list(outbox.unsent(str(ARCHIVE), tmp_path / "in"))) == 1
+    assert asked == [False]
+
+
+def test_a_file_that_could_not_be_had_for_a_moment_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mri_qpan.recon.batch import outbox as outbox_module
+
+    real, failed = outbox_module.stamp, []
+
+    def stale(path: Path) -> object:
+        if not failed and path.suffix == ".h5":
+            failed.append(path)
+            raise OSError(116, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(watch_module, "LATER", 0.0)
+    monkeypatch.setattr(watch_module, "POLL", 0.02)
+    stop = threading.Event()
+    raw(tmp_path / "in/scan.h5")
+
+    def work(task: Task) -> Outcome:
+        stop.set()
+        return perform(task)
+
+    with Outbox(tmp_path / "out", ZERO_FILLED, "") as outbox:
+        monkeypatch.setattr(outbox, "is_done", lambda source: False)
+        monkeypatch.setattr(outbox_module, "stamp", stale)
+        arrivals = Arrivals(tmp_path / "in", outbox.out, None, SETTLE)
+        found = watch(arrivals, outbox, lambda: Inline(work), None, stop=stop)  # type: ignore[arg-type, return-value]
+    assert found == (1, 0)
+    assert failed
+    assert "scan.h5: stale file handle; tried again" in caplog.text
+
+
+def test_a_folder_that_goes_away_is_named_once_and_taken_up_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hot = tmp_path / "in"
+    raw(hot / "scan.h5")
+    arrivals = Arrivals(hot, tmp_path / "out", None, 0.0)
+    hot.rename(tmp_path / "away")
+    for _ in range(3):
+        assert list(arrivals.ready(new)) == []
+    assert [record.getMessage() for record in caplog.records] == [f"{hot}: is not there any more"]
+    (tmp_path / "away").rename(hot)
+    assert [s.path.name for _ in range(2) for s in arrivals.ready(new)] == ["scan.h5"]
+
+
+def test_pipes_are_no_files(tmp_path: Path, look: Callable[[], list[str]]) -> None:
+    os.mkfifo(tmp_path / "a.h5")
+    os.mkfifo(tmp_path / "a.dat")
+    raw(tmp_path / "scan.h5")
+    assert look() == ["scan.h5"]

@@ -139,3 +139,12 @@ def test_outputs_are_kept_apart_from_inputs(tmp_path):
     (tmp_path / "a.h5").touch()
     with pytest.raises(InputError, match="choose another output folder"):
         find_inputs([tmp_path], tmp_path / "b" / "..")
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
+    with pytest.raises(InputError, match=r"loop\.h5: a link that leads to itself"):
+        find_inputs([tmp_path / "loop.h5"], tmp_path / "out")
+    raw(tmp_path / "scan.h5")  # of a folder, it is told of when it is read
+    found, _ = find_inputs([tmp_path], tmp_path / "out")
+    assert [source.path.name for source in found] == ["loop.h5", "scan.h5"]
