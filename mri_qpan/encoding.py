@@ -191,6 +191,7 @@ class RealEncoding:
     """
 
     def __init__(self, mask: Tensor) -> None:
+        mask = mask.bool()  # 8-bit pictures of masks have 255
         self._encoding = Encoding(mask)
         # On real images M acts as the mean of M and its mirror, which keeps real images real.
         corner = torch.fft.ifftshift(mask.to(torch.float32), dim=(-2, -1))

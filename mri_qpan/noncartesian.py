@@ -92,13 +92,9 @@ class NonCartesian:
         spectrum = _point_spread(self._coord, self._weights, shape)
         start = torch.randn(1, *shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
         self._spectrum = torch.fft.ifftshift(spectrum, dim=self._dims).to(device)
-        self._kernel = None
         self._gain = 1.0
+        self._kernel = self._made_kernel()
         if mps.ndim - 1 == 2:
-            maps = self.mps.new_zeros(1, len(mps), *self._wide)
-            maps[self._inside] = self.mps
-            if compiled.fits(spectrum[None], maps):
-                self._kernel = compiled.Normal(spectrum, maps)
             largest = largest_eigenvalue(self._normal, start.to(device), POWER_STEPS)
         else:
             one = torch.ones(1, 1, *shape, dtype=torch.complex64, device=device)
@@ -107,6 +103,24 @@ class NonCartesian:
             largest *= float(self.mps.abs().square().sum(1).max())
         self._gain = 1 / largest
         self._scale = np.float32(self._gain**0.5)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the kernel out of copies: it holds addresses."""
+        return self.__dict__ | {"_kernel": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy, with a kernel of its own."""
+        self.__dict__ |= state
+        self._kernel = self._made_kernel()
+
+    def _made_kernel(self) -> compiled.Normal | None:
+        """Return the compiled operator of one slice, None where it does not fit."""
+        if self.mps.ndim - 2 != 2:
+            return None
+        maps = self.mps.new_zeros(1, self.mps.shape[1], *self._wide)
+        maps[self._inside] = self.mps
+        spectrum = torch.fft.fftshift(self._spectrum, dim=self._dims)
+        return compiled.Normal(spectrum, maps) if compiled.fits(spectrum[None], maps) else None
 
     def measured(self, samples: NDArray[np.complex64]) -> Tensor:
         """Return acquired samples (coil, ...) as this operator measures: y of A x = y, (1, coil, ...)."""
@@ -132,7 +146,7 @@ class NonCartesian:
         return SelfAdjoint.apply(image, self._normal)
 
     def _normal(self, image: Tensor) -> Tensor:
-        if self._kernel is not None:
+        if self._kernel is not None and len(image) == 1 and image.dtype == torch.complex64:
             wide = image.new_zeros(1, *self._wide)
             wide[self._inside] = image
             return self._gain * self._kernel(wide)[self._inside]

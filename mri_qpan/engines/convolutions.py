@@ -34,6 +34,13 @@ class _Images(ctypes.Structure):
 
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Return whether the kernels can convolve x (batch, input, y, x) with weight (output, input, 3, 3)."""
+    if (
+        x.ndim != 4
+        or weight.shape[2:] != (3, 3)
+        or weight.shape[1] != x.shape[1]
+        or weight.device != x.device
+    ):
+        return False
     outputs, inputs = weight.shape[:2]
     features = [n for n in (outputs, inputs) if n % FEATURES == 0]
     few = [n for n in (outputs, inputs) if n in FEW]

@@ -189,7 +189,7 @@ int compare_bands(const Layer &layer, const Plane &by_tiles, const Plane &by_vec
 extern "C" {
 
 // Mirrored in kernels.py: a library built from other sources is not used.
-__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 6; }
+__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 7; }
 
 // Return the bits of the widest vectors that this processor has for the kernel: 512, 256, or 0 for none.
 __attribute__((visibility("default"))) int mri_qpan_fused_width() {

@@ -168,6 +168,11 @@ class Fused:
             As `r`.
         features
             For the next layer.
+
+        Raises
+        ------
+        ValueError
+            If images or features are not of the network's and each other's shape.
         """
         planes = r.permute(0, 2, 3, 1).to(torch.float32).contiguous()
         image = torch.empty_like(planes)
@@ -175,6 +180,8 @@ class Fused:
             planes.new_empty(*planes.shape[:3], FILTERS, dtype=torch.int16),
             planes.new_empty(planes.shape[:2]),
         )
+        if planes.shape[3] != self._channels or (features and features[0].shape[:3] != planes.shape[:3]):
+            raise ValueError(f"images {tuple(r.shape)} do not fit the network or the features handed on")
         library = kernels.library()
         assert library is not None
         for i in range(len(planes)):

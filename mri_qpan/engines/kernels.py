@@ -7,7 +7,7 @@ import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-VERSION = 6
+VERSION = 7
 """Of the calls and structures; mirrored in fused.cpp. Raise it with every change of the C++ code."""
 
 

@@ -132,9 +132,10 @@ inline S mul(S x, S y) { return _mm512_mul_ps(x, y); }
 inline S add(S x, S y) { return _mm512_add_ps(x, y); }
 inline S sub(S x, S y) { return _mm512_sub_ps(x, y); }
 inline S fma(S x, S y, S z) { return _mm512_fmadd_ps(x, y, z); }
-inline S max(S x, S y) { return _mm512_max_ps(x, y); }
+inline S max(S x, S y) { return _mm512_max_ps(x, y); } // y where either is NaN
 // y where x > 0, else 0.
-inline S where_positive(S x, S y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(0), _CMP_GT_OQ), y); }
+// And where x is NaN: what is broken must show.
+inline S where_positive(S x, S y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(0), _CMP_NLE_UQ), y); }
 inline S min(S x, S y) { return _mm512_min_ps(x, y); }
 inline S abs(S x) { return _mm512_abs_ps(x); }
 inline S with_sign(S x, S y) {
@@ -229,8 +230,8 @@ inline S mul(S x, S y) { return _mm256_mul_ps(x, y); }
 inline S add(S x, S y) { return _mm256_add_ps(x, y); }
 inline S sub(S x, S y) { return _mm256_sub_ps(x, y); }
 inline S fma(S x, S y, S z) { return _mm256_fmadd_ps(x, y, z); }
-inline S max(S x, S y) { return _mm256_max_ps(x, y); }
-inline S where_positive(S x, S y) { return _mm256_and_ps(_mm256_cmp_ps(x, all(0), _CMP_GT_OQ), y); }
+inline S max(S x, S y) { return _mm256_max_ps(x, y); } // y where either is NaN
+inline S where_positive(S x, S y) { return _mm256_and_ps(_mm256_cmp_ps(x, all(0), _CMP_NLE_UQ), y); }
 inline S min(S x, S y) { return _mm256_min_ps(x, y); }
 inline S abs(S x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 inline S with_sign(S x, S y) { return _mm256_or_ps(x, _mm256_and_ps(_mm256_set1_ps(-0.0f), y)); }

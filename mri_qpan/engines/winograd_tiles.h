@@ -122,8 +122,9 @@ struct Run {
         const int rows = tiles(images.height), columns = tiles(images.width);
         image = job / (rows * runs);
         row = job / runs % rows;
-        first = columns * (job % runs) / runs;
-        count = columns * (job % runs + 1) / runs - first;
+        const std::int64_t part = job % runs; // times the columns of a very wide image, beyond 32 bits
+        first = int(columns * part / runs);
+        count = int(columns * (part + 1) / runs) - first;
     }
     static int tiles(int size) { return (size + EDGE - 1) / EDGE; }
     static int runs(const Images &images) { return (tiles(images.width) + MOST - 1) / MOST; }
@@ -157,7 +158,7 @@ void transform(const Run &run, const Apply &apply, int shift, bool rectified, co
             both_ways<N, SIDE>(
                 apply,
                 [&](int y, int x) INLINE {
-                    return within || tile.has(y, x) ? max(load(from + tile.at(y, x) + c), least) : all(0);
+                    return within || tile.has(y, x) ? max(least, load(from + tile.at(y, x) + c)) : all(0);
                 },
                 [&](int y, int x, S value) INLINE {
                     store(points + (y * SIDE + x) * plane + t * channels + c, value);

@@ -85,6 +85,7 @@ class Layer(nn.Module):
         one = self.raw_thresholds.new_ones(())
         gamma = 1 + F.softplus(self.raw_gamma) if hasattr(self, "raw_gamma") else 2 * one
         a = 2 + F.softplus(self.raw_a) if hasattr(self, "raw_a") else 3 * one
+        gamma, a = gamma.clamp_min(1 + 1e-6), a.clamp_min(2 + 1e-6)  # float32 rounds what is less to 1 and 2
         return F.softplus(self.raw_thresholds), gamma, a
 
     def shares(self) -> Tensor | None:

@@ -309,6 +309,11 @@ class ProximalNetwork(Network[NetworkConfig]):
         ratio = (state.gain / gain).repeat_interleave(channels.shape[0] // gain.shape[0])
         lift = term = None
         if kernel is not None:
+            if torch.is_grad_enabled() and channels.requires_grad:
+                raise RuntimeError(
+                    "the fused engine takes no gradient of the maps alone: have A^H y depend on them too, or "
+                    'load the model with engine="float32" and parameters that require gradients'
+                )
             assert not isinstance(carried, Tensor)
             image, features = kernel(index, channels, carried and carried.scaled(ratio))
             carried = features if self.config.carry else None

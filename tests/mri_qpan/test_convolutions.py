@@ -113,3 +113,34 @@ def test_operators_keep_pytorchs_rules() -> None:
         x = torch.randn(1, inputs, 12, 10).requires_grad_()
         weight = torch.randn(outputs, inputs, 3, 3).requires_grad_()
         torch.library.opcheck(torch.ops.mri_qpan.convolve.default, (x, weight, rectified))
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("place", ["image", "weight"])
+def test_what_is_no_number_shows_in_outputs_and_gradients(place: str, rectified: bool) -> None:
+    """Or a training would not see that a batch is broken."""
+    x, weight = torch.randn(1, 32, 12, 12), torch.randn(32, 32, 3, 3)
+    (x if place == "image" else weight)[0, 3] = torch.nan
+    for found, expected in both(x, weight, rectified, torch.ones(1, 32, 12, 12)):
+        assert bool(found.isnan().any()) == bool(expected.isnan().any())
+        assert not (expected.isnan() & ~found.isnan()).any()
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        ((1, 32, 8, 8), (32, 32, 1, 1)),
+        ((1, 32, 8, 8), (32, 32, 5, 5)),
+        ((1, 32, 8, 8), (32, 64, 3, 3)),
+        ((32, 8, 8), (32, 32, 3, 3)),
+    ],
+)
+def test_the_kernels_leave_what_they_are_not_made_for(x: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    assert not convolutions.fits(torch.zeros(x), torch.zeros(weight))
+    assert not convolutions.fits(torch.zeros(1, 32, 8, 8), torch.zeros(32, 32, 3, 3, device="meta"))
+
+
+def test_very_wide_images() -> None:
+    x, weight = torch.randn(1, 1, 1, 1_050_000), torch.randn(32, 1, 3, 3)
+    found = convolutions.convolve(x, weight)[..., -200:]
+    assert error(found, F.conv2d(x[..., -300:].double(), weight.double(), padding=1)[..., -200:]) < 1e-4

@@ -205,3 +205,11 @@ def test_the_normal_operator_is_the_adjoint_of_the_forward_one(shape, sets, cons
     single = Encoding(mask)
     one = torch.randn(3, *shape, dtype=torch.complex128)
     assert torch.allclose(single.normal(one), single.adjoint(single.forward(one)), atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_real_images_with_an_8_bit_picture_of_a_mask(images):
+    mask = torch.rand(1, 16, 12) < 0.5
+    x = torch.randn(images, 16, 12)
+    picture = RealEncoding(255 * mask.to(torch.uint8))
+    torch.testing.assert_close(picture.normal(x), RealEncoding(mask).normal(x))

@@ -202,6 +202,28 @@ def test_a_copy_on_a_machine_without_the_kernel_goes_without(tmp_path, monkeypat
     assert torch.equal(twin(adjoint, lambda x: x), plain(adjoint, lambda x: x))
 
 
+def test_images_and_features_that_do_not_fit_are_refused():
+    network = kernel_network(channels=2)
+    kernel = fused.Fused(network)
+    _, features = kernel(0, torch.randn(1, 2, 8, 8), None)
+    with pytest.raises(ValueError, match=r"images \(1, 1, 8, 8\) do not fit"):
+        kernel(0, torch.randn(1, 1, 8, 8), None)
+    with pytest.raises(ValueError, match=r"images \(1, 2, 40, 40\) do not fit"):
+        kernel(1, torch.randn(1, 2, 40, 40), features)
+
+
+def test_a_gradient_that_the_kernel_would_lose_is_refused():
+    network = kernel_network(bits=3).requires_grad_(False)
+    network.fuse("cpu")
+    mps = torch.randn(1, 2, 24, 20, dtype=torch.complex64).requires_grad_()
+    encoding = Encoding(torch.rand(1, 24, 20) < 0.5, mps)
+    adjoint = encoding.adjoint(torch.randn(1, 2, 24, 20, dtype=torch.complex64))
+    with pytest.raises(RuntimeError, match="takes no gradient of the maps alone"):
+        network(adjoint.detach(), lambda x: encoding.adjoint(encoding.forward(x)))
+    network(adjoint, lambda x: encoding.adjoint(encoding.forward(x))).abs().sum().backward()
+    assert mps.grad is not None
+
+
 def test_changed_weights_are_packed_again():
     network = kernel_network(bits=3)
     encoding = Encoding(torch.rand(1, 24, 20) < 0.5)

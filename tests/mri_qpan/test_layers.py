@@ -65,3 +65,13 @@ def test_layers_start_near_the_identity(layer, channels):
         network = ProximalNetwork(NetworkConfig(layer=layer, channels=channels, layers=1))
         steps.append(float((network.proximal_step(0, image) - image).norm() / image.norm()))
     assert 0.05 < np.median(steps) < 0.4
+
+
+def test_penalties_stay_what_they_are_at_extremes():
+    layer = ProximalNetwork(NetworkConfig(layers=1, filters=2)).layers[0]
+    for name in ("raw_gamma", "raw_a"):
+        getattr(layer, name).data.fill_(-50)
+    _, gamma, a = layer.thresholds()
+    assert gamma > 1
+    assert a > 2
+    assert proximal_average(torch.linspace(-3, 3, 101), *layer.thresholds()).isfinite().all()

@@ -1,5 +1,8 @@
 """Samples along a trajectory, held against SigPy's operators."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import sigpy as sp
@@ -83,3 +86,20 @@ def test_samples_are_weighted_as_the_operator_is() -> None:
     coils = maps() * x[0].numpy()
     samples = sp.nufft(coils, coord, **ACCURATE).astype(np.complex64)
     assert torch.allclose(A.measured(samples), A.forward(x), atol=1e-5)
+
+
+def test_batches_and_double_precision_go_without_the_kernel() -> None:
+    encoding = NonCartesian(spokes(), maps())
+    x = random(2, *SHAPE)
+    one = torch.cat([encoding.normal(x[:1]), encoding.normal(x[1:])])
+    torch.testing.assert_close(encoding.normal(x), one, rtol=1e-3, atol=1e-4)
+    double = encoding.normal(x[:1].to(torch.complex128))
+    torch.testing.assert_close(double.to(torch.complex64), one[:1], rtol=1e-3, atol=1e-4)
+
+
+def test_copies_work_as_it_does() -> None:
+    encoding = NonCartesian(spokes(), maps())
+    x = random(1, *SHAPE)
+    expected = encoding.normal(x)
+    for twin in (pickle.loads(pickle.dumps(encoding)), copy.deepcopy(encoding)):
+        assert torch.equal(twin.normal(x), expected)
