@@ -161,8 +161,9 @@ def session_bytes(xml: str, lines: Sequence[Any]) -> bytes:
         def __init__(self) -> None:
             self.parts: list[bytes] = []
 
-        def sendall(self, data: bytes) -> None:
-            self.parts.append(data)
+        def send(self, data: memoryview) -> int:
+            self.parts.append(bytes(data))
+            return len(data)
 
     kept: Any = Kept()
     writer = MrdWriter(kept)

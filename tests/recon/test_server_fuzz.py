@@ -31,8 +31,9 @@ class Wire:
         self.place += len(part)
         return part
 
-    def sendall(self, data: bytes) -> None:
+    def send(self, data: memoryview) -> int:
         self.sent += data
+        return len(data)
 
     def settimeout(self, seconds: float) -> None: ...
 
