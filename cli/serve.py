@@ -75,7 +75,10 @@ def serve(
     memory: Annotated[
         float,
         typer.Option(
-            min=0.01, max=1e6, metavar="GIB", help="Samples a session may hold before an image is complete."
+            min=0.01,
+            max=1e6,
+            metavar="GIB",
+            help="Samples a session may hold before an image is complete; also of its whole matrix.",
         ),
     ] = 4.0,
     device: options.Device = "auto",

@@ -22,6 +22,9 @@ Normal = Callable[[Tensor], Tensor]
 Reconstructor = Callable[[Tensor, Normal], Tensor]
 """What a network, a classical solver and a user's own function have in common: (A^H y, A^H A) -> x."""
 
+ALIKE = 10
+"""Ratio of the peaks of two real images up to which they are worked as one complex image."""
+
 
 class Encoding:
     """A = P F S, batched, with its adjoint and the normal operator A^H A.
@@ -219,20 +222,28 @@ class RealEncoding:
         fits = image.dtype == torch.float32 and image.device.type == "cpu"
         if not (fits and compiled.fits(self._encoding.mask, None)):
             return torch.fft.irfft2(torch.fft.rfft2(image) * self._half, s=image.shape[-2:])
-        alone = len(image) % 2 if len(self._mirrored) == 1 else len(image)
-        paired = len(image) - alone
+        if len(self._mirrored) > 1:
+            return self._encoding._normal(image.to(torch.complex64)).real
+        peaks = image.abs().amax((1, 2)).tolist()
         done = torch.empty_like(image)
-        for i in range(0, paired, 2):
-            pair = self._kernel(torch.complex(image[i], image[i + 1])[None])[0]
-            done[i], done[i + 1] = pair.real, pair.imag
-        if alone:
-            done[paired:] = self._encoding._normal(image[paired:].to(torch.complex64)).real
+        for i in range(0, len(image), 2):
+            two = image[i : i + 2]
+            if len(two) == 2 and _are_alike(*peaks[i : i + 2]):
+                pair = self._kernel(torch.complex(*two)[None])[0]
+                done[i], done[i + 1] = pair.real, pair.imag
+            else:
+                done[i : i + 2] = self._encoding._normal(two.to(torch.complex64)).real
         return done
 
     @cached_property
     def _kernel(self) -> compiled.Normal:
         """Works two images of one mask as the parts of a complex one, at the price of one."""
         return compiled.Normal(self._mirrored[0], None)
+
+
+def _are_alike(first: float, second: float) -> bool:
+    """Return whether rounding errors and NaN of either image do no harm to the other."""
+    return first <= ALIKE * second and second <= ALIKE * first
 
 
 class SelfAdjoint(torch.autograd.Function):

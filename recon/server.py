@@ -82,6 +82,8 @@ class Server:
             self._accept()
         except Exception as error:
             self._failure = error
+        if left := sum(thread.is_alive() for thread in self._sessions):
+            log.info("no more clients; ends when %d sessions in hand have ended", left)
         for thread in self._sessions:
             thread.join()
         self._turns.end()

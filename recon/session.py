@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ from mri_qpan.recon.writers.window import display_range
 HEAD = ismrmrd.hdf5.acquisition_header_dtype
 WHITE = 4095
 """Pixel of the first image's 99.9th percentile; later images have eight times that before they saturate."""
+
+SAMPLE = 8
+"""Bytes of a sample."""
 
 OVERHEAD = 1600
 """Bytes that an acquisition takes beside its samples."""
@@ -86,6 +90,7 @@ class Session:
         header = parse_header(xml, peer)
         self._early = Early(header)
         self._partitions = [_partitions(encoding) for encoding in header.encodings]
+        self._matrices = [encoding.encoded.matrix for encoding in header.encodings]
         self._calibrated: Index | None = None
         self._most = most
         self._averages = _last_average(xml, peer)
@@ -104,8 +109,9 @@ class Session:
         Raises
         ------
         InputError
-            If the session would hold too much.
+            If the session would hold too much, as it is or when an image's matrix is filled.
         """
+        self._check_matrix(acquisition)
         index = None
         found = self._make_room(acquisition)
         if acquisition.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
@@ -138,6 +144,16 @@ class Session:
         if found:
             found[-1] = replace(found[-1], ended=frozenset(COUNTERS))
         return found
+
+    def _check_matrix(self, acquisition: Any) -> None:
+        if acquisition.encoding_space_ref >= len(self._matrices):
+            return
+        matrix = self._matrices[acquisition.encoding_space_ref]
+        shown = " x ".join(map(str, matrix))
+        if SAMPLE * acquisition.active_channels * math.prod(matrix) > self._most:
+            raise InputError(
+                f"a matrix of {shown} in {acquisition.active_channels} channels: more than {self._most} bytes"
+            )
 
     def _hold(self, acquisition: Any, where: list[Any]) -> None:
         self._held += _size(acquisition)

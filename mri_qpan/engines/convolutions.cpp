@@ -33,11 +33,10 @@ constexpr int ROWS = 6;
 }  // namespace avx2
 END
 
-#define CALL(name, ...)                                                   \
-    if (width == 512 && has_avx512()) avx512::name(*images, __VA_ARGS__); \
-    else if (width == 256 && has_avx2()) avx2::name(*images, __VA_ARGS__); \
-    else return 1;                                                        \
-    return 0;
+#define CALL(name, ...)                                                                                           \
+    if (width == 512 && has_avx512()) return guarded([&] { avx512::name(*images, __VA_ARGS__); });                 \
+    if (width == 256 && has_avx2()) return guarded([&] { avx2::name(*images, __VA_ARGS__); });                     \
+    return NO_VECTORS;
 #define API __attribute__((visibility("default"))) int
 
 // Weights' elements lie at `strides`. `turned`: with the transpose, as from a gradient to what it is a gradient of.

@@ -148,8 +148,7 @@ _convolve.register_autograd(_backward, setup_context=_remember)
 def _call(name: str, images: _Images, *arguments: Any) -> None:
     library = kernels.library()
     assert library is not None
-    if getattr(library, f"mri_qpan_{name}")(ctypes.byref(images), *arguments, WIDTH):
-        raise RuntimeError(f"the kernel {name} cannot run on this processor")
+    kernels.check(getattr(library, f"mri_qpan_{name}")(ctypes.byref(images), *arguments, WIDTH))
 
 
 def _images(x: Tensor, inputs: int, outputs: int) -> _Images:

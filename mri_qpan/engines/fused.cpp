@@ -189,7 +189,7 @@ int compare_bands(const Layer &layer, const Plane &by_tiles, const Plane &by_vec
 extern "C" {
 
 // Mirrored in kernels.py: a library built from other sources is not used.
-__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 7; }
+__attribute__((visibility("default"))) int mri_qpan_kernels_version() { return 8; }
 
 // Return the bits of the widest vectors that this processor has for the kernel: 512, 256, or 0 for none.
 __attribute__((visibility("default"))) int mri_qpan_fused_width() {
@@ -225,13 +225,13 @@ __attribute__((visibility("default"))) int mri_qpan_fused_trial(const Layer *lay
 __attribute__((visibility("default"))) int mri_qpan_fused_layer(const Layer *layer, const Plane *plane, int threads,
                                                                 int width) {
     const Band band = best_band(width);
-    if (!band) return 1;
+    if (!band) return NO_VECTORS;
     const int bands = std::max(1, std::min(threads, plane->height / 16));
-    parallel(threads, bands, [&](int i) {
+    const auto work = [&](int i) {
         const int from = int(std::int64_t(plane->height) * i / bands);
         band(*layer, *plane, from, int(std::int64_t(plane->height) * (i + 1) / bands));
-    });
-    return 0;
+    };
+    return guarded([&] { parallel(threads, bands, work); });
 }
 
 }  // extern "C"

@@ -193,14 +193,13 @@ class Fused:
                 *(_address(t[i]) for t in made),
                 *planes.shape[1:3],
             )
-            failed = library.mri_qpan_fused_layer(
+            outcome = library.mri_qpan_fused_layer(
                 ctypes.byref(self._layers[index].structure),
                 ctypes.byref(c_plane),
                 torch.get_num_threads(),
                 self._width,
             )
-            if failed:
-                raise RuntimeError(f"this processor lacks the {self._width}-bit vectors asked for")
+            kernels.check(outcome)
         return image.permute(0, 3, 1, 2).to(r.dtype), made
 
 

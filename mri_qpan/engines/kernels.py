@@ -7,8 +7,11 @@ import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-VERSION = 7
+VERSION = 8
 """Of the calls and structures; mirrored in fused.cpp. Raise it with every change of the C++ code."""
+
+NO_MEMORY = 2
+"""A call's outcome; mirrored in vectors.h."""
 
 
 @functools.cache
@@ -24,6 +27,22 @@ def library() -> ctypes.CDLL | None:
             except (OSError, AttributeError):  # built for another machine, or from older sources
                 continue
     return None
+
+
+def check(outcome: int) -> None:
+    """Raise what a call's outcome stands for.
+
+    Raises
+    ------
+    RuntimeError
+        If the processor lacks the vectors asked for.
+    MemoryError
+        If there was no memory for the call's own buffers.
+    """
+    if outcome == NO_MEMORY:
+        raise MemoryError("no memory for a kernel's buffers")
+    if outcome:
+        raise RuntimeError("this processor lacks the vectors that a kernel was asked to use")
 
 
 @functools.cache

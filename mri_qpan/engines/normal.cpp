@@ -52,10 +52,9 @@ extern "C" {
 // out (set, y, x, 2) = A^H A image (set, y, x, 2), with vectors of `width` bits.
 __attribute__((visibility("default"))) int mri_qpan_normal(const Measurement *measurement, const float *image,
                                                            float *out, int threads, int width) {
-    if (width == 512 && has_avx512()) avx512::apply(*measurement, image, out, threads);
-    else if (width == 256 && has_avx2()) avx2::apply(*measurement, image, out, threads);
-    else return 1;
-    return 0;
+    if (width == 512 && has_avx512()) return guarded([&] { avx512::apply(*measurement, image, out, threads); });
+    if (width == 256 && has_avx2()) return guarded([&] { avx2::apply(*measurement, image, out, threads); });
+    return NO_VECTORS;
 }
 
 }  // extern "C"

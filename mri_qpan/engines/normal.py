@@ -135,15 +135,14 @@ class Normal:
         out = torch.empty_like(image)
         library = kernels.library()
         assert library is not None
-        failed = library.mri_qpan_normal(
+        outcome = library.mri_qpan_normal(
             ctypes.byref(self._structure),
             _POINTER(image.data_ptr()),
             _POINTER(out.data_ptr()),
             torch.get_num_threads(),
             self._width,
         )
-        if failed:
-            raise RuntimeError(f"this processor lacks the {self._width}-bit vectors asked for")
+        kernels.check(outcome)
         return out.transpose(-1, -2).contiguous() if self._turned else out
 
 

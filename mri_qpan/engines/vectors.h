@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -40,27 +42,49 @@ class Buffer {
     T *start_;
 };
 
-// Call work(0) to work(count - 1), each once, by whichever thread comes.
+// What calls return; mirrored in kernels.py.
+enum Outcome { DONE = 0, NO_VECTORS = 1, NO_MEMORY = 2 };
+
+// Call work(); an exception must not reach the caller, who is not C++.
+template <class Work>
+int guarded(const Work &work) {
+    try {
+        work();
+    } catch (const std::bad_alloc &) {
+        return NO_MEMORY;
+    }
+    return DONE;
+}
+
+// Call work(0) to work(count - 1), each once, by whichever thread comes. Throws std::bad_alloc if one of them did.
 template <class Work>
 void parallel(int threads, int count, const Work &work) {
     struct Shared {
         const Work &work;
         int count;
         std::atomic<int> next;
+        std::atomic<bool> full;  // an exception that left its thread would end the process
         void run() {
-            for (int i = next++; i < count; i = next++) work(i);
+            const auto all = [this] {
+                for (int i = next++; i < count && !full; i = next++) work(i);
+            };
+            if (guarded(all) == NO_MEMORY) full = true;
         }
-    } shared{work, count, {0}};
+    } shared{work, count, {0}, {false}};
     threads = std::min(threads, count);
-    if (threads <= 1) return shared.run();
-    if (GOMP_parallel) {
+    if (threads > 1 && GOMP_parallel) {
         GOMP_parallel([](void *all) { static_cast<Shared *>(all)->run(); }, &shared, unsigned(threads), 0);
-        return;
+    } else {
+        std::vector<std::thread> others;
+        others.reserve(std::size_t(std::max(threads, 1)));
+        try {
+            for (int i = 1; i < threads; i++) others.emplace_back([&] { shared.run(); });
+        } catch (const std::system_error &) {  // no more threads: those that are there do the work
+        }
+        shared.run();
+        for (std::thread &other : others) other.join();
     }
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; i++) others.emplace_back([&] { shared.run(); });
-    shared.run();
-    for (std::thread &other : others) other.join();
+    if (shared.full) throw std::bad_alloc();
 }
 
 // Kept from call to call: fresh memory would cost more than the work.

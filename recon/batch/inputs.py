@@ -95,17 +95,39 @@ def _expand(
 
 
 def _walk(top: Path, out: Path, suffixes: tuple[str, ...], troubles: list[Trouble]) -> Iterator[Source]:
+    seen = {_identity(top), _identity(out)}
+
+    def is_new(path: Path) -> bool:
+        """Return whether a folder was not met yet: a link may lead to one above it, or to the outputs."""
+        try:
+            identity = _identity(path)
+        except OSError as error:
+            note(error)
+            return False
+        new = identity not in seen
+        seen.add(identity)
+        return new
+
     def note(error: OSError) -> None:
         path = Path(error.filename)
         troubles.append(Trouble(path, f"{text_of(path)}: cannot be listed: {error.strerror}"))
 
-    for folder, folders, files in os.walk(top, onerror=note):
-        folders[:] = sorted(f for f in folders if f[0] != "." and Path(folder, f).resolve() != out)
+    for folder, folders, files in os.walk(top, onerror=note, followlinks=True):
+        folders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))  # linked ones last
+        folders[:] = [name for name in folders if name[0] != "." and is_new(Path(folder, name))]
         for name in sorted(files):
             path = Path(folder, name)
             if name[0] != "." and path.suffix.lower() in suffixes and not _is_special(path):
                 inside = path.relative_to(top)
                 yield Source(path, "_".join([*inside.parts[:-1], path.stem]))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # the output folder, before the first output
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_special(path: Path) -> bool:

@@ -83,7 +83,9 @@ def test_a_file_goes_out_and_images_come_back(server, raw: Path, tmp_path: Path)
     assert process.wait(30) == 0
     assert process.stdout is not None
     assert "every session has ended" in process.stdout.read()
-    assert "24 acquisitions, 1 images, 0 failures" in (tmp_path / "log.txt").read_text()
+    told = (tmp_path / "log.txt").read_text()
+    assert "ends when 1 sessions in hand have ended" in told
+    assert "24 acquisitions, 1 images, 0 failures" in told
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,15 @@ def test_real_images_are_worked_in_pairs_or_by_real_transforms(monkeypatch, kern
     torch.testing.assert_close(encoding.normal(x.double()).float(), expected)
 
 
+@pytest.mark.parametrize("other", [float("nan"), float("inf"), 1e8, 0.0])
+def test_an_image_does_not_depend_on_its_neighbour_in_the_batch(other: float) -> None:
+    encoding = RealEncoding(random_mask(1, 12, 10))
+    x = random_complex(1, 12, 10).real.clone()
+    (expected,) = encoding.normal(x)
+    for together in (torch.cat([x, other * x]), torch.cat([other * x, x]).flip(0)):
+        torch.testing.assert_close(encoding.normal(together)[0], expected)
+
+
 class TestFromLinop:
     def test_equals_the_encoding(self) -> None:
         encoding, image, kspace = build((9, 8), (3,), 1)

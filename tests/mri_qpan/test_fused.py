@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -239,3 +242,31 @@ def test_changed_weights_are_packed_again():
         plain = network(adjoint, encoding.normal)
     assert difference(found, plain) < BOUND
     assert difference(before, plain) > 2 * BOUND
+
+
+ALMOST_NO_MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from mri_qpan.engines.fused import Fused
+from mri_qpan.networks import NetworkConfig, ProximalNetwork
+
+height, width, spare, threads = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+fused = Fused(ProximalNetwork(NetworkConfig(layers=1, filters=32, bits=3)))
+fused(0, torch.zeros(1, 2, 64, 64), None)
+image = torch.zeros(1, 2, height, width)
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (spare << 20), -1))
+try:
+    fused(0, image, None)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux what a process holds")
+@pytest.mark.parametrize("arguments", [(1, 2000000, 400, 1), (32, 200000, 600, 2)])
+def test_no_memory_in_a_thread_is_an_exception(arguments):
+    command = [sys.executable, "-c", ALMOST_NO_MEMORY, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "no memory for a kernel's buffers\n", done.stderr

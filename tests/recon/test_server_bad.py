@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mrd_files import line, lines, random_kspace
+from mrd_files import header_xml, line, lines, random_kspace
 from mrd_sessions import KSPACE, NX, SLICE, XML, flagged, images, talk, texts, zero_filled
 
 from mri_qpan.errors import InputError, ModelError
@@ -293,6 +293,12 @@ class TestRobustness:
                 writer.serialize(acquisition)
             writer.close()
             assert len(images(list(reader))) == 1
+
+    def test_a_matrix_that_one_line_would_fill_memory_with_is_refused(self, serve) -> None:
+        header = HeaderText(header_xml((60000, 60000, 1)))
+        answer = talk(serve(), ConfigFile("default"), header, *lines(KSPACE))
+        assert not images(answer)
+        assert "a matrix of 60000 x 60000 x 1 in 1 channels: more than" in texts(answer)
 
     def test_draining_needs_no_memory(self, serve, tmp_path: Path) -> None:
         answer = talk(serve(memory=1000), ConfigFile("null"), HeaderText(XML), *lines(KSPACE))

@@ -115,9 +115,9 @@ def test_folders_that_cannot_be_listed_are_named_once(
 
     real = os.walk
 
-    def walk(top: Path, onerror: Callable[[OSError], None]) -> object:
+    def walk(top: Path, onerror: Callable[[OSError], None], followlinks: bool) -> object:
         onerror(PermissionError(13, "Permission denied", str(top / "closed")))
-        return real(top, onerror=onerror)
+        return real(top, onerror=onerror, followlinks=followlinks)
 
     monkeypatch.setattr(inputs.os, "walk", walk)
     arrivals = Arrivals(tmp_path, tmp_path / "out", None, SETTLE)

@@ -128,6 +128,20 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(nobody: Path) -> None
     assert "symbolic links" in reasons["loop.h5"]
 
 
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    for name in ("in/day/a.h5", "elsewhere/b.h5", "in/out/c.h5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "in")
+    (tmp_path / "in/again").symlink_to("day")
+    (tmp_path / "in/made").symlink_to("out")
+    sources, troubles = find_inputs([tmp_path / "in"], tmp_path / "in/out")
+    names = [(source.path.name, source.label) for source in sources]
+    assert names == [("a.h5", "day_a"), ("b.h5", "linked_b")]
+    assert not troubles
+
+
 def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("b.txt\n")
     (tmp_path / "b.txt").write_text("a.txt\n")
