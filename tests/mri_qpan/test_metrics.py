@@ -36,6 +36,10 @@ def test_ssim_of_a_volume_is_the_mean_over_slices(pair: tuple[np.ndarray, np.nda
     reference, image = pair
     volume = np.stack([reference, reference]), np.stack([image, reference])
     assert metrics.ssim(*volume) == pytest.approx((metrics.ssim(*pair) + 1) / 2)
+    # The range is the volume's, of dim slices too.
+    dim = np.stack([reference, reference / 4]), np.stack([reference, image / 4])
+    expected = skimage_metrics.structural_similarity(reference / 4, image / 4, data_range=reference.max())
+    assert metrics.ssim(*dim) == pytest.approx((1 + expected) / 2)
 
 
 def test_nmse_is_scikit_images_squared(pair: tuple[np.ndarray, np.ndarray]) -> None:

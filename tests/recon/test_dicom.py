@@ -19,6 +19,7 @@ from mri_qpan.recon.geometry import affine_lps
 from mri_qpan.recon.kspace import PHASE, Geometry, Image, ImageSeries, Index, Quantity, Stamp
 from mri_qpan.recon.noise import GFACTOR, UNCERTAINTY
 from mri_qpan.recon.writers import write_dicom
+from mri_qpan.recon.writers.window import window_of
 
 PROVENANCE: dict[str, object] = {
     "method": "qpan+-3bit",
@@ -138,7 +139,9 @@ def test_pixels_window_and_units(tmp_path: Path, scale: float) -> None:
         (mapping,) = file.RealWorldValueMappingSequence
         values = file.pixel_array * mapping.RealWorldValueSlope
         np.testing.assert_allclose(values, np.abs(image.data[0]), atol=largest / 32767)
-        assert file.WindowWidth >= 1
+        black, white = (file.WindowCenter + side * file.WindowWidth / 2 for side in (-1, 1))
+        shown = (black * mapping.RealWorldValueSlope, white * mapping.RealWorldValueSlope)
+        assert shown == pytest.approx(window_of(images), abs=1e-3 * largest)
         assert file.WindowCenter == files[0].WindowCenter
         assert (file.RescaleSlope, file.RescaleIntercept) == (1, 0)
     assert max(int(f.pixel_array.max()) for f in files) == 32767

@@ -14,7 +14,7 @@ from origins import PROVENANCE
 from scipy.spatial.transform import Rotation
 
 from mri_qpan.errors import ReconError
-from mri_qpan.recon.geometry import affine_lps, place_notes, stack, voxel_size
+from mri_qpan.recon.geometry import affine_lps, centre, place_notes, stack, voxel_size
 from mri_qpan.recon.kspace import Geometry, Image, ImageSeries, Index, Vector
 from mri_qpan.recon.writers import write_dicom, write_ismrmrd, write_nifti
 
@@ -215,3 +215,11 @@ def test_slices_that_are_no_volume_are_refused(geometries: list[Geometry], messa
     images = [Image(np.zeros((1, 4, 4), np.complex64), g, Index(slice=s)) for s, g in enumerate(geometries)]
     with pytest.raises(ReconError, match=message):
         stack(images)
+
+
+@given(n=st.integers(1, 40), data=st.data())
+def test_a_cropped_axis_keeps_its_centre_where_the_centre_lies(n: int, data: st.DataObject) -> None:
+    wanted = data.draw(st.integers(1, n))
+    (kept,) = centre((n,), (wanted,))
+    assert list(range(n))[kept][wanted // 2] == n // 2
+    assert len(range(n)[kept]) == wanted
