@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,7 @@ def soak(
 ) -> None:
     """Hold session after session with `mri-qpan serve`; tell wrong images and what it holds on to."""
     from mri_qpan import models
+    from mri_qpan.benchmark import machine
     from mri_qpan.recon import soak as soaking
     from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
@@ -39,7 +42,8 @@ def soak(
         ),
     )
     with staged(output_folder(output)) as stage:
-        text = json.dumps(soaking.to_json(found), indent=1) + "\n"
+        where = {"command": shlex.join(["mri-qpan", *sys.argv[1:]]), "machine": machine.describe(0)}
+        text = json.dumps(where | soaking.to_json(found), indent=1) + "\n"
         (stage / "benchmark-soak.json").write_text(text, encoding="utf-8")
     typer.echo(
         f"{found.good} good sessions, {found.damaged} damaged ones in {found.seconds:.0f} s: {found.wrong} "

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 EPILOG = """
-Then, with Docker, from docs/deploy:
+Then, with Docker, from the checkout's root:
 
-  docker build --build-arg OPENRECON_LABEL=$(base64 -w0 label.json) …
+  docker build -f docs/deploy/Dockerfile --build-arg OPENRECON_LABEL=$(base64 -w0 label.json) -t mri-qpan .
 """
 
 

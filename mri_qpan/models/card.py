@@ -82,15 +82,13 @@ def _training(training: dict[str, Any]) -> str:
     if training.get("init"):
         earlier = training.get("steps_before", 0)
         minutes = training.get("minutes_before", 0)
-        start = (
-            f", from the weights of {training['init']} after {earlier} steps ({minutes} minutes) of its own"
-        )
+        start = f", from the weights of {training['init']} after {earlier} steps ({minutes} minutes) in all"
     return (
         f"Recipe `{training.get('recipe', 'unknown')}` of mri-qpan {training.get('version', 'unknown')}: "
         f"{training.get('steps', 'unknown')} steps of {training.get('planned_steps', 'unknown')} planned, "
         f"{training.get('minutes', 'unknown')} minutes on {training.get('machine', 'unknown')}{start}."
         + _range(training)
-        + (f" Note: {training['note']}." if "note" in training else "")
+        + (f" Note: {training['note'].rstrip('.')}." if "note" in training else "")
     )
 
 

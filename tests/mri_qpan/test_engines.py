@@ -1,6 +1,8 @@
 """Every engine against the plain proximal step, in every type it offers."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from mri_qpan import models
 from mri_qpan.encoding import Encoding
-from mri_qpan.engines import inplace
+from mri_qpan.engines import inplace, kernels
 from mri_qpan.networks import SYSTEMS, ProximalNetwork, named_config
 from mri_qpan.penalties import PENALTIES, proximal_average
 
@@ -83,3 +85,13 @@ def test_compiled_code_is_kept_where_a_later_process_finds_it(monkeypatch, tmp_p
     assert model.dtype == inplace.fast_dtype("cpu")
     assert compiled
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (given or str(tmp_path / "mri-qpan" / "inductor"))
+
+
+def test_the_kernels_are_built_where_they_can_be():
+    """Else the tests that hold them would all be skipped."""
+    cpu = Path("/proc/cpuinfo")
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler here")
+    if not cpu.exists() or not {"avx2", "fma"} <= set(cpu.read_text().split()):
+        pytest.skip("no processor with AVX2 here")
+    assert kernels.width() >= 256
