@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mri_qpan.recon import pics as work
 
 PIPE = Path("-")
-IGNORED = "Accepted for scripts written for `bart pics`; says on stderr that it has no effect."
+IGNORED = "Taken as `bart pics` takes them, without effect (told on stderr)"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,24 +42,24 @@ def pics(
         float | None, typer.Option("-w", help="Divide the image by this instead; 0: as BART's.", min=0.0)
     ] = None,
     gpu: Annotated[bool, typer.Option("-g", help="Use the GPU.")] = False,
-    iterations: Annotated[int | None, typer.Option("-i", help=IGNORED)] = None,
-    strength: Annotated[float | None, typer.Option("-r", help=IGNORED)] = None,
-    norm: Annotated[int | None, typer.Option("-l", help=IGNORED)] = None,
-    step: Annotated[float | None, typer.Option("-s", help=IGNORED)] = None,
-    block: Annotated[int | None, typer.Option("-b", help=IGNORED)] = None,
-    rho: Annotated[float | None, typer.Option("-u", help=IGNORED)] = None,
-    inner: Annotated[int | None, typer.Option("-C", help=IGNORED)] = None,
-    debug: Annotated[int | None, typer.Option("-d", help="Accepted: it never says more.")] = None,
-    start: Annotated[Path | None, typer.Option("-W", help=IGNORED)] = None,
-    wavelet: Annotated[str | None, typer.Option("--wavelet", help=IGNORED)] = None,
-    no_spinning: Annotated[bool, typer.Option("-n", help=IGNORED)] = False,
-    overlapping: Annotated[bool, typer.Option("-N", help=IGNORED)] = False,
-    ist: Annotated[bool, typer.Option("-I", help=IGNORED)] = False,
-    eigenvalue: Annotated[bool, typer.Option("-e", help=IGNORED)] = False,
-    admm: Annotated[bool, typer.Option("-m", help=IGNORED)] = False,
-    primal_dual: Annotated[bool, typer.Option("-a", help=IGNORED)] = False,
-    shift: Annotated[bool, typer.Option("-K", help=IGNORED)] = False,
-    low_memory: Annotated[bool, typer.Option("-U", "--lowmem", help=IGNORED)] = False,
+    iterations: Annotated[int | None, typer.Option("-i", rich_help_panel=IGNORED)] = None,
+    strength: Annotated[float | None, typer.Option("-r", rich_help_panel=IGNORED)] = None,
+    norm: Annotated[int | None, typer.Option("-l", rich_help_panel=IGNORED)] = None,
+    step: Annotated[float | None, typer.Option("-s", rich_help_panel=IGNORED)] = None,
+    block: Annotated[int | None, typer.Option("-b", rich_help_panel=IGNORED)] = None,
+    rho: Annotated[float | None, typer.Option("-u", rich_help_panel=IGNORED)] = None,
+    inner: Annotated[int | None, typer.Option("-C", rich_help_panel=IGNORED)] = None,
+    debug: Annotated[int | None, typer.Option("-d", rich_help_panel=IGNORED)] = None,
+    start: Annotated[Path | None, typer.Option("-W", rich_help_panel=IGNORED)] = None,
+    wavelet: Annotated[str | None, typer.Option("--wavelet", rich_help_panel=IGNORED)] = None,
+    no_spinning: Annotated[bool, typer.Option("-n", rich_help_panel=IGNORED)] = False,
+    overlapping: Annotated[bool, typer.Option("-N", rich_help_panel=IGNORED)] = False,
+    ist: Annotated[bool, typer.Option("-I", rich_help_panel=IGNORED)] = False,
+    eigenvalue: Annotated[bool, typer.Option("-e", rich_help_panel=IGNORED)] = False,
+    admm: Annotated[bool, typer.Option("-m", rich_help_panel=IGNORED)] = False,
+    primal_dual: Annotated[bool, typer.Option("-a", rich_help_panel=IGNORED)] = False,
+    shift: Annotated[bool, typer.Option("-K", rich_help_panel=IGNORED)] = False,
+    low_memory: Annotated[bool, typer.Option("-U", "--lowmem", rich_help_panel=IGNORED)] = False,
 ) -> None:
     """Reconstruct BART's arrays in the place of `bart pics`: same arguments, same files.
 
