@@ -80,6 +80,8 @@ def test_header_comes_from_the_measurement(tmp_path: Path) -> None:
     assert (first.EchoTime, last.EchoTime) == (12.5, 30)
     assert (first.EchoNumbers, last.EchoNumbers) == (1, 2)
     assert [f.InstanceNumber for f in files] == [1, 2, 3, 4, 5, 6]
+    assert (first.SliceThickness, first.SpacingBetweenSlices) == (3, 4)
+    assert list(first.PixelSpacing) == [2, 2]
 
 
 def test_an_echo_time_that_the_header_lacks_stays_empty(tmp_path: Path) -> None:
