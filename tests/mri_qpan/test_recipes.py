@@ -11,8 +11,8 @@ from mri_qpan.training import recipe
 
 
 def test_a_recipe_like_one_with_a_start_can_begin_at_random(tmp_path):
-    (tmp_path / "a.toml").write_text('name = "a"\nlike = "brain-pan++"\ninit = ""')
-    assert recipe.load("brain-pan++").init == "brain-pan+"
+    (tmp_path / "a.toml").write_text('name = "a"\nlike = "brain-pan+-2r"\ninit = ""')
+    assert recipe.load("brain-pan+-2r").init == "brain-pan+"
     assert recipe.load(str(tmp_path / "a.toml")).init is None
 
 
