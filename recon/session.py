@@ -150,9 +150,11 @@ class Session:
             return
         matrix = self._matrices[acquisition.encoding_space_ref]
         shown = " x ".join(map(str, matrix))
-        if SAMPLE * acquisition.active_channels * math.prod(matrix) > self._most:
+        size = SAMPLE * acquisition.active_channels * math.prod(matrix)
+        if size > self._most:
             raise InputError(
-                f"a matrix of {shown} in {acquisition.active_channels} channels: more than {self._most} bytes"
+                f"a matrix of {shown} in {acquisition.active_channels} channels takes {size} bytes, "
+                f"{self._most} are allowed (`serve --memory`)"
             )
 
     def _hold(self, acquisition: Any, where: list[Any]) -> None:

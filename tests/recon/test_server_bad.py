@@ -107,8 +107,8 @@ class TestBadSessions:
         assert len(images(talk(address, ConfigFile("default"), HeaderText(XML), *SLICE))) == 1
 
     def test_more_samples_than_allowed(self, serve) -> None:
-        answer = talk(serve(memory=1000), ConfigFile("default"), HeaderText(XML), *lines(KSPACE))
-        assert "more than 1000 bytes" in texts(answer)
+        answer = talk(serve(memory=9000), ConfigFile("default"), HeaderText(XML), *lines(KSPACE))
+        assert "more than 9000 bytes of samples" in texts(answer)
 
     def test_late_lines_are_told_of(self, serve) -> None:
         answer = talk(serve(), ConfigFile("default"), HeaderText(XML), *SLICE, *flagged(KSPACE))
@@ -298,7 +298,7 @@ class TestRobustness:
         header = HeaderText(header_xml((60000, 60000, 1)))
         answer = talk(serve(), ConfigFile("default"), header, *lines(KSPACE))
         assert not images(answer)
-        assert "a matrix of 60000 x 60000 x 1 in 1 channels: more than" in texts(answer)
+        assert "a matrix of 60000 x 60000 x 1 in 1 channels takes 28800000000 bytes" in texts(answer)
 
     def test_draining_needs_no_memory(self, serve, tmp_path: Path) -> None:
         answer = talk(serve(memory=1000), ConfigFile("null"), HeaderText(XML), *lines(KSPACE))
