@@ -19,7 +19,7 @@ def test_nothing_is_held_on_to(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--sessions", "150"], catch_exceptions=False)
     assert "0 images wrong" in result.output
     found = json.loads((tmp_path / "benchmark-soak.json").read_text())
-    assert found["command"].startswith("mri-qpan ")
+    assert found["command"].startswith("mri-qpan")
     assert found["machine"]["processor"]
     assert found["good"] + found["damaged"] == 150
     assert min(found["good"], found["damaged"]) > 40
