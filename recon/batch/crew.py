@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import queue
+import time
 import uuid
 import warnings
 from collections.abc import Callable
@@ -31,6 +32,9 @@ RETRIES = 1
 """How often a job is begun again whose worker was lost. The next time, it is taken for the cause."""
 
 PATIENCE = 10.0  # seconds to connect to a scheduler
+
+ALONE = 120.0
+"""Seconds without any worker on this machine, after which none is expected any more: a start takes a few."""
 
 SPARE = 16
 """Jobs that a scheduler of someone else's gets beyond its threads, so that clusters that grow see a need."""
@@ -61,7 +65,7 @@ class Crew:
     InputError
         If Dask is not installed, the scheduler cannot be reached, or there are fewer GPUs than workers.
     ReconError
-        From `finished`, if the scheduler is lost.
+        From `finished`, if the scheduler is lost, or this machine's workers are and none starts again.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Crew:
         self._outcomes: queue.Queue[tuple[Task, Any]] = queue.Queue()
         self._futures: dict[str, tuple[Task, Any]] = {}
         self._cluster: SpecCluster | None = None
+        self._alone_since: float | None = None
         try:
             import dask
             import distributed
@@ -153,6 +158,7 @@ class Crew:
         except queue.Empty:
             if self._client.status not in ("running", "newly-created"):
                 raise _lost() from None
+            self._watch()
             return None
         if task.key not in self._futures:  # taken back
             return None
@@ -165,6 +171,21 @@ class Crew:
         if type(error).__name__ == "KilledWorker":
             return Outcome(task, LOST)
         return Outcome(task, text_of(f"the worker could not take it: {type(error).__name__}: {error}"))
+
+    def _watch(self) -> None:
+        """Tell a local cluster whose workers all ended, and start no more, from one that works."""
+        if self._cluster is None:
+            return
+        with suppress(OSError):  # the scheduler is being lost, which the next wait tells
+            if self._client.nthreads():
+                self._alone_since = None
+            elif self._alone_since is None:
+                self._alone_since = time.monotonic()
+        if self._alone_since is not None and time.monotonic() - self._alone_since > ALONE:
+            raise ReconError(
+                f"this machine's workers ended and none started again in {ALONE:.0f} s; what is done is "
+                "kept: run the same command again"
+            )
 
 
 def _lost() -> ReconError:

@@ -83,6 +83,25 @@ def test_a_worker_loads_a_method_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(loads) == 1 + 1  # the batch's own, and the worker's
 
 
+def test_a_machine_whose_workers_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nanny that could start none again would let a batch wait for ever."""
+    monkeypatch.setattr(crew_module, "ALONE", 0.3)
+    threads: dict[str, int] = {}
+    with Crew(1, None, "cpu") as crew:
+        real = crew._client.nthreads
+        assert crew.finished(0.1) is None
+        monkeypatch.setattr(crew._client, "nthreads", lambda: threads)
+        assert crew.finished(0.1) is None
+        threads = real()  # one that starts again within the time is none lost
+        for _ in range(5):
+            assert crew.finished(0.1) is None
+        threads = {}
+        assert crew.finished(0.1) is None
+        time.sleep(0.4)
+        with pytest.raises(ReconError, match="ended and none started again"):
+            crew.finished(0.1)
+
+
 def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew_module, "PATIENCE", 0.5)
     for address in (f"tcp://127.0.0.1:{free_port()}", "nonsense://x"):
