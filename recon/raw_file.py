@@ -62,7 +62,7 @@ class Kept:
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = RawFile(self._folder / f"{stem}.h5")
+                self._file = _new_file(self._folder, stem)
             if xml is not None:
                 self._file.write_header(xml)
         except Exception as error:  # a full disk must not cost the images
@@ -104,6 +104,12 @@ class Kept:
         self._tell(f"warning: what you send cannot be kept: {' '.join(str(error).split())}")
 
 
+def _new_file(folder: Path, stem: str) -> RawFile:
+    """Open a file of a name that none has yet: a port may come again within the second, a clock go back."""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return RawFile(next(path for name in names if not (path := folder / f"{name}.h5").exists()))
+
+
 class RawFile:
     """An ISMRMRD file that grows by what arrives.
 
@@ -113,7 +119,7 @@ class RawFile:
     Parameters
     ----------
     path
-        The file; an existing one is replaced.
+        The file, which does not exist yet.
 
     Raises
     ------
@@ -257,7 +263,7 @@ class _Disk(FileIO):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
+        super().__init__(path, "x+")
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:

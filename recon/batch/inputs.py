@@ -140,7 +140,7 @@ def _is_special(path: Path) -> bool:
 
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows editors begin with a mark
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a list of files: {error}") from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

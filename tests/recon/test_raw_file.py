@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ismrmrd
@@ -147,3 +148,17 @@ def test_images_may_come_before_the_header(tmp_path: Path) -> None:
     kept.end()
     (saved,) = tmp_path.glob("*.h5")
     assert_same(found_in(saved), [*SLICE, IMAGE])
+
+
+def test_no_session_replaces_what_another_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that comes again within the second, or a clock that went back, give the name of before."""
+    monkeypatch.setattr("mri_qpan.recon.raw_file.time", SimpleNamespace(strftime=lambda _: "20261123-120000"))
+    for message in SLICE[:3]:
+        kept = Kept(tmp_path, "peer:1", pytest.fail)
+        kept.begin(XML)
+        kept.add(message)
+        kept.end()
+    names = [f"20261123-120000_peer_1{end}.h5" for end in ("", "-2", "-3")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name, message in zip(names, SLICE[:3], strict=True):
+        assert_same(found_in(tmp_path / name), [message])

@@ -73,6 +73,8 @@ def test_one_spelling_of_a_file(folder: Path, tmp_path: Path, monkeypatch: pytes
 def test_lists(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# two\nin/b.h5\n\nin/sub\n", encoding="utf-8")
     assert names([tmp_path / "list.txt"], tmp_path / "out") == [("b.h5", "b"), ("b.h5", "b")]
+    (tmp_path / "list.txt").write_text("in/b.h5\r\n", encoding="utf-8-sig")
+    assert names([tmp_path / "list.txt"], tmp_path / "out") == [("b.h5", "b")]
     with pytest.raises(InputError, match=r"gone\.txt: cannot be read as a list"):
         find_inputs([tmp_path / "gone.txt"], tmp_path / "out")
 
