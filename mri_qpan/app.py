@@ -13,7 +13,7 @@ from sigpy.mri import linop
 from mri_qpan.encoding import Encoding, from_linop
 from mri_qpan.models import DEFAULT, load_model
 from mri_qpan.models.store import Model
-from mri_qpan.noncartesian import POWER_STEPS, NonCartesian, largest_eigenvalue
+from mri_qpan.noncartesian import POWER_STEPS, NonCartesian, balanced, largest_eigenvalue, over_mean
 
 NEAR = 1e-3
 """How far from 1 the norm of maps that are taken as they are may be."""
@@ -33,7 +33,8 @@ class QPanRecon(sp.app.App):
     weights
         Of the data consistency, as in SigPy: a number, or an array that broadcasts against y[0]. None: 1
         where any coil measured, else 0; with `coord` the density compensation of Pipe and Menon (Magn Reson
-        Med 1999;41:179).
+        Med 1999;41:179). A few layers need all spatial frequencies alike: weights count relative to their
+        mean at the same distance from the k-space centre, so that ramps, their squares and ones are the same.
     coord
         Coordinates of non-Cartesian samples (..., samples, ndim) in cycles a field of view, as in SigPy.
     model
@@ -131,15 +132,26 @@ def _problem(
             return encoding.adjoint(torch.from_numpy(y.astype(np.complex64))[None].to(place)), encoding.normal
         weights = measured
     if coord is not None:
+        if weights is not None:
+            weights = balanced(np.broadcast_to(weights, coord.shape[:-1]), coord, mps.shape[1:])
         along = NonCartesian(coord, mps.astype(np.complex64), weights, place)
         return along.adjoint(along.measured(y.astype(np.complex64))), along.normal
     assert weights is not None
+    weights = _even(weights)
     A = linop.Sense(mps, weights=weights)
     start = torch.randn(1, *A.ishape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     norm = largest_eigenvalue(from_linop(A)[1], start, POWER_STEPS)
     A = np.sqrt(1 / norm) * A
     adjoint, normal = from_linop(A)
     return adjoint((y * np.sqrt(weights) / np.sqrt(norm)).astype(np.complex64)), normal
+
+
+def _even(weights: NDArray[Any]) -> NDArray[np.float32]:
+    """Return weights on a grid over their mean at the same distance from its centre."""
+    used = weights > 0
+    found = np.zeros(weights.shape, np.float32)
+    found[used] = over_mean(weights[used], np.argwhere(used) - np.array(weights.shape) // 2)
+    return found
 
 
 def _check(

@@ -41,6 +41,50 @@ def density(coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
     return (weights / weights.max()).astype(np.float32)
 
 
+def balanced(weights: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return weights of samples without what they say of density, which takes its compensation's place.
+
+    Few layers reach every spatial frequency only where A^H A treats all alike. So the weights over their mean
+    at the same distance from the k-space centre count, times `density`: a readout that was given a tenth of
+    another's weight keeps it, while a ramp, its square or its root, or ones, are all the same.
+
+    Parameters
+    ----------
+    weights
+        (...) and not negative.
+    coord
+        (..., ndim) cycles a field of view.
+    shape
+        Matrix of the image.
+    """
+    used = weights > 0
+    found = np.zeros(weights.shape, np.float32)
+    if used.any():
+        compensation = density(np.ascontiguousarray(coord[used], np.float32), shape)
+        found[used] = compensation * over_mean(weights[used], coord[used], compensation)
+    return found
+
+
+def over_mean(
+    weights: NDArray[Any], coord: NDArray[Any], shares: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Return positive weights (sample,) over their mean at the same distance from the k-space centre.
+
+    Parameters
+    ----------
+    weights
+        (sample,), positive.
+    coord
+        (sample, ndim) cycles a field of view.
+    shares
+        (sample,): of k-space, that a sample stands for in the mean. None: alike.
+    """
+    distance = np.rint(np.linalg.norm(coord, axis=-1)).astype(np.intp)
+    shares = np.ones(len(weights), np.float32) if shares is None else shares
+    mean = np.bincount(distance, shares * weights)[distance] / np.bincount(distance, shares)[distance]
+    return (weights / mean).astype(np.float32)
+
+
 def grid(samples: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.complex64]:
     """Return N^H of samples (..., *coord.shape[:-1]): images (..., *shape)."""
     from sigpy import nufft_adjoint

@@ -36,7 +36,8 @@ class Arrays:
     sensitivities
         Coil maps, one or several sets in dimension `maps`; looped dimensions may be 1.
     pattern
-        Weights of the samples, the same for all coils. None: 1 where any coil has a sample; along a
+        Weights of the samples, the same for all coils; they count squared, as in `bart pics`, and relative to
+        others as far from the k-space centre (`QPanRecon`). None: 1 where any coil has a sample; along a
         trajectory their density compensation. Looped dimensions may be 1.
     trajectory
         (..., spokes, samples, 3), in samples of the field of view's grid from the k-space centre, or None.

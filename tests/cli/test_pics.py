@@ -282,6 +282,39 @@ def test_weights_count_as_in_bart(scan):
         assert np.linalg.norm(weighted - whole) < 0.03 * np.linalg.norm(whole)
 
 
+@needs_bart
+def test_a_density_compensation_may_be_the_pattern_as_in_bart(scan):
+    """Its square weighs the samples: BART's many iterations stand that, a few layers would not."""
+    spokes = read_cfl(scan / "spokes").real.reshape(48, SIZE, 3)
+    ramp = np.maximum(np.linalg.norm(spokes, axis=-1), 0.25) / SIZE
+    write_cfl(scan / "ramp", ramp[None, None, :, :, None].astype(np.complex64))
+    bart(
+        scan,
+        "pics",
+        "-S",
+        "-i",
+        30,
+        "-l2",
+        "-r",
+        0.001,
+        "-p",
+        "ramp",
+        "-t",
+        "spokes",
+        "radial",
+        "maps",
+        "theirs",
+    )
+    arguments = ["-p", str(scan / "ramp"), "-t", str(scan / "spokes"), "radial", "maps", "out"]
+    assert pics(scan, "-S", *arguments).exit_code == 0
+    images = {name: read_cfl(scan / name).ravel() for name in ("theirs", "out", "reference")}
+    errors = {}
+    for name in ("theirs", "out"):
+        scale = np.vdot(images[name], images["reference"]) / np.vdot(images[name], images[name])
+        errors[name] = np.linalg.norm(scale * images[name] - images["reference"])
+    assert errors["out"] < errors["theirs"]
+
+
 def test_a_pipe_that_is_none_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given, message in (

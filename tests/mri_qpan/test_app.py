@@ -108,6 +108,44 @@ def test_radial_samples(scan):
     assert psnr(image, found) > psnr(image, gridded) + 3
 
 
+def test_density_compensations_of_ones_own(scan):
+    """A ramp is its own square root to some and its square to others (BART's -p): 50 % of error for 1 %."""
+    image, mps, _ = scan
+    coord = mr.radial((40, 96, 2), SHAPE, golden=True)
+    y = sp.nufft(mps * image, coord)
+    ramp = np.maximum(np.linalg.norm(coord, axis=-1), 0.25)
+    model = load_model(DEFAULT, engine="float32")
+    expected = QPanRecon(y, mps, None, coord, model, show_pbar=False).run()
+    for weights in (np.ones_like(ramp), 1.0, ramp, ramp**2):
+        found = QPanRecon(y, mps, weights, coord, model, show_pbar=False).run()
+        assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_weights_on_a_grid_that_fall_towards_its_centre(scan):
+    image, mps, kspace = scan
+    mask = make_mask("lines", SHAPE, 0.5)
+    y = kspace * mask
+    places = np.meshgrid(*(np.arange(n) - n // 2 for n in SHAPE), indexing="ij")
+    ramp = np.maximum(np.hypot(*places), 0.25)
+    model = load_model(DEFAULT, engine="float32")
+    expected = QPanRecon(y, mps, model=model, show_pbar=False).run()
+    for weights in (mask * ramp, mask * ramp**2):
+        found = QPanRecon(y, mps, weights, model=model, show_pbar=False).run()
+        assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+def test_readouts_of_little_weight(scan):
+    """Those that are wrong, as of a moved head, and told so by a hundredth of the others' weight."""
+    image, mps, _ = scan
+    coord = mr.radial((40, 96, 2), SHAPE, golden=True)
+    y = sp.nufft(mps * image, coord)
+    y[:, ::4] *= -1
+    weights = np.ones(coord.shape[:-1])
+    weights[::4] = 0.01
+    images = [QPanRecon(y, mps, w, coord, show_pbar=False).run() for w in (None, weights)]
+    assert psnr(image, images[1]) > psnr(image, images[0]) + 6
+
+
 def test_slabs(scan):
     _, mps, kspace = scan
     mask = make_mask("lines", SHAPE, 0.5)

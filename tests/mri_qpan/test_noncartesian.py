@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_qpan.engines import kernels
-from mri_qpan.noncartesian import ACCURATE, NonCartesian, density
+from mri_qpan.noncartesian import ACCURATE, NonCartesian, balanced, density
 
 SHAPE, COILS = (24, 20), 3
 
@@ -103,3 +103,31 @@ def test_copies_work_as_it_does() -> None:
     expected = encoding.normal(x)
     for twin in (pickle.loads(pickle.dumps(encoding)), copy.deepcopy(encoding)):
         assert torch.equal(twin.normal(x), expected)
+
+
+@given(seed=st.integers(0, 99), power=st.floats(-2, 2))
+@settings(deadline=None, max_examples=15)
+def test_balanced_weights_keep_what_tells_readouts_apart(seed: int, power: float) -> None:
+    """Whatever a density compensation does, by the distance from the centre, drops out."""
+    coord = spokes()
+    rng = np.random.default_rng(seed)
+    gate = rng.uniform(0.1, 1, (len(coord), 1)) * np.ones(coord.shape[:-1])
+    gate[rng.integers(len(coord))] = 0
+    found = balanced(gate, coord, SHAPE)
+    distance = np.rint(np.linalg.norm(coord, axis=-1))
+    np.testing.assert_allclose(balanced(gate * (1 + distance) ** power, coord, SHAPE), found, rtol=2e-4)
+    used = gate > 0
+    assert ((found > 0) == used).all()
+    compensation = density(coord[used], SHAPE)
+    for radius in np.unique(distance):
+        there = distance[used] == radius
+        kept = found[used][there] / (compensation * gate[used])[there]
+        np.testing.assert_allclose(kept, kept[0], rtol=2e-4)
+
+
+def test_balanced_weights_of_one_value_are_the_density_compensation() -> None:
+    coord = spokes()
+    np.testing.assert_allclose(
+        balanced(np.full(coord.shape[:-1], 3.0), coord, SHAPE), density(coord, SHAPE), rtol=1e-5
+    )
+    assert not balanced(np.zeros(coord.shape[:-1]), coord, SHAPE).any()
