@@ -122,7 +122,7 @@ def test_density_compensations_of_ones_own(scan):
 
 
 def test_weights_on_a_grid_that_fall_towards_its_centre(scan):
-    image, mps, kspace = scan
+    _, mps, kspace = scan
     mask = make_mask("lines", SHAPE, 0.5)
     y = kspace * mask
     places = np.meshgrid(*(np.arange(n) - n // 2 for n in SHAPE), indexing="ij")
