@@ -133,7 +133,8 @@ def brain(
     masks: Annotated[Path, typer.Option(help="Folder with the published masks, mask_20.mat and so on.")],
     ratios: Annotated[str, typer.Option(help="Comma-separated percents of samples.")] = "20,30,40,50",
     methods: Annotated[
-        str | None, typer.Option(help="Comma-separated models instead of all that ship; names or files.")
+        str | None,
+        typer.Option(help="Comma-separated models instead of all that ship or were fetched; names or files."),
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Take the first images only.")] = None,
     figures: Annotated[

@@ -23,7 +23,8 @@ def speed(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for Markdown, JSON and charts.")],
     threads: Annotated[str, typer.Option(help="Comma-separated numbers of threads.")] = "1,2",
     models: Annotated[
-        str | None, typer.Option(help="Comma-separated models instead of all that ship; names or files.")
+        str | None,
+        typer.Option(help="Comma-separated models instead of all complex ones known here; names or files."),
     ] = None,
     matrix: Annotated[
         int, typer.Option(min=32, max=1024, help="Matrix of the phantom's slice, a square.")

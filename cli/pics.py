@@ -88,7 +88,7 @@ def pics(
     unused += [flag for flag, given in flags.items() if given]
     for term in regularization or []:
         kind, _, name = term.partition(":")
-        if kind == "Q":
+        if kind == "Q" and not _is_number(name):  # BART's own Q is followed by a weight
             model = name or DEFAULT
         else:
             unused.append(f"-R {term}")
@@ -99,6 +99,8 @@ def pics(
         output_folder(output.parent)
     if [kspace, sensitivities, pattern, trajectory].count(PIPE) > 1:
         raise InputError("only one of the inputs can come from a pipe (-)")
+    if gpu and find_device("auto").type == "cpu":
+        raise InputError("-g: no GPU found by this PyTorch, leave it out")
     device = find_device("cuda" if gpu else "cpu")
     network = load_model(model, device)
     require_complex(network)
@@ -127,6 +129,14 @@ def pics(
         return
     with staged(output.parent) as stage:
         bart.write_cfl(stage / output.name, image, made_by)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: Path) -> "work.Complex":

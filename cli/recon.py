@@ -28,7 +28,8 @@ Examples:
 
   mri-qpan recon full.h5 --undersample lines:0.25 --output study
 
-Exit codes: 0 all done, 1 a reconstruction failed, 2 wrong usage, 3 bad input, 4 some of several files failed.
+Exit codes: 0 all done, 1 a reconstruction failed, 2 wrong usage, 3 bad input, 4 some of several files failed,
+143 stopped by a signal.
 """
 
 

@@ -34,7 +34,8 @@ def train(
 ) -> None:
     """Train a network, or go on with a training that was stopped.
 
-    Exit codes: 0 trained, 2 wrong usage, 3 bad input, 143 stopped by a signal, its checkpoint written.
+    Exit codes: 0 trained, 1 a file could not be written, 2 wrong usage, 3 bad input, 143 stopped by a
+    signal, its checkpoint written.
 
     Under torchrun, one process a GPU: torchrun --nproc-per-node 4 -m mri_qpan.cli train …
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sigpy.mri import linop
 
 from mri_qpan.encoding import Encoding, from_linop
+from mri_qpan.methods import require_complex
 from mri_qpan.models import DEFAULT, load_model
 from mri_qpan.models.store import Model
 from mri_qpan.noncartesian import POWER_STEPS, NonCartesian, balanced, largest_eigenvalue, over_mean
@@ -38,7 +40,8 @@ class QPanRecon(sp.app.App):
     coord
         Coordinates of non-Cartesian samples (..., samples, ndim) in cycles a field of view, as in SigPy.
     model
-        Name of a shipped model, path of a model file, or a model loaded already (then `device` is its own).
+        Name of a shipped model, path of a model file, or a model loaded already (then `device` is its own);
+        for complex images.
     device
         Where to run it: a `sigpy.Device` or its number, -1 for the CPU.
     show_pbar
@@ -49,7 +52,7 @@ class QPanRecon(sp.app.App):
     ValueError
         If `y`, `mps`, `weights` and `coord` do not fit each other, the maps are zero, or anything is not
         finite.
-    ModelError
+    ModelError, InputError
         If the model cannot be used.
 
     Examples
@@ -63,7 +66,7 @@ class QPanRecon(sp.app.App):
         mps: Any,
         weights: Any = None,
         coord: Any = None,
-        model: str | Model = DEFAULT,
+        model: str | Path | Model = DEFAULT,
         device: Any = sp.cpu_device,
         show_pbar: bool = True,
     ) -> None:
@@ -76,15 +79,16 @@ class QPanRecon(sp.app.App):
         if weights is not None and weights.any():
             # A problem's norm is divided out: of the weights only their ratios count.
             weights = weights / weights.max()
-        g = np.float32(np.linalg.norm(mps, axis=0).max())
+        g = np.float32(np.linalg.norm(mps.astype(np.complex128), axis=0).max())
         if not 0 < g < np.inf:
             raise ValueError("mps are zero, or not finite")
         # Networks know problems of norm 1: maps over g are the same problem for the image times g.
         g = g if abs(g - 1) > NEAR else np.float32(1)
         mps = mps / g
-        number = sp.Device(device).id
+        number = device if isinstance(device, int) else sp.Device(device).id  # the latter asks for CuPy
         place = torch.device("cpu" if number < 0 else f"cuda:{number}")
-        network = load_model(model, place) if isinstance(model, str) else model
+        network = load_model(str(model), place) if isinstance(model, str | Path) else model
+        require_complex(network)
 
         def reconstruct() -> NDArray[np.complex64]:
             if weights is not None and not weights.any():
@@ -140,7 +144,9 @@ def _problem(
     weights = _even(weights)
     A = linop.Sense(mps, weights=weights)
     start = torch.randn(1, *A.ishape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    norm = largest_eigenvalue(from_linop(A)[1], start, POWER_STEPS)
+    # Of weights that are 1 on average the largest eigenvalue may be that of a few samples: its root leaves
+    # the others near 1, as networks know them.
+    norm = np.sqrt(largest_eigenvalue(from_linop(A)[1], start, POWER_STEPS))
     A = np.sqrt(1 / norm) * A
     adjoint, normal = from_linop(A)
     return adjoint((y * np.sqrt(weights) / np.sqrt(norm)).astype(np.complex64)), normal
@@ -157,6 +163,8 @@ def _even(weights: NDArray[Any]) -> NDArray[np.float32]:
 def _check(
     y: NDArray[Any], mps: NDArray[Any], weights: NDArray[Any] | None, coord: NDArray[Any] | None
 ) -> None:
+    if not y.size:
+        raise ValueError(f"y of shape {y.shape} is empty")
     if mps.ndim not in (3, 4):
         raise ValueError(f"mps must be (coil, y, x) or (coil, z, y, x), got shape {mps.shape}")
     if len(y) != len(mps):

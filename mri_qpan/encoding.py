@@ -119,6 +119,7 @@ class Encoding:
         if self._kernels is not None and image.dtype == torch.complex64 and image.device.type == "cpu":
             images = image if self._sets else image.unsqueeze(1)
             kernels = self._kernels if len(self._kernels) > 1 else self._kernels * len(images)
+            images = images.expand(len(kernels), *images.shape[1:]) if len(images) == 1 else images
             done = [kernel(x) for kernel, x in zip(kernels, images, strict=True)]
             stacked = torch.stack(done) if len(done) > 1 else done[0].unsqueeze(0)
             return stacked if self._sets else stacked.squeeze(1)

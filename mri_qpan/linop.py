@@ -42,7 +42,7 @@ def sense(mask: NDArray[np.bool_], mps: NDArray[np.complexfloating[Any, Any]] | 
         raise ValueError(f"mps of shape {mps.shape} does not fit a mask of {mask.shape}")
     S = _coils(mps, sets=mps.ndim == mask.ndim + 2)
     F = linop.FFT(S.oshape, axes=range(-mask.ndim, 0))
-    P = linop.Multiply(F.oshape, mask.astype(mps.real.dtype))
+    P = linop.Multiply(F.oshape, mask.astype(bool).astype(mps.real.dtype))  # 255 is True, too
     A = P * F * S
     A.repr_str = "Sense"
     return A

@@ -21,12 +21,18 @@ from mri_qpan.engines import normal as compiled
 POWER_STEPS = 60
 POWER_STEPS_3D = 20
 
+CAP = 0.95
+"""Share of the samples whose weights are left as they are."""
+
 ACCURATE: dict[str, float] = {"oversamp": 2, "width": 6}
 """Of SigPy's gridding: its defaults are 0.5 % off, and it runs but twice an image."""
 
 
 def density(coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return a trajectory's density compensation, at most 1 (Pipe and Menon, Magn Reson Med 41:179, 1999).
+
+    A few samples get many times the weight of those beside them, at the ends of spokes above all. As A^H A's
+    norm is then theirs, it leaves all others little: they get what 95 % of the samples do not exceed.
 
     Parameters
     ----------
@@ -37,8 +43,12 @@ def density(coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """
     from sigpy.mri import dcf  # SigPy takes a second to load, which samples on a grid need not wait for
 
-    weights = np.abs(dcf.pipe_menon_dcf(coord, shape, show_pbar=False))
-    return (weights / weights.max()).astype(np.float32)
+    return _capped(np.abs(dcf.pipe_menon_dcf(coord, shape, show_pbar=False)))
+
+
+def _capped(weights: NDArray[Any]) -> NDArray[np.float32]:
+    most = np.quantile(weights, CAP)
+    return (np.minimum(weights, most) / most).astype(np.float32)
 
 
 def balanced(weights: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -61,7 +71,7 @@ def balanced(weights: NDArray[Any], coord: NDArray[Any], shape: tuple[int, ...])
     found = np.zeros(weights.shape, np.float32)
     if used.any():
         compensation = density(np.ascontiguousarray(coord[used], np.float32), shape)
-        found[used] = compensation * over_mean(weights[used], coord[used], compensation)
+        found[used] = _capped(compensation * over_mean(weights[used], coord[used], compensation))
     return found
 
 

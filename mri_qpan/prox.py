@@ -174,11 +174,14 @@ class QPanReg(prox.Prox):
     def _prox(self, alpha: Any, input: Any) -> Any:
         home = backend.get_device(input)
         values = np.asarray(backend.to_device(input, backend.cpu_device))
-        image = torch.from_numpy(np.ascontiguousarray(values, np.complex64))
+        wide = values.astype(np.complex128)  # of any scale
+        peak = float(np.abs(wide).max(initial=0)) or 1.0
+        image = torch.from_numpy((wide / peak).astype(np.complex64))
         scale = robust_scale(image[None])[0]
-        worked = self._network.proximal_step(self._layer, image / scale) * scale
+        worked = (self._network.proximal_step(self._layer, image / scale) * scale).numpy()
+        worked = worked.astype(np.complex128) * peak
         weight = np.asarray(backend.to_device(alpha, backend.cpu_device), np.float64) * self.lamda
-        found = worked.numpy() if np.iscomplexobj(values) else worked.numpy().real
+        found = worked if np.iscomplexobj(values) else worked.real
         regular = (values + weight * found) / (1 + weight)
         # Rounded to integers the prior would be lost.
         kind = values.dtype if values.dtype.kind in "fc" else np.float64
@@ -189,4 +192,5 @@ def _rescale(input: Any, magnitude: Any, shrunk: Any) -> Any:
     """Give `input` the magnitude min(magnitude, shrunk): neither penalty ever enlarges a value."""
     xp = backend.get_array_module(input)
     ratio = xp.minimum(magnitude, shrunk) / xp.where(magnitude > 0, magnitude, 1)
+    ratio = xp.where(xp.isinf(magnitude), 1, ratio)
     return input * ratio.astype(xp.result_type(magnitude.dtype, xp.float32))  # integers have no such ratio

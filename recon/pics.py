@@ -80,6 +80,8 @@ def reconstruct(arrays: Arrays, model: Model, device: torch.device) -> Complex:
         raise InputError("the sensitivities are zero, or not finite")
     if arrays.pattern is not None and not np.isfinite(arrays.pattern).all():
         raise InputError("the pattern is not finite")
+    if arrays.trajectory is not None and not np.isfinite(arrays.trajectory).all():
+        raise InputError("the trajectory is not finite")
     outer = arrays.kspace.shape[:LOOPED]
     found = np.zeros(
         (*outer, arrays.sensitivities.shape[-5], 1, *arrays.sensitivities.shape[-3:]), np.complex64
@@ -89,7 +91,7 @@ def reconstruct(arrays: Arrays, model: Model, device: torch.device) -> Complex:
         # A^H A is to have a norm of at most 1: maps over g are the same problem for the image times g.
         g = np.float32(_norm(mps) or 1.0)
         mps = mps / g
-        pattern = None if arrays.pattern is None else np.abs(_entry(arrays.pattern, index)[0, 0])
+        pattern = None if arrays.pattern is None else _unit(_entry(arrays.pattern, index)[0, 0])
         if arrays.trajectory is not None:
             along = _entry(arrays.trajectory, index)[0, 0].real
             found[index] = _along_trajectory(kspace, mps, pattern, along, model, device) / g
@@ -102,9 +104,16 @@ def reconstruct(arrays: Arrays, model: Model, device: torch.device) -> Complex:
     return image
 
 
+def _unit(pattern: Complex) -> NDArray[np.float32]:
+    """Return a pattern's magnitude over its maximum: only ratios count, and squares are taken of them."""
+    magnitude = np.abs(pattern.astype(np.complex128))
+    return (magnitude / (float(magnitude.max()) or 1.0)).astype(np.float32)
+
+
 def _norm(maps: Complex) -> float:
     """Return the largest singular value of a pixel's matrix (coil, set) of maps (..., set, coil, z, y, x)."""
-    sets = np.moveaxis(maps, (-5, -4), (-2, -1)).reshape(-1, maps.shape[-5], maps.shape[-4])
+    wide = maps.astype(np.complex128)  # squares of maps of any scale
+    sets = np.moveaxis(wide, (-5, -4), (-2, -1)).reshape(-1, maps.shape[-5], maps.shape[-4])
     if maps.shape[-5] == 1:
         return float(np.linalg.norm(sets, axis=(1, 2)).max())
     return float(np.sqrt(np.linalg.eigvalsh(sets @ sets.conj().swapaxes(1, 2)).max()))
@@ -198,16 +207,9 @@ def _cartesian(
     if not np.isin(weights, (0, 1)).all():
         if len(mps) > 1:
             raise InputError("weights other than 0 and 1 need a single set of maps")
-        app = QPanRecon(
-            kspace.reshape(-1, *spatial),
-            mps[0].reshape(-1, *spatial),
-            weights.reshape(spatial) ** 2,
-            None,
-            model,
-            _number(device),
-            False,
-        )
-        return app.run().reshape(1, 1, *kspace.shape[1:])
+        samples, maps = kspace.reshape(-1, *spatial), mps[0].reshape(-1, *spatial)
+        image = _run(samples, maps, weights.reshape(spatial) ** 2, None, model, device)
+        return image.reshape(1, 1, *kspace.shape[1:])
     encoding = Encoding(
         torch.from_numpy(weights.astype(bool).reshape(1, *spatial)),
         torch.from_numpy(mps.reshape(1, *mps.shape[:2], *spatial)),
@@ -239,12 +241,24 @@ def _along_trajectory(
     if weights is not None:
         weights = weights[measured]
     maps = mps[0][:, 0] if plane else mps[0]
-    app = QPanRecon(samples[:, measured], maps, weights, coord[measured], model, _number(device), False)
-    return app.run().reshape(1, 1, *mps.shape[2:])
+    image = _run(samples[:, measured], maps, weights, coord[measured], model, device)
+    return image.reshape(1, 1, *mps.shape[2:])
 
 
-def _number(device: torch.device) -> int:
-    return -1 if device.type == "cpu" else device.index or 0
+def _run(
+    samples: Complex,
+    maps: Complex,
+    weights: NDArray[np.float32] | None,
+    coord: NDArray[np.float32] | None,
+    model: Model,
+    device: torch.device,
+) -> Complex:
+    number = -1 if device.type == "cpu" else device.index or 0
+    try:
+        image: Complex = QPanRecon(samples, maps, weights, coord, model, number, False).run()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return image
 
 
 def _entry(array: Complex, index: tuple[int, ...]) -> Complex:

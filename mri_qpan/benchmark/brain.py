@@ -356,6 +356,8 @@ def _steps(training: Mapping[str, Any] | None) -> str:
     # Of the steps before, only those of the same recipe count towards its plan.
     own = training["steps"] + (training.get("own_steps_before") or 0)
     notes = [f"from {source}"] if source and not went_on else []
+    if went_on and steps > own:
+        notes.append(f"{steps - own:,} of them another model's, that it came from")
     if own < planned:
         notes.append(f"undertrained: {own:,} of {planned:,} planned")
     return f"{steps:,} ({'; '.join(notes)})" if notes else f"{steps:,}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -23,6 +24,8 @@ class Row:
 
     Attributes
     ----------
+    psnr_floor
+        See `real.psnr_with_floor`; NaN of a benchmark that did not have it yet.
     gain
         PSNR above the classical method that is best on average over the same cases, dB.
     gain_each
@@ -34,6 +37,7 @@ class Row:
     method: str
     classical: bool
     psnr: float
+    psnr_floor: float
     ssim: float
     nmse: float
     hfen: float
@@ -134,20 +138,23 @@ def to_markdown(results: Mapping[str, Any]) -> str:
 def _protocol(results: Mapping[str, Any]) -> str:
     settings = results["settings"]
     tuned = [o for case in results["cases"] for o in case["outcomes"] if "lamda" in o["parameters"]]
-    given = sum(o["given"] for o in tuned)
+    given = sum(o.get("given", False) for o in tuned)
     earlier = (
-        f";\n{given} of the {len(tuned)} weights were found by searches of earlier runs" if given else ""
+        f";\n{given} of the {len(tuned)} weights were found by searches of earlier runs, with their coil maps"
+        if given
+        else ""
     )
     return f"""\
 Every method gets the same samples, mask and coil maps (ESPIRiT, from the calibration region of the
 undersampled samples). The reference is the fully sampled image combined with those maps. The weight of every
 classical method is tuned for the PSNR of each slice and mask
 ({settings["evaluations"]} reconstructions a search{earlier}); a network has nothing to tune. PSNR, SSIM, NMSE
-and HFEN compare magnitudes over the whole image; the data range is the reference's maximum. Seconds are those
-of one slice, from samples and maps in memory to the
-image in memory: the median over masks and {settings["rounds"]} round(s) through all methods after a warm-up;
-in brackets BART's own clock, without starting its process and exchanging files. Gain is the PSNR above the
-classical method that is best on average / above the best one of each input and mask, in dB."""
+and HFEN compare magnitudes over the whole image; the data range is the reference's maximum. PSNR + floor: of
+the image with that constant noise floor, added in quadrature, which fits the reference best, since networks
+give their images one and the others do not. Seconds are those of one slice, from samples and maps in memory
+to the image in memory: the median over masks and {settings["rounds"]} round(s) through all methods after a
+warm-up; in brackets BART's own clock, without starting its process and exchanging files. Gain is the PSNR
+above the classical method that is best on average / above the best one of each input and mask, in dB."""
 
 
 def _case(entry: Compared) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def _outcome(case: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 def _means(by_cell: list[list[dict[str, Any]]], method: str) -> list[dict[str, float]]:
     return [
-        {metric: fmean(_outcome(case, method)[metric] for case in cell) for metric in METRICS}
+        {metric: fmean(_outcome(case, method).get(metric, nan) for case in cell) for metric in METRICS}
         for cell in by_cell
     ]
 
@@ -209,11 +216,13 @@ def _sections(results: Mapping[str, Any], name: str, values: list[str]) -> list[
 
 
 def _table(table: list[Row]) -> str:
-    lines = ["| method | PSNR | SSIM | NMSE | HFEN | s a slice | gain |", "|---|---|---|---|---|---|---|"]
+    head = "| method | PSNR | PSNR + floor | SSIM | NMSE | HFEN | s a slice | gain |"
+    lines = [head, "|" + 8 * "---|"]
     for row in table:
         name = row.method if row.classical else f"**{row.method}**"
         lines.append(
-            f"| {name} | {row.psnr:.2f} | {row.ssim:.4f} | {row.nmse:.4f} | {row.hfen:.3f} | {clock(row)} "
+            f"| {name} | {row.psnr:.2f} | {'' if isnan(row.psnr_floor) else f'{row.psnr_floor:.2f}'} "
+            f"| {row.ssim:.4f} | {row.nmse:.4f} | {row.hfen:.3f} | {clock(row)} "
             f"| {row.gain:+.2f} / {row.gain_each:+.2f} |"
         )
     return "\n".join(lines)

@@ -45,7 +45,7 @@ def describe(path: Path) -> str:
         "## Data",
         "\n".join(f"- {name}: {CREDITS.get(name, 'see its source')}" for name in card["data"]),
         "## Figures",
-        _figures(card["figures"]),
+        _figures(card["figures"], card["training"].get("validation", [])),
         "## Licence",
         str(card["licence"]) + ".",
     ]
@@ -112,12 +112,13 @@ def _range(training: dict[str, Any]) -> str:
     return f"{text} Statistics of its measurements (`mri_qpan.likeness`): {ranges}."
 
 
-def _figures(figures: dict[str, Any]) -> str:
+def _figures(figures: dict[str, Any], groups: list[str]) -> str:
     rows = [
         f"- {part}: " + ", ".join(f"{name} {value}" for name, value in values.items() if isfinite(value))
         for part, values in figures.items()
     ]
+    of = f" ({', '.join(groups)})" if groups else ""
     return (
         "\n".join(rows)
-        + "\n\nPSNR in dB on magnitudes of simulated measurements of images kept from training."
+        + f"\n\nPSNR in dB on magnitudes of simulated measurements of images kept from training{of}."
     )

@@ -249,6 +249,7 @@ class Run:
                 "machine": where,
                 "ratios": list(self.recipe.ratios),
                 "spokes": list(self.recipe.spokes),
+                "validation": list(self.recipe.validation),
                 "matrices": [list(size) for size in self.recipe.sizes],
                 "largest_noise": self.recipe.noise if self.recipe.published else MAX_NOISE,
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,

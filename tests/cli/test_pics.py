@@ -315,6 +315,47 @@ def test_a_density_compensation_may_be_the_pattern_as_in_bart(scan):
     assert errors["out"] < errors["theirs"]
 
 
+@needs_bart
+@pytest.mark.parametrize("factor", [1e-24, 1e20])
+def test_patterns_and_maps_of_any_scale(scan, factor):
+    assert pics(scan, "-S", "-p", "pattern", "noisy", "maps", "out").exit_code == 0
+    expected = read_cfl(scan / "out")
+    write_cfl(scan / "scaled", factor * read_cfl(scan / "pattern"))
+    assert pics(scan, "-S", "-p", str(scan / "scaled"), "noisy", "maps", "out").exit_code == 0
+    assert np.array_equal(read_cfl(scan / "out"), expected)
+    write_cfl(scan / "scaled", factor * read_cfl(scan / "maps"))
+    assert pics(scan, "-S", "-p", "pattern", "noisy", str(scan / "scaled"), "out").exit_code == 0
+    error = np.linalg.norm(factor * read_cfl(scan / "out") - expected)
+    assert error < 0.03 * np.linalg.norm(expected)  # the engine's rounding to 8 bits
+
+
+@needs_bart
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_trajectory_that_is_not_finite(scan):
+    spokes = read_cfl(scan / "spokes")
+    spokes.flat[5] = np.nan
+    write_cfl(scan / "broken", spokes)
+    with pytest.raises(InputError, match="trajectory is not finite"):
+        pics(scan, "-t", str(scan / "broken"), "radial", "maps", "out")
+    radial = read_cfl(scan / "radial")
+    write_cfl(scan / "loud", radial * (1e38 / np.abs(radial).max()))
+    with pytest.raises(InputError, match="not finite"):
+        pics(scan, "-t", "spokes", str(scan / "loud"), "maps", "out")
+
+
+@needs_bart
+def test_barts_own_q_is_no_model(scan):
+    result = pics(scan, "-S", "-R", "Q:0.01", "kspace", "maps", "out")
+    assert result.exit_code == 0
+    assert "has no use for -R Q:0.01" in result.stderr
+
+
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="-g: no GPU found by this PyTorch, leave it out"):
+        pics(tmp_path, "-g", "kspace", "maps", "out")
+
+
 def test_a_pipe_that_is_none_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given, message in (

@@ -9,8 +9,9 @@ import torch
 from mri_qpan import metrics
 from mri_qpan.app import QPanRecon
 from mri_qpan.encoding import Encoding
+from mri_qpan.errors import InputError
 from mri_qpan.methods import get_method
-from mri_qpan.models import DEFAULT, load_model
+from mri_qpan.models import DEFAULT, load_model, model_path
 from mri_qpan.sampling_masks import make_mask
 
 SHAPE = (64, 48)
@@ -116,9 +117,28 @@ def test_density_compensations_of_ones_own(scan):
     ramp = np.maximum(np.linalg.norm(coord, axis=-1), 0.25)
     model = load_model(DEFAULT, engine="float32")
     expected = QPanRecon(y, mps, None, coord, model, show_pbar=False).run()
-    for weights in (np.ones_like(ramp), 1.0, ramp, ramp**2):
+    for weights in (
+        np.ones_like(ramp),
+        1.0,
+        ramp,
+        ramp**2,
+        mr.dcf.pipe_menon_dcf(coord, SHAPE, show_pbar=False),
+    ):
         found = QPanRecon(y, mps, weights, coord, model, show_pbar=False).run()
-        assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("spokes", [48, 96])
+def test_radial_images_are_as_bright_as_least_squares(scan, spokes):
+    """Outliers of a density compensation took the norm: images were 2 to 12 % too dim."""
+    image, mps, _ = scan
+    coord = mr.radial((spokes, 128, 2), SHAPE, golden=True)
+    y = sp.nufft(mps * image, coord, oversamp=2, width=6)
+    density = mr.dcf.pipe_menon_dcf(coord, SHAPE, show_pbar=False)
+    theirs = mr.app.SenseRecon(y, mps, coord=coord, weights=density, max_iter=30, show_pbar=False).run()
+    ours = QPanRecon(y, mps, coord=coord, show_pbar=False).run()
+    assert abs(np.vdot(ours, theirs) / np.vdot(ours, ours)) == pytest.approx(1, abs=0.03)
+    assert psnr(image, ours) > psnr(image, theirs)
 
 
 def test_weights_on_a_grid_that_fall_towards_its_centre(scan):
@@ -132,6 +152,37 @@ def test_weights_on_a_grid_that_fall_towards_its_centre(scan):
     for weights in (mask * ramp, mask * ramp**2):
         found = QPanRecon(y, mps, weights, model=model, show_pbar=False).run()
         assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("least", [0.5, 0.05])
+def test_soft_weights_on_a_grid_leave_the_image_bright(scan, least):
+    """Over the largest eigenvalue, most samples had little weight: up to 8 % too dim, and blurred."""
+    image, mps, kspace = scan
+    mask = make_mask("random2d", SHAPE, 0.4)
+    weights = (mask * np.random.default_rng(2).uniform(least, 1, SHAPE)).astype(np.float32)
+    found, alike = (QPanRecon(kspace * mask, mps, w, show_pbar=False).run() for w in (weights, None))
+    assert psnr(image, found) > psnr(image, alike) - 4
+    assert abs(np.vdot(found, image) / np.vdot(found, found)) == pytest.approx(1, abs=0.02)
+
+
+def test_models_are_names_or_paths_of_complex_networks(scan):
+    _, mps, kspace = scan
+    expected = QPanRecon(kspace, mps, model="qpan+-1bit", device=-1, show_pbar=False).run()
+    found = QPanRecon(kspace, mps, model=model_path("qpan+-1bit"), show_pbar=False).run()
+    assert np.array_equal(found, expected)
+    with pytest.raises(InputError, match="choose another model"):
+        QPanRecon(kspace, mps, model="brain-pan+")
+
+
+def test_maps_of_the_smallest_numbers_lose_no_digits(scan):
+    _, mps, kspace = scan
+    model = load_model(DEFAULT, engine="float32")
+    expected = QPanRecon(kspace, mps, model=model, show_pbar=False).run()
+    for tiny in (1e-22, 1e22):
+        found = QPanRecon(kspace, np.float32(tiny) * mps, model=model, show_pbar=False).run() * np.float32(
+            tiny
+        )
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_readouts_of_little_weight(scan):
@@ -171,6 +222,7 @@ def test_the_progress_bar_counts_to_its_end(scan, capsys):
         ({"mps": np.ones((3, *SHAPE))}, "4 coils, mps 3"),
         ({"mps": np.ones((4, 64, 40))}, "shaped as mps"),
         ({"weights": -np.ones(SHAPE)}, "not negative"),
+        ({"y": np.zeros((4, 0, SHAPE[1]))}, "is empty"),
         ({"weights": np.ones((5, 7))}, "do not fit"),
         ({"coord": np.ones((64, 48, 3))}, "coord must be"),
         ({"coord": np.full((*SHAPE, 2), np.nan)}, "coord must be finite"),

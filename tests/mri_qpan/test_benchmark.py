@@ -13,7 +13,7 @@ from mri_qpan.benchmark import machine, peers, report
 from mri_qpan.benchmark.case import Case, magnitude
 from mri_qpan.benchmark.figures import comparison
 from mri_qpan.benchmark.peers import Method, Shot
-from mri_qpan.benchmark.real import compare
+from mri_qpan.benchmark.real import compare, psnr_with_floor
 from mri_qpan.benchmark.tuning import tune
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.sampling_masks import make_mask, mask_hash
@@ -283,6 +283,19 @@ class TestReport:
     def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="No such file"):
             report.read_tuned(tmp_path / "missing.json")
+
+
+def test_a_fitted_noise_floor_is_nobodys_merit() -> None:
+    """An image without the noise that its reference has gets the floor of a Rayleigh distribution's power."""
+    rng = np.random.default_rng(0)
+    clean = np.zeros((64, 64), np.float32)
+    clean[16:48, 16:48] = 1
+    noise = 0.05 * rng.standard_normal((2, 64, 64))
+    reference = np.hypot(clean + noise[0], noise[1]).astype(np.float32)
+    best = max(metrics.psnr(reference, np.hypot(clean, floor)) for floor in np.linspace(0, 0.2, 401))
+    assert psnr_with_floor(reference, clean) == pytest.approx(best, abs=0.01)
+    assert best > metrics.psnr(reference, clean) + 1
+    assert psnr_with_floor(reference, 2 * reference) == metrics.psnr(reference, 2 * reference)  # none helps
 
 
 def test_machine_is_described() -> None:

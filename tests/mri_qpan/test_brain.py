@@ -182,7 +182,9 @@ def test_an_early_end_of_training_is_said():
     assert brain._steps(early) == "15 (undertrained: 15 of 40 planned)"
     assert brain._steps({**early, "steps": 35}) == "40"
     started = {**early, "own_steps_before": 2}
-    assert brain._steps({**started, "steps": 35}) == "40 (undertrained: 37 of 40 planned)"
+    assert brain._steps({**started, "steps": 35}) == (
+        "40 (3 of them another model's, that it came from; undertrained: 37 of 40 planned)"
+    )
     early["own_steps_before"] = 0
     other = brain._steps({**early, "steps": 35, "init": "b 1234"})
     assert other == "40 (from b; undertrained: 35 of 40 planned)"

@@ -222,3 +222,14 @@ def test_real_images_with_an_8_bit_picture_of_a_mask(images):
     x = torch.randn(images, 16, 12)
     picture = RealEncoding(255 * mask.to(torch.uint8))
     torch.testing.assert_close(picture.normal(x), RealEncoding(mask).normal(x))
+
+
+def test_one_image_under_several_masks() -> None:
+    """`forward` and `adjoint` broadcast it, so does what they compose to."""
+    rng = np.random.default_rng(0)
+    masks = torch.from_numpy(rng.random((3, 16, 12)) < 0.5)
+    mps = torch.randn(1, 2, 16, 12, dtype=torch.complex64)
+    image = torch.randn(1, 16, 12, dtype=torch.complex64)
+    encoding = Encoding(masks, mps)
+    expected = encoding.adjoint(encoding.forward(image))
+    torch.testing.assert_close(encoding.normal(image), expected, atol=1e-5, rtol=1e-4)

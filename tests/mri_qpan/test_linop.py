@@ -107,3 +107,9 @@ class TestAsSigPyTestsItsOwn:
         assert copied.ishape == A.ishape
         assert copied.oshape == A.oshape
         np.testing.assert_array_equal(copied * x, A * x)
+
+
+def test_a_mask_of_bytes_is_a_mask() -> None:
+    mask = (np.arange(48).reshape(8, 6) % 3 == 0).astype(np.uint8) * 255
+    x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.complex64)
+    assert np.array_equal(sense(mask, None)(x), sense(mask > 0, None)(x))

@@ -145,6 +145,21 @@ def test_thresholds_and_steps_of_every_entry() -> None:
         QPanReg((16,), 0.1)
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1e-40, 1e60])
+def test_a_layer_takes_numbers_beyond_float32(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((32, 32)) + 1j * rng.standard_normal((32, 32))
+    reg = QPanReg(image.shape)
+    np.testing.assert_allclose(reg(1, image * scale) / scale, reg(1, image), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(reg(1, (1e-40 * image).astype(np.complex64))).all()
+
+
+@pytest.mark.parametrize("reg", [MCPReg, SCADReg])
+def test_infinite_values_stay(reg) -> None:
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(reg((3,), 0.1)(1, np.array([np.inf, -np.inf, 0.0])), [np.inf, -np.inf, 0])
+
+
 def test_what_is_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="lamda must be positive"):
         QPanReg([8, 8], lamda=0)

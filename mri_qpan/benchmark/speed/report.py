@@ -7,6 +7,7 @@ from typing import Any
 
 from mri_qpan.benchmark.speed.processes import quartiles, slopes
 
+PHANTOM = "head phantom"
 WHAT = {"pixels": "pixel", "coils": "coil", "slices": "slice"}
 
 
@@ -50,7 +51,9 @@ def _engines(results: Mapping[str, Any]) -> list[str]:
         f"## One {matrix} slice, one coil",
         f"From A^H y and A^H A to the image (onnx, openvino: from the samples), medians with quartiles over "
         f"{results['settings']['rounds']} rounds through everything, interleaved; error: the norm of what "
-        "differs from the same model's float32 engine, over its image's norm.",
+        "differs from the same model's float32 engine, over its image's norm. onnx and openvino run the "
+        "exported graph: float32 weights, DFTs as matrix products, A^H y within. Published style: the "
+        "arithmetic of ISTA-Net+ in plain PyTorch, written anew here, with random weights.",
         _table(head, table),
     ]
     faster = _faster(rows, threads)
@@ -90,10 +93,11 @@ def _faster(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> str:
 def _bart(results: Mapping[str, Any]) -> list[str]:
     text = [f"## A slice of {results['bart'][0]['coils']} coils, maps given: BART's `pics` beside it"]
     text.append(
-        "From samples and maps in memory to the magnitude image in memory, medians with quartiles; in "
+        "From samples and maps in memory to the magnitude image in memory, medians with quartiles over "
+        f"{len(results['bart'][0]['outcomes'][0]['seconds'])} rounds; in "
         "brackets BART's own clock, without starting its process and exchanging files. Its wavelet's weight "
         "is tuned for the PSNR of this very image. "
-        f"Input: {results['bart'][0]['input']}, {results['bart'][0]['mask']}."
+        f"Input: {_input(results['bart'][0]['input'])}, {results['bart'][0]['mask']}."
     )
     for entry in results["bart"]:
         peers = [o for o in entry["outcomes"] if o["inner_seconds"]]
@@ -113,6 +117,10 @@ def _bart(results: Mapping[str, Any]) -> list[str]:
     return text
 
 
+def _input(name: str) -> str:
+    return f"{name} (synthetic, with the maps that it was made with)" if name == PHANTOM else name
+
+
 def _starts(results: Mapping[str, Any]) -> list[str]:
     table = []
     for row in results["starts"]:
@@ -130,7 +138,8 @@ def _starts(results: Mapping[str, Any]) -> list[str]:
     head = ["model", "engine", "s, first process", "s, second", "peak MB", "file, bytes", "weights, bytes"]
     return [
         "## Cold starts and memory",
-        "From the start of a process to its first image of that slice, with PyTorch's import; the first of "
+        "From the start of a process to its first image of one slice of one coil, with PyTorch's import and "
+        f"{_threads(results['settings']['threads'][-1])}; the first of "
         "each engine finds no compiled code (TORCHINDUCTOR_CACHE_DIR empty), the second what the first left. "
         "Peak: of the second process, all libraries within. Weights: of the convolutions, as the file packs "
         "them and as types hold them.",
