@@ -64,7 +64,7 @@ def pics(
     """Reconstruct BART's arrays in the place of `bart pics`: same arguments, same files.
 
     Looped dimensions (5 and up) are worked one by one, several sets of maps together. The image is where
-    `bart fft -u -i` puts it: `bart pics` 0.8 shifts those of odd sides, and turns the sign of others (62, 46).
+    `bart fft -u -i` puts it: `bart pics` 0.8 shifts those of odd sides, and turns the sign of others (62).
     """
     from mri_qpan import bart
     from mri_qpan._version import __version__
