@@ -195,9 +195,10 @@ def _function(file: Path, name: str) -> Reconstructor:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # As for a script that Python runs: modules beside it are found, also later.
+    # Modules beside it are found, also later, but after all others: workers inherit the path, and a file of
+    # the lab's called h5py.py must not be the library to them.
     if str(whole.parent) not in sys.path:
-        sys.path.insert(0, str(whole.parent))
+        sys.path.append(str(whole.parent))
     sys.modules[private] = module  # dataclasses look themselves up there
     try:
         spec.loader.exec_module(module)

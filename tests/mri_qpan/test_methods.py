@@ -1,4 +1,5 @@
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -175,6 +176,9 @@ class TestFunctionsOfOnesOwn:
         before = sys.modules.get("h5py")
         assert get_method(f"{ours}:half").name == "half"
         assert sys.modules.get("h5py") is before
+        asked = f"import sys; sys.path = {sys.path!r}; import h5py; print(h5py.__file__)"
+        found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+        assert Path(found.stdout.strip()) != ours
 
     def test_it_travels_to_another_process(self) -> None:
         method = pickle.loads(pickle.dumps(as_reconstructor(descend)))
