@@ -213,10 +213,8 @@ class TestReport:
         assert "(6 reconstructions a search); a network" in page()
         for case in results["cases"][:3]:
             next(o for o in case["outcomes"] if o["method"] == "wavelet")["given"] = True
-        assert (
-            "search; 3 of the 4 weights were found by searches of earlier runs, with their coil maps); a network"
-            in page()
-        )
+        told = "3 of the 4 weights were found by searches of earlier runs, with their coil maps); a network"
+        assert f"search; {told}" in page()
 
     def test_json_holds_everything(self, results: dict) -> None:
         again = json.loads(json.dumps(results, allow_nan=False))
