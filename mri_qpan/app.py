@@ -79,7 +79,7 @@ class QPanRecon(sp.app.App):
         if weights is not None and weights.any():
             # A problem's norm is divided out: of the weights only their ratios count.
             weights = weights / weights.max()
-        g = np.float32(np.linalg.norm(mps.astype(np.complex128), axis=0).max())
+        g = np.float32(norm_of_maps(mps))
         if not 0 < g < np.inf:
             raise ValueError("mps are zero, or not finite")
         # Networks know problems of norm 1: maps over g are the same problem for the image times g.
@@ -104,6 +104,14 @@ class QPanRecon(sp.app.App):
 
     def _output(self) -> Any:
         return sp.to_device(self.alg.x, self._home)
+
+
+def norm_of_maps(mps: NDArray[Any]) -> float:
+    """Return the largest norm over coils of maps (coil, ...) of any scale, coil by coil: they can be large."""
+    power = np.zeros(mps.shape[1:])
+    for coil in mps:
+        power += np.square(np.abs(coil.astype(np.complex128)))
+    return float(np.sqrt(power.max()))
 
 
 class _Once(sp.alg.Alg):

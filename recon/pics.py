@@ -11,7 +11,7 @@ import sigpy as sp
 import torch
 from numpy.typing import NDArray
 
-from mri_qpan.app import QPanRecon
+from mri_qpan.app import QPanRecon, norm_of_maps
 from mri_qpan.bart import DIMENSIONS
 from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError, ReconError
@@ -112,10 +112,10 @@ def _unit(pattern: Complex) -> NDArray[np.float32]:
 
 def _norm(maps: Complex) -> float:
     """Return the largest singular value of a pixel's matrix (coil, set) of maps (..., set, coil, z, y, x)."""
+    if maps.shape[-5] == 1:
+        return norm_of_maps(np.moveaxis(maps, -4, 0))
     wide = maps.astype(np.complex128)  # squares of maps of any scale
     sets = np.moveaxis(wide, (-5, -4), (-2, -1)).reshape(-1, maps.shape[-5], maps.shape[-4])
-    if maps.shape[-5] == 1:
-        return float(np.linalg.norm(sets, axis=(1, 2)).max())
     return float(np.sqrt(np.linalg.eigvalsh(sets @ sets.conj().swapaxes(1, 2)).max()))
 
 
