@@ -107,7 +107,7 @@ class QPanRecon(sp.app.App):
 
 
 def norm_of_maps(mps: NDArray[Any]) -> float:
-    """Return the largest norm over coils of maps (coil, ...) of any scale, coil by coil: they can be large."""
+    """Return the largest norm over coils of maps (coil, ...) of any scale, one coil after another."""
     power = np.zeros(mps.shape[1:])
     for coil in mps:
         power += np.square(np.abs(coil.astype(np.complex128)))
