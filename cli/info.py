@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mri_qpan.recon.describe import Axis, Sampling
     from mri_qpan.recon.kspace import Index
     from mri_qpan.recon.readers.mrd_header import MrdHeader
-    from mri_qpan.recon.readers.mrd_plan import Measurement, Plan
+    from mri_qpan.recon.readers.mrd_kinds import Measurement
+    from mri_qpan.recon.readers.mrd_plan import Plan
 
 Row = tuple[str, str]
 COUNTERS = ("encoding", "repetition", "contrast", "phase", "set", "slice")

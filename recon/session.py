@@ -27,7 +27,7 @@ from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.provenance import provenance
 from mri_qpan.recon.readers.ismrmrd import images_of
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, parse_header, parse_xml, text_of
-from mri_qpan.recon.readers.mrd_plan import NON_IMAGING
+from mri_qpan.recon.readers.mrd_kinds import NON_IMAGING
 from mri_qpan.recon.writers.ismrmrd import image_message
 from mri_qpan.recon.writers.window import display_range
 

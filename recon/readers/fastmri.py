@@ -16,7 +16,7 @@ from mri_qpan.recon.kspace import Geometry, Index, KSpace
 from mri_qpan.recon.readers.absent import Absent
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, parse_header
-from mri_qpan.recon.readers.mrd_plan import asked_for, uninterpolated
+from mri_qpan.recon.readers.mrd_space import asked_for, uninterpolated
 from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 

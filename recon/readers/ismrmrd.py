@@ -21,7 +21,8 @@ from mri_qpan.recon.readers.absent import Absent, lines_note, samples_note, zero
 from mri_qpan.recon.readers.array_trajectory import short_notes
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.mrd_checks import name_of
-from mri_qpan.recon.readers.mrd_plan import Measurement, Plan, Rows, classify, plan
+from mri_qpan.recon.readers.mrd_kinds import Measurement, Rows, classify
+from mri_qpan.recon.readers.mrd_plan import Plan, plan
 from mri_qpan.recon.readers.mrd_slabs import Slabs, Spool
 from mri_qpan.recon.readers.mrd_stack import find_stack, planes_of_stack
 from mri_qpan.recon.readers.mrd_trajectory import TrajectoryPlan, is_along_trajectory, plan_trajectory

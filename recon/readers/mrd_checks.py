@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from mri_qpan.errors import InputError
 
 if TYPE_CHECKING:
-    from mri_qpan.recon.readers.mrd_plan import Grid, Heads, Measurement
+    from mri_qpan.recon.readers.mrd_kinds import Heads, Measurement
+    from mri_qpan.recon.readers.mrd_plan import Grid
 
 LARGEST_KSPACE = 32 * 2**30  # bytes; more than any Cartesian scan of today, so a damaged header
 SMALLEST_RATIO = 0.002  # a lower acquired share means that matrix and acquisitions do not belong together

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from mri_qpan.recon.readers.mrd_plan import Measurement
+    from mri_qpan.recon.readers.mrd_kinds import Measurement
 
 
 def noise_scale(measurement: Measurement, head: np.void) -> float:

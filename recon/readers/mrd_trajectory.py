@@ -13,17 +13,9 @@ from mri_qpan.recon.kspace import Geometry, Index, Stamp, Vector
 from mri_qpan.recon.readers.array_trajectory import in_field_of_view
 from mri_qpan.recon.readers.mrd_checks import SMALLEST_RATIO, check_bands, check_channels, name_of
 from mri_qpan.recon.readers.mrd_header import EncodingHeader
+from mri_qpan.recon.readers.mrd_kinds import Measurement, Rows, group, unused
 from mri_qpan.recon.readers.mrd_noise import noise_notes, noise_scale
-from mri_qpan.recon.readers.mrd_plan import (
-    Measurement,
-    Rows,
-    asked_for,
-    geometry_of,
-    group,
-    stamp_of,
-    uninterpolated,
-    unused,
-)
+from mri_qpan.recon.readers.mrd_space import asked_for, geometry_of, stamp_of, uninterpolated
 
 CARTESIAN = "cartesian"
 
