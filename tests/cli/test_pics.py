@@ -288,23 +288,8 @@ def test_a_density_compensation_may_be_the_pattern_as_in_bart(scan):
     spokes = read_cfl(scan / "spokes").real.reshape(48, SIZE, 3)
     ramp = np.maximum(np.linalg.norm(spokes, axis=-1), 0.25) / SIZE
     write_cfl(scan / "ramp", ramp[None, None, :, :, None].astype(np.complex64))
-    bart(
-        scan,
-        "pics",
-        "-S",
-        "-i",
-        30,
-        "-l2",
-        "-r",
-        0.001,
-        "-p",
-        "ramp",
-        "-t",
-        "spokes",
-        "radial",
-        "maps",
-        "theirs",
-    )
+    options = ["-S", "-i", 30, "-l2", "-r", 0.001, "-p", "ramp", "-t", "spokes"]
+    bart(scan, "pics", *options, "radial", "maps", "theirs")
     arguments = ["-p", str(scan / "ramp"), "-t", str(scan / "spokes"), "radial", "maps", "out"]
     assert pics(scan, "-S", *arguments).exit_code == 0
     images = {name: read_cfl(scan / name).ravel() for name in ("theirs", "out", "reference")}

@@ -178,10 +178,8 @@ def test_maps_of_the_smallest_numbers_lose_no_digits(scan):
     _, mps, kspace = scan
     model = load_model(DEFAULT, engine="float32")
     expected = QPanRecon(kspace, mps, model=model, show_pbar=False).run()
-    for tiny in (1e-22, 1e22):
-        found = QPanRecon(kspace, np.float32(tiny) * mps, model=model, show_pbar=False).run() * np.float32(
-            tiny
-        )
+    for scale in np.float32([1e-22, 1e22]):
+        found = scale * QPanRecon(kspace, scale * mps, model=model, show_pbar=False).run()
         assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
 
