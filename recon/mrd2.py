@@ -15,7 +15,8 @@ import numpy as np
 
 from mri_qpan.errors import InputError, MriQpanError
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.session import Painter, Session
+from mri_qpan.recon.painter import Painter
+from mri_qpan.recon.session import Session
 
 if TYPE_CHECKING:
     import mrd
@@ -261,7 +262,7 @@ def _physiology(head: Any) -> list[int]:
 
 
 def image_item(message: Any) -> Any:
-    """Return an image of `session.Painter` as an item of an MRD 2 stream."""
+    """Return an image of `painter.Painter` as an item of an MRD 2 stream."""
     import mrd
 
     head = mrd.ImageHeader(image_type=mrd.ImageType.MAGNITUDE)

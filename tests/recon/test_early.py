@@ -19,7 +19,8 @@ from mri_qpan.methods import Method, get_method
 from mri_qpan.recon import prepare
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.session import Lines, Painter, Session
+from mri_qpan.recon.painter import Painter
+from mri_qpan.recon.session import Lines, Session
 from mri_qpan.recon.turns import Turns
 
 NY, NX = 64, 48
