@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,8 @@ class Conversation:
 
     def _take(self, acquisition: Any, session: Session) -> None:
         """Hand on what an acquisition completes: images, or the calibration region of one."""
+        for lines in session.make_room(acquisition):
+            self._pass_on(lines)
         for lines in session.add(acquisition):
             self._pass_on(lines)
         calibrated = session.calibrated()
@@ -289,6 +292,11 @@ class Conversation:
         except OSError as error:
             self._gone.set()
             log.warning("%s: cannot be reached any more (%s)", self._peer, error)
+        except BaseException:  # within a message, so that nothing can follow it
+            self._gone.set()
+            log.exception("%s: answer for image %s", self._peer, lines.index)
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
         self._counts.seconds.append(time.monotonic() - since)
 
     def _begin(self, painter: Painter) -> None:
@@ -301,7 +309,7 @@ class Conversation:
             self._turns.spare(
                 lambda: painter.begin(lines), lambda: self._complete.empty() and not self._gone.is_set()
             )
-        except Exception:  # which the image itself will tell of
+        except BaseException:  # which the image itself will tell of
             log.debug("%s: maps of %s", self._peer, lines.index, exc_info=True)
 
     def _say(self, message: Any) -> None:

@@ -136,7 +136,10 @@ class _Worker:
         try:
             for item in items:
                 if isinstance(item, mrd.StreamItem.Acquisition):
-                    for lines in self._session.add(acquisition(item.value)):
+                    taken = acquisition(item.value)
+                    for lines in self._session.make_room(taken):
+                        yield from self._paint(lines)
+                    for lines in self._session.add(taken):
                         yield from self._paint(lines)
                 elif type(item).__name__.startswith("StreamItem.Image"):
                     self.passed += 1

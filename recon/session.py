@@ -87,7 +87,6 @@ class Session:
         """
         self._check_matrix(acquisition)
         index = None
-        found = self._make_room(acquisition)
         if acquisition.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
             self._hold(acquisition, self._noise)
         elif any(acquisition.is_flag_set(flag) for flag in NON_IMAGING.values()):
@@ -101,10 +100,9 @@ class Session:
             if self._early.note(index, acquisition, bool(self._calibration_of(index))):
                 self._calibrated = index
         ended = self._after(acquisition, index)
-        found += ended
         if ended:
-            found[-1] = replace(found[-1], ended=ended_by(acquisition))
-        return found
+            ended[-1] = replace(ended[-1], ended=ended_by(acquisition))
+        return ended
 
     def calibrated(self) -> Lines | None:
         """Return, once, the lines so far of an image whose calibration region has just become complete."""
@@ -137,8 +135,11 @@ class Session:
             raise InputError(f"more than {self._most} bytes of samples without a complete image")
         where.append(acquisition)
 
-    def _make_room(self, acquisition: Any) -> list[Lines]:
-        """Return the images of earlier repetitions where the session would hold too much: no more comes."""
+    def make_room(self, acquisition: Any) -> list[Lines]:
+        """Return the images of earlier repetitions if the session would hold too much with an acquisition.
+
+        To be asked before `add`: no more of them comes, and what `add` refuses ends the session.
+        """
         if self._held + _size(acquisition) <= self._most:
             return []
         now = acquisition.idx.repetition

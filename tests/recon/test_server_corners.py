@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ismrmrd
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from mrd_files import header_xml, limit_xml, line, lines, random_kspace
 from mrd_sessions import CPU, KSPACE, NX, NY, SLICE, XML, assert_is, flagged, images, talk, texts
+from waiting import until
 
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.painter import Painter
-from mri_qpan.recon.session import Session
+from mri_qpan.recon.session import Lines, Session
 
 STEPS = limit_xml("kspace_encoding_step_1", NY - 1, NY // 2)
 HEAD = [ConfigFile("default"), HeaderText(XML)]
@@ -148,6 +150,20 @@ def test_images_of_earlier_repetitions_leave_before_memory_ends(serve) -> None:
     assert "error" not in texts(answer)
 
 
+def test_they_leave_though_the_next_one_is_too_large(serve) -> None:
+    made = [*lines(KSPACE), *(a for _ in range(4) for a in lines(KSPACE, repetition=1))]
+    answer = talk(serve(memory=2 * NY * (8 * NX + 1600)), *HEAD, *made)
+    assert [image.repetition for image in images(answer)] == [0]
+    assert "bytes of samples without a complete image" in texts(answer)
+
+
+def test_an_acquisition_larger_than_all_memory_loses_no_image(serve) -> None:
+    large = line(np.ones((1, 8000), np.complex64), repetition=1)
+    answer = talk(serve(memory=NY * (8 * NX + 1600) + 10000), *HEAD, *lines(KSPACE), large)
+    assert [image.repetition for image in images(answer)] == [0]
+    assert "bytes of samples without a complete image" in texts(answer)
+
+
 def test_texts_and_headers_need_not_be_utf_8(serve) -> None:
     def text(kind: int, words: bytes) -> bytes:
         return kind.to_bytes(2, "little") + len(words).to_bytes(4, "little") + words
@@ -267,6 +283,57 @@ def test_a_librarys_panic_costs_one_image(serve) -> None:
     answer = talk(address, *HEAD, *SLICE, *flagged(KSPACE, slice=1))
     assert [image.slice for image in images(answer)] == [1]
     assert "error: index out of bounds" in texts(answer)
+    assert len(images(talk(address, *HEAD, *SLICE))) == 1
+
+
+def test_a_librarys_panic_over_maps_costs_nothing(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """What Rust's panics are in Python."""
+
+    def begin(painter: Painter, lines: Lines) -> None:
+        begun.append(lines.index.slice)
+        raise Panic("index out of bounds")
+
+    begun: list[int] = []
+    monkeypatch.setattr(Painter, "begin", begin)
+    calibration = lines(KSPACE, range(8, 16), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+    with socket.create_connection(serve(), timeout=30) as connection:
+        writer = MrdWriter(connection)
+        for message in (*HEAD, *calibration):
+            writer.serialize(message)
+        for number in range(4):
+            made = flagged(KSPACE, slice=number)
+            for own in lines(KSPACE, range(8, 16), flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION], slice=number):
+                writer.serialize(own)
+            writer.serialize(made[0])
+            until(lambda: begun and begun[-1] == number)  # noqa: B023
+            for acquisition in made[1:]:
+                writer.serialize(acquisition)
+        writer.close()
+        assert [image.slice for image in images(list(MrdReader(connection)))] == [0, 1, 2, 3]
+
+
+def test_an_answer_that_cannot_be_written_ends_its_session_alone(
+    serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MrdWriter.serialize
+
+    def serialize(writer: MrdWriter, message: Any) -> None:
+        if isinstance(message, ismrmrd.Image) and message.slice == 1:
+            raise TypeError("no such field")
+        real(writer, message)
+
+    address = serve()
+    with monkeypatch.context() as patched:
+        patched.setattr(MrdWriter, "serialize", serialize)
+        with socket.create_connection(address, timeout=30) as connection:
+            writer = MrdWriter(connection)
+            for message in (*HEAD, *SLICE, *flagged(KSPACE, slice=1), *flagged(KSPACE, slice=2)):
+                real(writer, message)
+            found = []
+            with suppress(InputError, OSError):
+                found.extend(MrdReader(connection))
+    assert [image.slice for image in images(found)] in ([0], [])  # a reset may swallow it
     assert len(images(talk(address, *HEAD, *SLICE))) == 1
 
 

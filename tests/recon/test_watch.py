@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from batches import ZERO_FILLED, assert_whole, outputs, raw
+from waiting import until
 
 from mri_qpan.errors import ReconError
 from mri_qpan.recon import watch as watch_module
@@ -189,13 +190,6 @@ class Hot:
             raise ReconError("the archive is away")
         assert files[0].read_bytes() == before
         self.sent.append(before)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("away", [True, False])
