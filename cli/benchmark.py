@@ -92,6 +92,8 @@ def real(
     from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
     check_output_folder(output)
+    if figures is not None:
+        check_output_folder(figures)
     known = {key: found for path in tuned or [] for key, found in report.read_tuned(path).items()}
     chosen = _choose(methods, threads)
     specs = [spec.strip() for spec in masks.split(",")]
@@ -149,11 +151,14 @@ def brain(
     from mri_qpan import models
     from mri_qpan.benchmark import brain as protocol
     from mri_qpan.benchmark import machine
-    from mri_qpan.benchmark.charts import charts
+    from mri_qpan.benchmark.charts import charts, check_matplotlib
     from mri_qpan.recon.cases import read_masks, read_pictures
     from mri_qpan.recon.files import check_output_folder, output_folder, staged
 
     check_output_folder(output)
+    if figures is not None:
+        check_output_folder(figures)
+        check_matplotlib()
     pictures = read_pictures(images, count)
     chosen = read_masks(masks, ratios, pictures[0].image.shape)
     names = models.list_models() if methods is None else [name.strip() for name in methods.split(",")]

@@ -50,6 +50,7 @@ def speed(
 
     from mri_qpan import models as shipped
     from mri_qpan.benchmark import machine
+    from mri_qpan.benchmark.charts import check_matplotlib
     from mri_qpan.benchmark.speed import charts, report
     from mri_qpan.cli.benchmark import progress_bar
     from mri_qpan.recon.files import check_output_folder, output_folder, staged
@@ -62,6 +63,9 @@ def speed(
     for name in names:
         shipped.load_model(name)
     check_output_folder(output)
+    if figures is not None:
+        check_output_folder(figures)
+        check_matplotlib()
     with progress_bar(None) as advance:
         advance("the measurement")
         case = _case(file, matrix, mask)
@@ -81,13 +85,12 @@ def speed(
         results |= _measure(
             wanted, case, names, counts, rounds, results["settings"]["sized"], matrix, advance
         )
-    drawn = {} if figures is None else charts.charts(results)
     with staged(output_folder(output)) as stage:
         (stage / f"{STEM}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (stage / f"{STEM}.md").write_text(report.to_markdown(results), encoding="utf-8")
     if figures is not None:
         with staged(output_folder(figures)) as stage:
-            for name, chart in drawn.items():
+            for name, chart in charts.charts(results).items():
                 chart.savefig(stage / f"{name}.png", dpi=130)
     typer.echo(report.to_markdown(results))
     typer.echo(f"All values: {output / STEM}.json")

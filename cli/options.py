@@ -103,7 +103,7 @@ Memory = Annotated[
         min=1,
         metavar="MIB",
         help="Memory for the reconstruction of an image: 3-D ISMRMRD data that need more are worked in"
-        " parts along the readout. Left out: half of this machine's.",
+        " parts along the readout. Left out: half of this machine's, which the workers of batch share.",
     ),
 ]
 Report = Annotated[

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mri_qpan.benchmark.brain import Picture
 from mri_qpan.benchmark.case import Case, magnitude
@@ -175,7 +175,7 @@ def _read_image(path: Path, modes: tuple[str, ...] = ("L", "I;16")) -> NDArray[n
                 raise InputError(f"{path}: not an {kinds} grey image (mode {image.mode})")
             top = 255 if image.mode == "L" else 65535
             pixels = (np.asarray(image, np.float32) / top).astype(np.float32)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image") from error
     if min(pixels.shape) < SMALLEST or not pixels.any():
         raise InputError(f"{path}: black, or smaller than {SMALLEST} x {SMALLEST}: it has no SSIM or PSNR")

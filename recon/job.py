@@ -27,9 +27,10 @@ from mri_qpan.recon.files import staged
 from mri_qpan.recon.geometry import place_notes
 from mri_qpan.recon.kspace import PHASE, ImageSeries, KSpace
 from mri_qpan.recon.maps import maps_of
+from mri_qpan.recon.memory import budget
 from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Result, blank, reconstruct
-from mri_qpan.recon.provenance import half_of_memory, peak_memory_mib, provenance
+from mri_qpan.recon.provenance import peak_memory_mib, provenance
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.mrd_slabs import Slabs
 from mri_qpan.recon.report import Shown, page, show
@@ -84,7 +85,7 @@ class Job:
         Names of the axes of .npy and .mat files.
     memory
         Bytes for the reconstruction of an image: 3-D ones of ISMRMRD files that need more are worked in
-        parts. None: half of this machine's memory.
+        parts. None: `memory.budget`.
     formats
         What to write (see `writers.find_formats`).
     command
@@ -321,7 +322,7 @@ def _reconstruct(path: Path, kspace: KSpace, job: Job, first: bool, edge: Edge |
 
 
 def _memory(job: Job) -> int:
-    return half_of_memory() if job.memory is None else job.memory
+    return budget() if job.memory is None else job.memory
 
 
 def _json_path(folder: Path, path: Path, job: Job) -> Path:

@@ -231,8 +231,12 @@ def solve(
     try:
         image, settled = _apply(method, adjoint / unit, encoding.normal, sets, seen)
         image = unit * image
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ReconError(f"out of memory on {device}: use another --device") from error
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        on_cpu = torch.device(device).type == "cpu"
+        advice = "less --memory works 3-D data in parts" if on_cpu else "use another --device"
+        raise ReconError(f"out of memory on {device}: {advice}") from error
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
         raise ReconError("the method returned values that are not finite: it diverged on these data")
     assert encoding.mps is not None
@@ -359,3 +363,8 @@ def _residual(encoding: Encoding | NonCartesian, image: torch.Tensor, samples: t
 def _norm(values: torch.Tensor) -> float:
     """Return the norm of complex values: of real numbers torch is faster."""
     return float(torch.linalg.vector_norm(torch.view_as_real(values)))
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Return whether memory was short: on a CPU torch says so in words alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

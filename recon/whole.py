@@ -97,7 +97,8 @@ class Whole:
         if result.views is not None:
             self._views.append((part, _in_image_domain(result.views, part)))
         self._norms.append(norm)
-        self._results.append(replace(result, image=placed_at(self._slabs, self._image), maps={}, views=None))
+        nothing = replace(result.image, data=np.empty((0, 0, 0), np.complex64))  # the whole has its pixels
+        self._results.append(replace(result, image=nothing, maps={}, views=None))
 
     def _coils(self, first: Result) -> Number:
         """Return the number of virtual channels for all parts: that of the first one."""

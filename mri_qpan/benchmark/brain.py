@@ -347,9 +347,9 @@ def _trained(contender: Mapping[str, Any]) -> str:
 
 
 def _steps(training: Mapping[str, Any] | None) -> str:
-    if not training:
+    if not training or training["steps"] is None:  # a model of someone else's need not tell
         return ""
-    before, planned = training["steps_before"] or 0, training["planned_steps"]
+    before, planned = training["steps_before"] or 0, training["planned_steps"] or 0
     steps = training["steps"] + before
     source = (training["init"] or "").split(" ")[0]
     went_on = source == training["recipe"]

@@ -63,6 +63,11 @@ def charts(results: Mapping[str, Any], published: Mapping[str, Mapping[int, floa
     return drawn
 
 
+def check_matplotlib() -> None:
+    """Raise `InputError` where matplotlib is missing: what is measured for charts takes minutes."""
+    _empty(SIZE)
+
+
 def _empty(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure

@@ -46,8 +46,13 @@ class Bank:
             if np.iscomplexobj(image):
                 parts[f"p{index}"] = np.round(np.angle(image) / np.pi * 32767).astype(np.int16)
         names = np.frombuffer(json.dumps(self.groups).encode(), np.uint8)
-        with path.open("wb") as file:
-            np.savez_compressed(file, groups=names, **parts)  # type: ignore[arg-type]
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, groups=names, **parts)  # type: ignore[arg-type]
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Bank:
@@ -77,9 +82,9 @@ class Bank:
 def build(root: Path, tell: Callable[[str], None] = lambda line: None) -> Bank:
     """Collect images from a folder with one folder a data set.
 
-    A data set's name followed by "/val" marks the part kept for validation: files called v_*, the last tenth
-    of a set of .mat files, one .npz called *valid*. Hidden files and folders within a data set are left
-    alone.
+    A data set's name followed by "/val" marks the part kept for validation: files called v_* or with "valid"
+    in their names and, of .mat files, the last tenth instead. Hidden files and folders within a data set are
+    left alone.
 
     Parameters
     ----------
@@ -97,7 +102,9 @@ def build(root: Path, tell: Callable[[str], None] = lambda line: None) -> Bank:
     groups: list[str] = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         others = []
-        for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        validation = _validation(paths)
+        for path in paths:
             if not files.readable(path):
                 others.append(path)
                 continue
@@ -105,7 +112,7 @@ def build(root: Path, tell: Callable[[str], None] = lambda line: None) -> Bank:
             if lost:
                 tell(f"{path}: {lost}")
             images += found
-            groups += [folder.name + ("/val" if _is_validation(path) else "")] * len(found)
+            groups += [folder.name + ("/val" if path in validation else "")] * len(found)
         others = [path for path in others if path.suffix.lower() not in files.NO_IMAGES]
         if others:
             kinds = ", ".join(files.SUFFIXES)
@@ -115,8 +122,9 @@ def build(root: Path, tell: Callable[[str], None] = lambda line: None) -> Bank:
     return Bank(images, groups)
 
 
-def _is_validation(path: Path) -> bool:
-    if path.suffix.lower() == ".mat":
-        same = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == ".mat")
-        return same.index(path) >= len(same) * 0.9
-    return path.name.startswith("v_") or "valid" in path.name
+def _validation(paths: list[Path]) -> set[Path]:
+    """Return which of a data set's files, in order, are for validation."""
+    matlab = [path for path in paths if path.suffix.lower() == ".mat"]
+    named = {path for path in paths if path.name.startswith("v_") or "valid" in path.name}
+    number = max(len(matlab) // 10, min(1, len(matlab) - 1))  # of two, one is left to train on
+    return named.difference(matlab) | set(matlab[len(matlab) - number :])

@@ -18,6 +18,7 @@ from mri_qpan.errors import InputError, ReconError
 from mri_qpan.methods import find_device
 from mri_qpan.recon.batch.inputs import text_of
 from mri_qpan.recon.batch.work import LOST, Outcome, Task, perform
+from mri_qpan.recon.memory import WORKERS
 
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster
@@ -225,7 +226,7 @@ def _places(workers: int | None, device: str) -> tuple[int, Callable[[int], dict
         threads = max(1, min(threads, int(os.environ.get(THREADS[0], threads))))
 
     def environment(worker: int) -> dict[str, str]:
-        shared = dict.fromkeys(THREADS, str(threads))
+        shared = dict.fromkeys(THREADS, str(threads)) | {WORKERS: str(number)}
         return shared | ({"CUDA_VISIBLE_DEVICES": gpus[worker]} if gpus else {})
 
     return number, environment
@@ -242,7 +243,7 @@ def _start(number: int, environment: Callable[[int], dict[str, str]]) -> SpecClu
             "options": common
             | {
                 "nthreads": 1,
-                "memory_limit": 0,  # a large file may have what the others do not need
+                "memory_limit": 0,  # Dask would kill a worker for what its neighbours leave free
                 "env": environment(i),
                 "silence_logs": logging.CRITICAL,
             },

@@ -104,9 +104,7 @@ class Outbox:
 
     def is_done(self, source: Source) -> bool:
         """Return whether an input is done as it is now; raises OSError if it cannot be had."""
-        now = stamp(source.path)
-        with self._writing():
-            return self._is_done(source, now)
+        return self._is_done(source, stamp(source.path))
 
     def settle(self, outcome: Outcome) -> Entry | None:
         """Move the set of a task into place, or note why there is none.
@@ -150,7 +148,8 @@ class Outbox:
             self._journal.pushed(entry, to)
 
     def _is_done(self, source: Source, now: Stamp) -> bool:
-        entry = self._journal.entry(text_of(source.path), self.method.name)
+        with self._writing():
+            entry = self._journal.entry(text_of(source.path), self.method.name)
         if entry is None or entry.state != DONE or entry.recipe != self._digest or not self.is_there(entry):
             return False
         if entry.stamp == now:
@@ -160,7 +159,8 @@ class Outbox:
             return False
         if content_sha256(source.path) != entry.sha256 or stamp(source.path) != now:
             return False
-        self._journal.restamp(entry.source, entry.method, now)
+        with self._writing():
+            self._journal.restamp(entry.source, entry.method, now)
         return True
 
     def is_there(self, entry: Entry) -> bool:

@@ -191,6 +191,8 @@ def test_an_early_end_of_training_is_said():
     assert brain._steps({**early, "steps": 40, "init": "b 1234"}) == "45 (from b)"
     alone = {**early, "steps_before": 0, "own_steps_before": 0, "init": None}
     assert brain._steps(alone) == "10 (undertrained: 10 of 40 planned)"
+    assert brain._steps(dict.fromkeys(alone)) == ""  # a model of someone else's, whose card says nothing
+    assert brain._steps(alone | {"planned_steps": None}) == "10"
 
 
 @pytest.mark.parametrize(
@@ -223,3 +225,16 @@ def test_wrong_images_are_said(folders):
         Image.new("L", shape, value).save(odd)
         with pytest.raises(InputError, match="has no SSIM or PSNR"):
             read_pictures(folders / "images")
+
+
+def test_damaged_images_are_said(folders, monkeypatch):
+    odd = folders / "images" / "z.png"
+    Image.new("L", (32, 32), 9).save(odd)
+    whole = odd.read_bytes()
+    odd.write_bytes(whole.replace(b"IDAT", b"I\xffAT"))
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_pictures(folders / "images")
+    odd.write_bytes(whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_pictures(folders / "images")

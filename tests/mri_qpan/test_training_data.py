@@ -123,6 +123,28 @@ class TestFilesInTheWild:
         with pytest.raises(InputError, match=rf"{name}: no training image \(.*{words}"):
             build(folder.parent)
 
+    def test_damaged_headers_are_named(self, folder, monkeypatch):
+        self.volume(folder / "a.nii", np.ones((20, 20, 20), np.float32))
+        whole = bytearray((folder / "a.nii").read_bytes())
+        whole[70:72] = b"\xff\x7f"  # the kind of number
+        (folder / "a.nii").write_bytes(whole)
+        with pytest.raises(InputError, match=r"a\.nii: no training image \(.+\); move it"):
+            build(folder.parent)
+        (folder / "a.nii").unlink()
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+        with pytest.raises(InputError, match=r"fine\.png: no training image \(.+\); move it"):
+            build(folder.parent)
+
+    @pytest.mark.parametrize(("number", "kept"), [(1, 0), (2, 1), (9, 1), (15, 1), (20, 2)])
+    def test_the_last_tenth_of_matlab_files_is_for_validation(self, folder, number, kept):
+        import scipy.io
+
+        (folder / "fine.png").unlink()
+        for index in range(number):
+            scipy.io.savemat(folder / f"v_{index:02}.mat", {"Img": np.full((16, 12), index + 1.0)})
+        bank, _ = self.built(folder)
+        assert bank.groups == ["set"] * (number - kept) + ["set/val"] * kept
+
     def test_what_is_left_out_is_told(self, folder):
         head = np.zeros((30, 30, 30), np.float32)
         head[5:25, 5:25, 5:25] = 1

@@ -1,11 +1,15 @@
-"""Freed memory is kept: the next image's pages are there already."""
+"""The memory that a reconstruction takes by default, and freed memory, which is kept for the next image."""
 
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mri_qpan.recon import memory
+from mri_qpan.recon.memory import WORKERS, budget
 
 FAULTS = """
 import resource, sys
@@ -55,3 +59,20 @@ def test_what_the_user_says_of_the_allocator_stays(said: dict[str, str]) -> None
     kept, count = faults("keep", **said)
     assert kept == "False"
     assert count > 50_000
+
+
+def test_half_of_a_containers_memory_and_a_workers_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [tmp_path / "memory.max", tmp_path / "limit_in_bytes"]
+    monkeypatch.setattr(memory, "CONTAINER", limits)
+    monkeypatch.delenv(WORKERS, raising=False)
+    whole = budget()
+    assert whole == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    limits[0].write_text("max\n")
+    limits[1].write_text("9223372036854771712\n")
+    assert budget() == whole
+    limits[0].write_text(f"{whole}\n")
+    assert budget() == whole // 2
+    monkeypatch.setenv(WORKERS, "3")
+    assert budget() == whole // 6

@@ -210,8 +210,12 @@ def test_failures_are_named(small_kspace: Maker) -> None:
     def exhaust(adjoint: Tensor, normal: Normal) -> Tensor:
         raise torch.OutOfMemoryError
 
-    with pytest.raises(ReconError, match="out of memory on cpu"):
-        reconstruct(kspace, exhaust)
+    def allocate(adjoint: Tensor, normal: Normal) -> Tensor:
+        return torch.empty(2**56)
+
+    for method in (exhaust, allocate):
+        with pytest.raises(ReconError, match="out of memory on cpu: less --memory"):
+            reconstruct(kspace, method)
     with pytest.raises(InputError, match="zero"):
         reconstruct(replace(kspace, data=0 * kspace.data), identity)
     with pytest.raises(ReconError, match="too small for single precision"):

@@ -21,6 +21,7 @@ from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import Summary, run_batch
 from mri_qpan.recon.job import Job
+from mri_qpan.recon.memory import WORKERS
 from mri_qpan.recon.recipe import Recipe
 
 HELPERS = Path(__file__).parents[2] / "helpers"
@@ -121,6 +122,7 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert number == (workers or 8)
         assert {environment(i)["OMP_NUM_THREADS"] for i in range(number)} == {threads}
         assert "CUDA_VISIBLE_DEVICES" not in environment(0)
+        assert environment(0)[WORKERS] == str(number)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert [crew_module._places(n, "cpu")[1](0)["OMP_NUM_THREADS"] for n in (8, 4, 1)] == ["1", "2", "2"]
 

@@ -1,5 +1,6 @@
 """The output folder: what is done again, names, the lock, and a kill at every instant."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from batches import ZERO_FILLED, assert_whole, outputs, raw, run
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.batch import outbox as outbox_module
 from mri_qpan.recon.batch import work
+from mri_qpan.recon.batch.inputs import Source
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.work import ROOM, Outcome, Task, perform
 
@@ -76,6 +78,23 @@ def test_an_input_is_done_again_when_its_content_changed(
     assert after["s1_zero-filled"] == before["s1_zero-filled"]
     assert np.array_equal(pixels, np.load(out / "s0_zero-filled/s0_zero-filled.npy")) != again
     assert run([scans], out).kept == 2
+
+
+def test_an_input_that_cannot_be_read_is_no_fault_of_the_outputs(scans: Path, tmp_path: Path) -> None:
+    run([scans], tmp_path / "out")
+    scan = scans / "s0.h5"
+    touch(scan)
+
+    def unreadable(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with Outbox(tmp_path / "out", ZERO_FILLED, "") as outbox, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(outbox_module, "content_sha256", unreadable)
+        with pytest.raises(OSError, match=r"s0\.h5"):
+            outbox.is_done(Source(scan, "s0"))
+        tasks, missing = outbox.plan([Source(scan, "s0"), Source(scans / "s1.h5", "s1")])
+    assert tasks == []
+    assert [words for _, words in missing] == [f"{scan}: input/output error"]
 
 
 def test_an_option_or_a_model_that_changed_does_all_again(scans: Path, tmp_path: Path) -> None:
