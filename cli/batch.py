@@ -36,8 +36,8 @@ Examples:
 Run the same command again after whatever end: what is done is kept, the rest is done. A file is done again
 when it, the model or an option has changed.
 
-Exit codes: 0 all done, 1 workers or the disk were lost, 2 wrong usage, 3 bad input, 4 files failed, 143
-stopped before all were done.
+Exit codes: 0 all done, 1 workers or the output folder were lost, 2 wrong usage, 3 bad input, 4 files failed,
+143 stopped before all were done.
 """
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mri_qpan.recon.readers.mrd_plan import Plan
 
 Row = tuple[str, str]
-COUNTERS = ("encoding", "repetition", "contrast", "phase", "set", "slice")
 
 
 def register(app: typer.Typer) -> None:
@@ -107,7 +106,7 @@ def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
     """Describe a file of which the images tell: BART's, fastMRI's, Siemens', NumPy's, MATLAB's."""
     from mri_qpan.recon.coils import calibration_region
     from mri_qpan.recon.describe import describe_sampling
-    from mri_qpan.recon.readers import open_kspace
+    from mri_qpan.recon.readers import open_kspace, plugin_for
     from mri_qpan.recon.readers.mrd_header import parse_header
 
     stream = open_kspace(path, dims)
@@ -116,7 +115,9 @@ def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
         first = another
     formats = {".cfl": "BART", ".hdr": "BART", ".npy": "NumPy array", ".mat": "MATLAB array"}
     formats[".dat"] = "Siemens twix"
-    yield "format", formats.get(path.suffix.lower(), "fastMRI's layout")
+    plugin = plugin_for(path)
+    known = formats.get(path.suffix.lower(), "fastMRI's layout")
+    yield "format", known if plugin is None else f"read by {plugin.value}"
     if stream.xml is not None:
         yield from _scanner(parse_header(stream.xml, str(path)))
     yield "channels", str(len(first.data))
@@ -131,7 +132,12 @@ def _array_rows(path: Path, dims: str | None) -> Iterator[Row]:
         yield "problem", "every sample is zero"
     elif first.coord is None:
         yield from _pattern(describe_sampling(first.mask), len(stream) > 1)
-        yield "calibration", _block(calibration_region(first.mask), "inside the image")
+        if first.calib_mask is None:
+            yield "calibration", _block(calibration_region(first.mask), "inside the image")
+        else:
+            yield "calibration", _block(calibration_region(first.calib_mask), "lines of their own")
+    if first.noise_covariance is not None:
+        yield "noise scan", "yes: its covariance whitens the channels"
     yield from (("note", note) for note in first.notes)
 
 
@@ -187,7 +193,10 @@ def _spaces(measurement: Measurement) -> Iterator[Row]:
 
 
 def _count(indices: list[Index]) -> Iterator[Row]:
-    counts = {name: len({getattr(index, name) for index in indices}) for name in COUNTERS}
+    from mri_qpan.recon.kspace import COUNTERS
+
+    names = ("encoding", *COUNTERS)
+    counts = {name: len({getattr(index, name) for index in indices}) for name in names}
     words = " x ".join(f"{count} {name}s" for name, count in counts.items() if count > 1)
     yield "images", f"{len(indices)}" + (f" ({words})" if words else "")
 

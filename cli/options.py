@@ -36,7 +36,7 @@ Maps = Annotated[
     typer.Option(
         metavar="FILE",
         help="Coil sensitivity maps to use instead of estimated ones: .npy, complex, (coil, y, x)"
-        " or (coil, z, y, x), z counting the slices of 2-D ones, or BART's .cfl.",
+        " or (coil, z, y, x), z counting the slices of 2-D ones, or (set, coil, z, y, x), or BART's .cfl.",
     ),
 ]
 Dims = Annotated[

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mri_qpan.recon import pics as work
 
 PIPE = Path("-")
-IGNORED = "Taken as `bart pics` takes them, without effect (told on stderr)"
+IGNORED = "Taken as `bart pics` takes them, without effect (told on stderr, but for -d)"
 
 
 def register(app: typer.Typer) -> None:

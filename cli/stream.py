@@ -30,7 +30,9 @@ def stream(
     hard_dc: options.HardDc = False,
     memory: Annotated[
         float,
-        typer.Option(min=0.01, metavar="GIB", help="Samples that may wait until an image is complete."),
+        typer.Option(
+            min=0.01, max=1e6, metavar="GIB", help="Samples that may wait until an image is complete."
+        ),
     ] = 4.0,
     device: options.Device = "auto",
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import ismrmrd
 import numpy as np
 
 from mri_qpan.errors import InputError, OptionError, ReconError
-from mri_qpan.recon.files import from_memory
+from mri_qpan.recon.files import from_memory, staged
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.raw_file import append_image
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
@@ -162,14 +161,14 @@ def _listen(
 
 
 def _write(output: Path, xml: str, images: list[Any]) -> None:
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        with from_memory(temporary) as memory, ismrmrd.Dataset(memory, "dataset", mode="w") as dataset:
+        with (
+            staged(output.parent) as stage,
+            from_memory(stage / output.name) as memory,
+            ismrmrd.Dataset(memory, "dataset", mode="w") as dataset,
+        ):
             dataset.write_xml_header(xml.encode())
             for image in images:
                 append_image(dataset, image)
-        os.replace(temporary, output)
     except OSError as error:
         raise ReconError(f"{output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

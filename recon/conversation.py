@@ -184,6 +184,8 @@ class Conversation:
                     f"warning: {session.late} lines came after their image was complete: an image of "
                     "their own where they were many, else left out"
                 )
+            if session is not None and session.skipped:
+                self._say(f"{session.skipped} acquisitions of navigators and the like were not used")
             if self._counts.waveforms and session is not None:
                 self._say(f"{self._counts.waveforms} waveforms were not used")
         except (MriQpanError, OSError) as error:

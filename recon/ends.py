@@ -8,11 +8,8 @@ from typing import Any
 import ismrmrd
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.kspace import Index
+from mri_qpan.recon.kspace import COUNTERS, Index
 from mri_qpan.recon.readers.mrd_header import parse_xml, text_of
-
-COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
-"""As they are nested: a repetition has contrasts, a contrast phases, and so on."""
 
 
 def ended_by(acquisition: Any) -> frozenset[str]:

@@ -20,6 +20,7 @@ from mri_qpan.encoding import Encoding
 from mri_qpan.errors import InputError
 from mri_qpan.fourier import ifft
 from mri_qpan.networks.consistency import conjugate_gradient
+from mri_qpan.recon.geometry import centre
 from mri_qpan.recon.memo import Memo, fingerprint
 
 KERNEL = 6
@@ -162,18 +163,17 @@ def _unexplained(maps: Tensor, calib: Complex) -> Complex:
         (coil, ky, kx).
     """
     coarse = maps.shape[-2:]
-    sizes = [min(n, few) for n, few in zip(calib.shape[1:], coarse, strict=True)]
-    rows, columns = (
-        slice(few // 2 - n // 2, few // 2 - n // 2 + n) for n, few in zip(sizes, coarse, strict=True)
-    )
+    sizes = tuple(min(n, few) for n, few in zip(calib.shape[1:], coarse, strict=True))
+    rows, columns = centre(coarse, sizes)
+    taken = (slice(None), *centre(calib.shape[1:], sizes))
     mask = torch.zeros(1, *coarse, dtype=torch.bool)
     mask[:, rows, columns] = True
     measured = torch.zeros(1, len(calib), *coarse, dtype=torch.complex64)
-    measured[:, :, rows, columns] = torch.from_numpy(calib[:, : sizes[0], : sizes[1]]).to(torch.complex64)
+    measured[:, :, rows, columns] = torch.from_numpy(calib[taken]).to(torch.complex64)
     encoding = Encoding(mask, maps[None])
     image = conjugate_gradient(encoding.adjoint(measured), encoding.normal, EXPLAINED)
     left = calib.copy()
-    left[:, : sizes[0], : sizes[1]] -= encoding.forward(image)[0, :, rows, columns].numpy()
+    left[taken] -= encoding.forward(image)[0, :, rows, columns].numpy()
     return left
 
 
@@ -268,9 +268,9 @@ def _low_resolution(calib: Complex, shape: tuple[int, int]) -> Tensor:
     window = _hann_window(calib.shape[1])[:, None] * _hann_window(calib.shape[2])
     padded = torch.zeros(calib.shape[0], *shape, dtype=torch.complex64)
     height, width = (min(a, b) for a, b in zip(calib.shape[1:], shape, strict=True))
-    top, left = (n // 2 - m // 2 for n, m in zip(shape, (height, width), strict=True))
     weighted = torch.from_numpy(np.ascontiguousarray(calib * window)).to(torch.complex64)
-    padded[:, top : top + height, left : left + width] = weighted[:, :height, :width]
+    inside, taken = centre(shape, (height, width)), centre(calib.shape[1:], (height, width))
+    padded[:, *inside] = weighted[:, *taken]
     return ifft(padded, (-2, -1)).permute(1, 2, 0)
 
 

@@ -1,11 +1,22 @@
 """The one type between the readers and the pipeline."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = tuple[float, float, float]
+
+
+def as_vector(values: NDArray[Any]) -> Vector:
+    """Return three numbers as a tuple."""
+    x, y, z = (float(value) for value in values)
+    return x, y, z
+
+
+COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
+"""Of an encoding's images, as they are nested: a repetition has contrasts, a contrast phases, and so on."""
 
 
 @dataclass(frozen=True)

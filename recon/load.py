@@ -152,7 +152,7 @@ def load(
             failed = [state.failure for state in states if state.failure is not None]
             if failed:
                 raise ReconError(f"a client failed: {failed[0]}")
-            latencies = [t - s.sent[i] for s in states for i, (t, _) in s.received.items()]
+            latencies = [t - s.sent[i] for s in states for i, (t, _) in s.received.items() if i < slices]
             wrong = sum(wrong_images(state, reference, slices) for state in states)
             found.append(Load(number, slices, interval, seconds, latencies, _peak_mib(process), wrong))
     return found
@@ -223,12 +223,15 @@ def _listen(connection: socket.socket, client: _Client) -> None:
 
 
 def wrong_images(client: _Client, reference: NDArray[Any], slices: int) -> int:
-    """Return how many images are not the reference times one more than their slice.
+    """Return how many images are missing, or not the reference times one more than their slice.
 
     Rounding may move the border of the coil maps by a pixel, so single pixels do not decide.
     """
     wrong = 0
     for number in range(slices):
+        if number not in client.received:
+            wrong += 1
+            continue
         image = client.received[number][1]
         expected = np.minimum(reference * (number + 1), np.iinfo(np.int16).max)
         wrong += bool(np.linalg.norm(image - expected) > TOLERANCE * np.linalg.norm(expected))

@@ -367,4 +367,6 @@ def _norm(values: torch.Tensor) -> float:
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Return whether memory was short: on a CPU torch says so in words alone."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(
+        error
+    )

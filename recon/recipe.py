@@ -129,7 +129,7 @@ class Recipe:
             None if trajectory is None else _sha256(trajectory),
             sorted(self.formats),
             [self.compress, self.dims, self.hard_dc, self.strict, self.report, self.replicas],
-            [self.partial_fourier, self.phase, self.memory],
+            [self.partial_fourier, self.phase, self.memory, self.device],
         ]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 

@@ -11,8 +11,8 @@ import ismrmrd
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.early import Early
-from mri_qpan.recon.ends import COUNTERS, ended_by
-from mri_qpan.recon.kspace import Index
+from mri_qpan.recon.ends import ended_by
+from mri_qpan.recon.kspace import COUNTERS, Index
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, parse_header, parse_xml, text_of
 from mri_qpan.recon.readers.mrd_kinds import NON_IMAGING
 
@@ -50,7 +50,7 @@ class Session:
     Attributes
     ----------
     skipped
-        Acquisitions so far that no image uses.
+        Acquisitions so far of kinds that make no image, such as navigators.
     late
         Lines so far of images that were complete already: made again if they are many, else left out.
 

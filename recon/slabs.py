@@ -34,7 +34,6 @@ def parts_of(slabs: Slabs, memory: int) -> list[Part]:
     InputError
         If a single column needs more.
     """
-    assert slabs.imaging is not None
     width = slabs.width
     column = 8 * slabs.imaging.coils * math.prod(slabs.mask.shape) * WORKING
     columns = memory // column

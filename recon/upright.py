@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_qpan.recon.geometry import DIRECTION_TOLERANCE, Shape, voxel_size
-from mri_qpan.recon.kspace import Geometry, Image, Vector
+from mri_qpan.recon.kspace import Geometry, Image, as_vector
 
 LEFT, BACK, FOOT = np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), np.array([0, 0, -1.0])
 VIEWS = ((BACK, FOOT), (LEFT, FOOT), (LEFT, BACK))
@@ -102,12 +102,7 @@ def _turned(image: Image, turn: Turn) -> Geometry:
     return replace(
         geometry,
         fov=(lengths[1], lengths[0], geometry.fov[2]),
-        position=_vector(position),
-        read_dir=_vector(directions[1]),
-        phase_dir=_vector(directions[0]),
+        position=as_vector(position),
+        read_dir=as_vector(directions[1]),
+        phase_dir=as_vector(directions[0]),
     )
-
-
-def _vector(values: NDArray[np.float64]) -> Vector:
-    x, y, z = (float(value) for value in values)
-    return x, y, z

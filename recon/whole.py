@@ -102,7 +102,6 @@ class Whole:
 
     def _coils(self, first: Result) -> Number:
         """Return the number of virtual channels for all parts: that of the first one."""
-        assert self._slabs.imaging is not None
         return None if first.figures.coils == self._slabs.imaging.coils else first.figures.coils
 
     def result(self, method: str) -> Result:
@@ -199,7 +198,6 @@ def _in_image_domain(views: Views, part: Part) -> Views:
 
 def _readout_signal(slabs: Slabs, found: Sequence[PartialFourier]) -> float:
     """Return `partial_fourier.edge_signal` of the readouts' edge, from the mean power of their samples."""
-    assert slabs.imaging is not None
     assert slabs.span is not None
     start, stop = slabs.span
     for partial in found:

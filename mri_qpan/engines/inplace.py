@@ -20,8 +20,8 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
     """
     if torch.device(device).type == "cuda":
         return torch.bfloat16
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if supported else torch.float32
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not in every version
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and native() else torch.float32
 
 
 def proximal_step(

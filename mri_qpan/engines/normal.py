@@ -85,7 +85,7 @@ class Normal:
     Parameters
     ----------
     mask
-        (y, x) bool, centred.
+        (y, x), centred: bool, or real weights of the samples.
     mps
         (set, coil, y, x) complex64, or None: one coil of unit sensitivity.
     vector_width

@@ -7,6 +7,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from mri_qpan.errors import InputError, ModelError, OptionError
@@ -15,7 +16,6 @@ from mri_qpan.models.store import MAX_BYTES, read_header
 
 SCHEMES = ("https://", "http://", "file://")
 TIMEOUT = 30.0
-PART = 1 << 20
 
 
 def fetch(source: str, sha256: str) -> Path:
@@ -64,20 +64,17 @@ def fetch(source: str, sha256: str) -> Path:
 
 def _copy(source: str, target: Path) -> str:
     """Copy `source` to `target` and return its SHA-256."""
-    digest, size = hashlib.sha256(), 0
     address = source if source.startswith(SCHEMES) else Path(source).expanduser().absolute().as_uri()
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT) as stream, target.open("wb") as file:
-            while part := stream.read(PART):
-                size += len(part)
-                if size > MAX_BYTES:
-                    raise InputError(f"{source}: larger than any model of mri-qpan ({MAX_BYTES} bytes)")
-                digest.update(part)
-                file.write(part)
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as stream:
+            content = stream.read(MAX_BYTES + 1)
     except urllib.error.HTTPError as error:
         error.close()
         raise InputError(f"{source}: the server answers {error.code} {error.reason}") from error
-    except (OSError, ValueError) as error:  # URLError is an OSError; a bad address a ValueError
+    except (OSError, ValueError, HTTPException) as error:  # a bad address is a ValueError
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise InputError(f"{source}: cannot be read: {reason}") from error
-    return digest.hexdigest()
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{source}: larger than any model of mri-qpan ({MAX_BYTES} bytes)")
+    target.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()

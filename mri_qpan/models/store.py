@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from mri_qpan import quantize
@@ -60,18 +60,10 @@ def save(path: Path, network: Model, name: str, card: dict[str, Any]) -> None:
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, {"mri_qpan": json.dumps(header)})
-        share(temporary)
+        temporary.write_bytes(serialize(tensors, {"mri_qpan": json.dumps(header)}))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def share(path: Path) -> None:
-    """Give a file the permissions of any new one: safetensors lets nobody else read what it writes."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def read_header(path: Path) -> dict[str, Any]:

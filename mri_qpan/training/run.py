@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from mri_qpan._version import __version__
@@ -148,12 +148,12 @@ class Run:
         }
         temporary = self.checkpoint.with_suffix(".tmp")
         try:
-            save_file(tensors, temporary, {"run": json.dumps(header)})
-        except SafetensorError as error:  # a full disk
+            temporary.write_bytes(serialize(tensors, {"run": json.dumps(header)}))
+            temporary.replace(self.checkpoint)
+        except OSError as error:
+            raise ReconError(f"{self.checkpoint} could not be written: {error.strerror or error}") from error
+        finally:
             temporary.unlink(missing_ok=True)
-            raise ReconError(f"{self.checkpoint} could not be written: {error}") from error
-        store.share(temporary)
-        temporary.replace(self.checkpoint)
 
     def _restore(self, init: Path | None) -> None:
         try:

@@ -51,7 +51,7 @@ class Score:
     psnr_coils: float
 
     def figures(self) -> dict[str, float]:
-        """Return the figures by name, rounded to a hundredth."""
+        """Return the figures by name, rounded to a thousandth."""
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
 

@@ -19,10 +19,10 @@ from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import run_batch
 from mri_qpan.recon.batch.work import Outcome, Task, perform
-from mri_qpan.recon.job import Job
+from mri_qpan.recon.job import Job, reconstruct_file
 from mri_qpan.recon.recipe import Recipe
 
-PROCESSES = 2  # that the threads of a feigned cluster lie in
+PROCESSES = 2  # that the threads of a feigned cluster lie in; one, of an odd number of them
 LEAST, EACH, MOST = 60, 6, 1000
 """Files of a feigned run: so many, or so many a worker, but no more than the last."""
 
@@ -128,8 +128,6 @@ def measure(
 
 def _once(path: Path, recipe: Recipe, room: Path) -> tuple[float, Path]:
     """Return how long a warm reconstruction takes, and a folder with what it writes."""
-    from mri_qpan.recon.job import reconstruct_file
-
     job, outputs = recipe.job(), room / "outputs"
     for _ in range(2):
         shutil.rmtree(outputs, ignore_errors=True)
@@ -167,7 +165,7 @@ def _cluster(workers: int) -> Any:
         from distributed import LocalCluster
     except ImportError as error:
         raise InputError('Dask is missing: pip install "mri-qpan[batch]"') from error
-    processes = min(PROCESSES, workers)
+    processes = PROCESSES if workers % PROCESSES == 0 else 1
     return LocalCluster(
         n_workers=processes,
         threads_per_worker=workers // processes,

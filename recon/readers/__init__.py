@@ -1,6 +1,6 @@
 """Readers of raw k-space files; `open_kspace` picks one by what the file holds."""
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from mri_qpan.errors import InputError
@@ -13,7 +13,7 @@ GROUP = "mri_qpan.readers"
 
 HDF5 = (".h5", ".hdf5", ".mrd")
 
-__all__ = ["KSpaceStream", "is_ismrmrd", "open_kspace", "raw_suffixes"]
+__all__ = ["KSpaceStream", "is_ismrmrd", "open_kspace", "plugin_for", "raw_suffixes"]
 
 
 def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = None) -> KSpaceStream:
@@ -39,9 +39,11 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
         If no reader knows the file, the one that does finds it unusable, or `dims` are missing or too much.
     """
     path = Path(path)
-    for point in entry_points(group=GROUP):
-        if path.suffix.lower() == point.name:
-            return point.load()(path)
+    plugin = plugin_for(path)
+    if plugin is not None:
+        return plugin.load()(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: a folder, or no ordinary file")
     if path.suffix.lower() in arrays.SUFFIXES:
         return arrays.read(path, dims)
     if path.suffix.lower() == ".npz":
@@ -56,11 +58,14 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
     return fastmri.read(process) if process.kind == "fastmri" else ismrmrd.read(process, memory)
 
 
+def plugin_for(path: Path) -> EntryPoint | None:
+    """Return the reader of another package that takes a file, by its suffix; it goes first."""
+    return next((p for p in entry_points(group=GROUP) if path.suffix.lower() == p.name), None)
+
+
 def is_ismrmrd(path: Path) -> bool:
     """Return whether `open_kspace` takes a file as ISMRMRD; raises `InputError` as it does."""
-    if path.suffix.lower() in (*bart.SUFFIXES, *arrays.SUFFIXES, twix.SUFFIX) or any(
-        path.suffix.lower() == p.name for p in entry_points(group=GROUP)
-    ):
+    if path.suffix.lower() in (*bart.SUFFIXES, *arrays.SUFFIXES, twix.SUFFIX) or plugin_for(path) is not None:
         return False
     process = Hdf5Process(path)
     process.close()

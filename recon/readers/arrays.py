@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError, OptionError
-from mri_qpan.recon.kspace import Geometry, Index, KSpace
+from mri_qpan.recon.kspace import COUNTERS, Geometry, Index, KSpace
 from mri_qpan.recon.readers import array_trajectory
 from mri_qpan.recon.readers.array_trajectory import ALONG, Trajectory
 from mri_qpan.recon.readers.hdf5 import PATIENCE, Hdf5Process
@@ -25,7 +25,6 @@ from mri_qpan.recon.readers.samples import check_samples
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 SUFFIXES = (".npy", ".mat")
-COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 SPATIAL = ("coil", "z", "y", "x")
 NAMES = (*COUNTERS, "average", *SPATIAL)
 VARIABLE = "kspace"

@@ -8,7 +8,7 @@ from ismrmrd import constants
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.kspace import Index
+from mri_qpan.recon.kspace import COUNTERS, Index
 from mri_qpan.recon.readers.mrd_header import MrdHeader, parse_header
 
 Rows = NDArray[np.intp]
@@ -138,7 +138,7 @@ def group(measurement: Measurement) -> dict[Index, Rows]:
 def index_keys(heads: Heads) -> NDArray[np.int64]:
     """Return the counters that tell images apart, (acquisitions, 6), in the order of `key_of`."""
     idx = heads["idx"]
-    counters = [idx[name] for name in ("repetition", "contrast", "phase", "set", "slice")]
+    counters = [idx[name] for name in COUNTERS]
     return np.stack([heads["encoding_space_ref"], *counters], axis=1).astype(np.int64)
 
 

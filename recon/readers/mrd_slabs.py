@@ -98,7 +98,7 @@ class Spool:
         return grid.reshape(self.coils, *self._shape[:2], stop - start)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slabs(KSpace):
     """A 3-D image's k-space in parts along x.
 
@@ -117,12 +117,11 @@ class Slabs(KSpace):
 
     width: int = 0
     span: tuple[int, int] | None = None
-    imaging: Spool | None = None
+    imaging: Spool
     calibration: Spool | None = None
 
     def part(self, start: int, stop: int) -> KSpace:
         """Return the k-space of a range of x, its readouts complete."""
-        assert self.imaging is not None
         width = stop - start
         mask, calib_mask = self.mask, self.calib_mask
         return KSpace(
@@ -140,5 +139,4 @@ class Slabs(KSpace):
 
     def strongest(self) -> int:
         """Return the x with the most signal."""
-        assert self.imaging is not None
         return int(np.argmax(self.imaging.power))

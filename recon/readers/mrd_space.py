@@ -1,11 +1,8 @@
 """Where the images of an ISMRMRD measurement lie: their matrix, field of view, place and time."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from mri_qpan.recon.kspace import Geometry, Stamp, Vector
+from mri_qpan.recon.kspace import Geometry, Stamp, Vector, as_vector
 from mri_qpan.recon.readers.mrd_header import EncodingHeader
 
 
@@ -94,10 +91,5 @@ def geometry_of(head: np.void, fov: Vector) -> tuple[Geometry, tuple[str, ...]]:
     if not (np.isfinite(position).all() and np.isfinite(table).all()):
         notes.append("the acquisitions give no usable position: taken as the isocentre")
         position, table = np.zeros(3), np.zeros(3)
-    read, phase, through = (_vector(axis) for axis in axes)
-    return Geometry(fov, _vector(position), read, phase, through, _vector(table)), tuple(notes)
-
-
-def _vector(values: NDArray[Any]) -> Vector:
-    x, y, z = (float(v) for v in values)
-    return x, y, z
+    read, phase, through = (as_vector(axis) for axis in axes)
+    return Geometry(fov, as_vector(position), read, phase, through, as_vector(table)), tuple(notes)

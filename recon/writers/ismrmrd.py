@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mri_qpan.recon.files import from_memory
-from mri_qpan.recon.kspace import Image, ImageSeries, Index
+from mri_qpan.recon.kspace import COUNTERS, Image, ImageSeries, Index
 from mri_qpan.recon.writers.window import window_of
 
 SERIES_INDEX = 1
-COUNTERS = ("repetition", "contrast", "phase", "set", "slice")
 
 
 def write_ismrmrd(path: Path, series: ImageSeries) -> None:

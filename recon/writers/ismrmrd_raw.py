@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.phantom import noise as draw_noise
 from mri_qpan.recon.files import from_memory, staged
-from mri_qpan.recon.kspace import Index, KSpace
+from mri_qpan.recon.kspace import COUNTERS, Index, KSpace
 
 LARMOR_HZ = 127_728_000
 """Protons at 3 T; the schema asks for a frequency."""
@@ -216,7 +216,7 @@ def _row(readout: _Readout, number: int) -> tuple[Any, ...]:
     head["idx"]["kspace_encode_step_1"] = readout.y
     head["idx"]["kspace_encode_step_2"] = readout.z
     head["idx"]["average"] = readout.average
-    for name in ("repetition", "contrast", "phase", "set", "slice"):
+    for name in COUNTERS:
         head["idx"][name] = getattr(image.index, name)
     for name, value in asdict(image.stamp).items():
         head[name] = value
@@ -264,7 +264,7 @@ def _limits(images: Sequence[KSpace]) -> xsd.encodingLimitsType:
     _, z, y, x = images[0].data.shape
     sizes = {f"kspace_encoding_step_{i}": (n, n // 2) for i, n in enumerate((x, y, z))}
     sizes["average"] = (max(Counter(image.index for image in images).values()), 0)
-    for counter in ("repetition", "contrast", "phase", "set", "slice"):
+    for counter in COUNTERS:
         sizes[counter] = (1 + max(getattr(image.index, counter) for image in images), 0)
     limits = {name: xsd.limitType(minimum=0, maximum=n - 1, center=c) for name, (n, c) in sizes.items()}
     return xsd.encodingLimitsType(**limits)

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from mrd_files import lines, random_kspace, write
 from mrd_sessions import XML, flagged, images, zero_filled
 from typer.testing import CliRunner
+from waiting import until
 
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError, OptionError, ReconError
@@ -73,18 +73,20 @@ def test_a_file_goes_out_and_images_come_back(server, raw: Path, tmp_path: Path)
         sent = [HeaderText(XML), *flagged(random_kspace(1, 24, 32))]
         for message in sent[:9]:
             writer.serialize(message)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)  # which lets a session in hand end
-        time.sleep(0.5)
+        writer.serialize('{"parameters": {"threshold": 1}}')  # its answer tells that the session is in hand
+        answers = MrdReader(connection)
+        assert "threshold" in next(iter(answers))
+        process.send_signal(signal.SIGTERM)  # which lets it end
+        log = tmp_path / "log.txt"
+        until(lambda: "ends when 1 sessions in hand have ended" in log.read_text())
         for message in sent[9:]:
             writer.serialize(message)
         writer.close()
-        assert len(images(list(MrdReader(connection)))) == 1
+        assert len(images(list(answers))) == 1
     assert process.wait(30) == 0
     assert process.stdout is not None
     assert "every session has ended" in process.stdout.read()
-    told = (tmp_path / "log.txt").read_text()
-    assert "ends when 1 sessions in hand have ended" in told
+    told = log.read_text()
     assert "24 acquisitions, 1 images, 0 failures" in told
 
 

@@ -2,16 +2,18 @@
 
 import csv
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from small_trainings import RECIPE, discs, load
 
@@ -183,12 +185,14 @@ def test_a_damaged_checkpoint_is_said(bank, tmp_path, share):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said(bank, tmp_path, monkeypatch):
-    def full(*given):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mri_qpan.training.run.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ReconError, match=r"checkpoint\.safetensors could not be written: .*No space left"):
         run(load(tmp_path, steps=2), bank, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tmp"))
 
 
 def test_other_validation_images_judge_anew(bank, tmp_path):

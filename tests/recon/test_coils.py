@@ -163,6 +163,13 @@ class TestEspirit:
         assert maps.shape == (6, 45, 60)
         assert projection_error(maps[None], images) < 0.02
 
+    @pytest.mark.parametrize("side", [24, 48, 63, 64])
+    def test_a_region_larger_than_the_coarse_grid_keeps_its_centre(self, side):
+        calib = np.zeros((1, side, side), np.complex64)
+        calib[0, side // 2, side // 2] = 1
+        low = espirit._low_resolution(calib, (48, 48))
+        assert low.angle().abs().max() < 1e-5
+
     def test_two_sets_for_a_folded_object(self):
         images = folded_images()
         calib = calibration(images)

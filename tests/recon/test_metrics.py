@@ -17,7 +17,7 @@ from mri_qpan.recon.batch.inline import Inline
 from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import run_batch
-from mri_qpan.recon.metrics import FilesMeter, ServerMeter, metered
+from mri_qpan.recon.metrics import FilesMeter, Meter, ServerMeter, metered
 from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText
 
 
@@ -78,8 +78,13 @@ def test_a_batch(tmp_path: Path) -> None:
     assert found["mri_qpan_file_seconds_count"] == 3
 
 
-def test_nowhere_unless_asked() -> None:
+def test_nowhere_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen(*given: object, **named: object) -> None:
+        raise AssertionError("nobody asked for metrics")
+
+    monkeypatch.setattr("prometheus_client.start_http_server", listen)
     with metered(ServerMeter, "127.0.0.1", None) as meter:
+        assert type(meter) is Meter
         meter.session(1)
         meter.waiting(1)
         meter.done(1.0)

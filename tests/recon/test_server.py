@@ -103,6 +103,7 @@ class TestGoodSessions:
         answer = talk(serve(), ConfigFile("default"), HeaderText(XML), wave, *sent)
         assert len(images(answer)) == 1
         assert "1 waveforms were not used" in texts(answer)
+        assert "1 acquisitions of navigators and the like were not used" in texts(answer)
 
     @pytest.mark.parametrize("config", [ConfigFile("of another site.xml"), ConfigText("<gadgetron/>\n")])
     def test_an_unknown_config_is_the_default_and_said(self, serve, config) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrd_files import header_xml, line, lines, random_kspace
 from mrd_sessions import KSPACE, NX, SLICE, XML, flagged, images, talk, texts, zero_filled
+from waiting import until
 
 from mri_qpan.errors import InputError, ModelError
 from mri_qpan.recon import mrd_stream
@@ -138,7 +139,7 @@ class TestBadSessions:
             writer = MrdWriter(connection)
             writer.serialize(ConfigFile("default"))
             writer.serialize(HeaderText(XML))
-            time.sleep(0.5)
+            until(lambda: server._sessions)
             server.stop()
             for acquisition in SLICE:
                 writer.serialize(acquisition)
@@ -157,13 +158,15 @@ class TestBadSessions:
                 writer = MrdWriter(connection)
                 writer.serialize(ConfigFile("default"))
                 writer.serialize(HeaderText(XML))
-                time.sleep(0.5)
+                until(lambda: server._sessions)
+                asked = threading.Event()
 
                 def broken(timeout: float) -> bool:
+                    asked.set()
                     raise MemoryError("no room for another client")
 
                 monkeypatch.setattr(server._places, "acquire", broken)
-                time.sleep(0.5)
+                assert asked.wait(30)
                 for acquisition in SLICE:
                     writer.serialize(acquisition)
                 writer.close()
