@@ -31,7 +31,7 @@ def openrecon_label(
     from mri_qpan import models
     from mri_qpan.cli.serve import config_names
     from mri_qpan.recon.files import output_folder, staged
-    from mri_qpan.recon.openrecon import KEY, label
+    from mri_qpan.recon.serving.openrecon import KEY, label
 
     names = config_names(models.DEFAULT, config_dir)
     text = json.dumps(label(names, port), indent=2) + "\n"

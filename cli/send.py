@@ -39,7 +39,7 @@ def send(
     images that came are saved all the same. A series is a group, image_1; its images of another size or data
     type are in image_1_2, image_1_3, ….
     """
-    from mri_qpan.recon import client
+    from mri_qpan.recon.serving import client
 
     address = _address(to)
     target = file.with_name(f"{file.stem}_images.h5") if output is None else output

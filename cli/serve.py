@@ -95,7 +95,7 @@ def serve(
     from mri_qpan.methods import find_device
     from mri_qpan.recon.files import check_output_folder
     from mri_qpan.recon.metrics import ServerMeter, metered
-    from mri_qpan.recon.server import Server, Settings, warm_up
+    from mri_qpan.recon.serving.server import Server, Settings, warm_up
 
     if not host.strip():
         raise OptionError("--host is empty, which is every network's address: say 0.0.0.0 if that is meant")
@@ -147,7 +147,7 @@ def config_names(method: str, folder: Path | None) -> list[str]:
 def _jobs(method: str, folder: Path | None, device: torch.device) -> dict[str, Callable[[], Job]]:
     """Return the reconstructions by config name: fixed names, and the site's files, read now."""
     from mri_qpan.methods import method_names
-    from mri_qpan.recon.conversation import DRAINING
+    from mri_qpan.recon.serving.conversation import DRAINING
 
     jobs: dict[str, Callable[[], Job]] = {DEFAULT: partial(_job, {"method": method}, device)}
     jobs |= {name: partial(_job, {"method": name}, device) for name in method_names()}

@@ -44,7 +44,7 @@ def stream(
     from mri_qpan.methods import find_device, get_method
     from mri_qpan.recon.compression import parse_number
     from mri_qpan.recon.job import Job
-    from mri_qpan.recon.mrd2 import reconstruct_stream
+    from mri_qpan.recon.serving.mrd2 import reconstruct_stream
 
     if sys.stdin.isatty() or sys.stdout.isatty():
         raise InputError(

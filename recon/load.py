@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError, ReconError
-from mri_qpan.recon.client import messages_of
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter, head_of
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
+from mri_qpan.recon.serving.client import messages_of
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter, head_of
 
 Address = tuple[str, int]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError, ReconError
 from mri_qpan.recon.load import Address, one_image, run, served, wrong_images
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdWriter
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdWriter
 
 WARM = 0.2
 """Share of the samples that are left out at the start: allocators and caches fill up first."""

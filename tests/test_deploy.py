@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
-from mri_qpan.recon.openrecon import KEY
+from mri_qpan.recon.serving.openrecon import KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -41,7 +41,9 @@ def test_the_servers_command_line_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
     text = SERVE_UNIT.read_text(encoding="utf-8")
     (command,) = re.findall(r"^ExecStart=\S+ mri-qpan (.*)$", text, re.MULTILINE)
     seen = []
-    monkeypatch.setattr("mri_qpan.recon.server.Server", lambda settings: seen.append(settings) or 1 / 0)
+    monkeypatch.setattr(
+        "mri_qpan.recon.serving.server.Server", lambda settings: seen.append(settings) or 1 / 0
+    )
     arguments = command.replace("${HOST}", "10.0.0.4").replace("$OPTIONS", "--save kept").split()
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, ZeroDivisionError), result.output
@@ -77,7 +79,9 @@ def test_the_images_command_and_health_check(monkeypatch: pytest.MonkeyPatch) ->
     port = arguments[arguments.index("--metrics-port") + 1]
     assert f"127.0.0.1:{port}/metrics" in found["HEALTHCHECK"]
     seen = []
-    monkeypatch.setattr("mri_qpan.recon.server.Server", lambda settings: seen.append(settings) or 1 / 0)
+    monkeypatch.setattr(
+        "mri_qpan.recon.serving.server.Server", lambda settings: seen.append(settings) or 1 / 0
+    )
     taken = str(free_port())
     arguments[arguments.index("--metrics-port") + 1] = taken
     result = CliRunner().invoke(app, arguments)

@@ -114,4 +114,4 @@ for verb in ([], *([name] for name in get_command(app).commands)):
 
 def test_a_reconstruction_starts_without_sigpy() -> None:
     """It takes more than a second to load, and nothing on a grid needs it."""
-    assert not {"sigpy", "numba"} & _loaded_after("import mri_qpan.recon.job, mri_qpan.recon.server")
+    assert not {"sigpy", "numba"} & _loaded_after("import mri_qpan.recon.job, mri_qpan.recon.serving.server")

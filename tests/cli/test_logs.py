@@ -16,7 +16,7 @@ def logger() -> Iterator[logging.Logger]:
     """This package's logger, as it was afterwards."""
     logger = logging.getLogger("mri_qpan")
     before = logger.handlers, logger.level
-    yield logging.getLogger("mri_qpan.recon.server")
+    yield logging.getLogger("mri_qpan.recon.serving.server")
     logger.handlers, logger.level = before
 
 

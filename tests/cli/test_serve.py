@@ -18,8 +18,8 @@ from waiting import until
 
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError, OptionError, ReconError
-from mri_qpan.recon.mrd_stream import HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.server import Server, Settings
+from mri_qpan.recon.serving.mrd_stream import HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.server import Server, Settings
 
 COMMAND = [sys.executable, "-m", "mri_qpan.cli", "serve", "--port", "0", "--device", "cpu"]
 

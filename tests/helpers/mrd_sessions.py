@@ -14,8 +14,8 @@ from mrd_files import header_xml, lines, random_kspace
 from mri_qpan.fourier import ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd_stream import MrdReader, MrdWriter
-from mri_qpan.recon.turns import Turns
+from mri_qpan.recon.serving.mrd_stream import MrdReader, MrdWriter
+from mri_qpan.recon.serving.turns import Turns
 
 NY, NX = 24, 32
 XML = header_xml((NX, NY, 1))

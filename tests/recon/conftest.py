@@ -8,7 +8,7 @@ import pytest
 from archives import Orthanc, start_orthanc
 from mrd_sessions import broken, zero_filled
 
-from mri_qpan.recon.server import Server, Settings
+from mri_qpan.recon.serving.server import Server, Settings
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mri_qpan.recon.batch.inputs import find_inputs
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.run import run_batch
 from mri_qpan.recon.metrics import FilesMeter, Meter, ServerMeter, metered
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText
 
 
 def scrape(port: int) -> dict[str, float]:

@@ -20,7 +20,6 @@ from mri_qpan.phantom import Ellipse, Phantom, Series
 from mri_qpan.recon import job as job_module
 from mri_qpan.recon.job import Done, Edges, Job, reconstruct_file, reconstruct_images
 from mri_qpan.recon.kspace import Geometry, Index, KSpace
-from mri_qpan.recon.painter import Painter
 from mri_qpan.recon.partial_fourier import (
     WORTH,
     Edge,
@@ -31,7 +30,8 @@ from mri_qpan.recon.partial_fourier import (
     pocs,
 )
 from mri_qpan.recon.pipeline import reconstruct
-from mri_qpan.recon.session import Lines
+from mri_qpan.recon.serving.painter import Painter
+from mri_qpan.recon.serving.session import Lines
 from mri_qpan.recon.writers import find_formats
 from mri_qpan.sampling_masks import make_mask
 from mri_qpan.solvers import SOLVERS

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_qpan.errors import MriQpanError
-from mri_qpan.recon.ends import Ends
 from mri_qpan.recon.familiar import noise_level
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import ImageSeries, KSpace
-from mri_qpan.recon.mrd_stream import head_of
 from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Result, blank, reconstruct
 from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.provenance import provenance
 from mri_qpan.recon.readers.ismrmrd import images_of
-from mri_qpan.recon.session import Lines
+from mri_qpan.recon.serving.ends import Ends
+from mri_qpan.recon.serving.mrd_stream import head_of
+from mri_qpan.recon.serving.session import Lines
 from mri_qpan.recon.writers.ismrmrd import image_message
 from mri_qpan.recon.writers.window import display_range
 

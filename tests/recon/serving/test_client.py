@@ -17,9 +17,9 @@ from mrd_sessions import CPU, KSPACE, XML, assert_is, flagged
 
 from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.methods import get_method
-from mri_qpan.recon.client import send
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd_stream import MrdReader, MrdWriter
+from mri_qpan.recon.serving.client import send
+from mri_qpan.recon.serving.mrd_stream import MrdReader, MrdWriter
 
 
 class TestSend:

@@ -19,13 +19,13 @@ from mri_qpan.errors import InputError, MriQpanError
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import Index
 from mri_qpan.recon.metrics import Meter
-from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.painter import Painter
-from mri_qpan.recon.parameters import config_in, without_effect
-from mri_qpan.recon.raw_file import Kept
 from mri_qpan.recon.readers.mrd_header import parse_header
-from mri_qpan.recon.session import Lines, Session
-from mri_qpan.recon.turns import POLL, Turns
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.painter import Painter
+from mri_qpan.recon.serving.parameters import config_in, without_effect
+from mri_qpan.recon.serving.raw_file import Kept
+from mri_qpan.recon.serving.session import Lines, Session
+from mri_qpan.recon.serving.turns import POLL, Turns
 
 DRAINING = ("null", "savedataonly")
 """Configs that take everything and make nothing."""

@@ -15,10 +15,10 @@ from mrd_sessions import CPU, KSPACE, NX, NY, SLICE, XML, assert_is, broken, fla
 from mri_qpan.fourier import fft_numpy
 from mri_qpan.methods import Method
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.readers import open_kspace
-from mri_qpan.recon.server import warm_up
-from mri_qpan.recon.session import Session
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, ConfigText, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.server import warm_up
+from mri_qpan.recon.serving.session import Session
 
 
 class TestGoodSessions:

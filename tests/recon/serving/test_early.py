@@ -18,10 +18,10 @@ from mrd_sessions import CPU, computing, flagged
 from mri_qpan.methods import Method, get_method
 from mri_qpan.recon import prepare
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.painter import Painter
-from mri_qpan.recon.session import Lines, Session
-from mri_qpan.recon.turns import Turns
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.painter import Painter
+from mri_qpan.recon.serving.session import Lines, Session
+from mri_qpan.recon.serving.turns import Turns
 
 NY, NX = 64, 48
 XML = header_xml((NX, NY, 1))

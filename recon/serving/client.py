@@ -14,10 +14,10 @@ import numpy as np
 
 from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.recon.files import from_memory, staged
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.raw_file import append_image
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.raw_file import append_image
 
 BLOCK = 256  # acquisitions read at once
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from mri_qpan.fourier import fft_numpy
-from mri_qpan.recon.conversation import DRAINING, Conversation, Counts, Settings
 from mri_qpan.recon.job import Job
 from mri_qpan.recon.kspace import Geometry, KSpace
 from mri_qpan.recon.pipeline import reconstruct
-from mri_qpan.recon.turns import Turns
+from mri_qpan.recon.serving.conversation import DRAINING, Conversation, Counts, Settings
+from mri_qpan.recon.serving.turns import Turns
 
 __all__ = ["Server", "Settings", "warm_up"]
 

@@ -9,9 +9,9 @@ import pytest
 from mrd_sessions import KSPACE, XML, computing, flagged, zero_filled
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon import conversation
-from mri_qpan.recon.conversation import Conversation, Counts, Settings
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader
+from mri_qpan.recon.serving import conversation
+from mri_qpan.recon.serving.conversation import Conversation, Counts, Settings
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader
 from mri_qpan.recon.soak import mutated, session_bytes
 
 MIDDLE = flagged(KSPACE[:, :6])

@@ -15,8 +15,8 @@ import numpy as np
 
 from mri_qpan.errors import InputError, MriQpanError
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.painter import Painter
-from mri_qpan.recon.session import Session
+from mri_qpan.recon.serving.painter import Painter
+from mri_qpan.recon.serving.session import Session
 
 if TYPE_CHECKING:
     import mrd

@@ -12,8 +12,8 @@ from mrd_files import line, random_kspace
 from mrd_sessions import KSPACE, SLICE, XML, flagged
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon import raw_file
-from mri_qpan.recon.raw_file import Kept, RawFile
+from mri_qpan.recon.serving import raw_file
+from mri_qpan.recon.serving.raw_file import Kept, RawFile
 
 IMAGE = ismrmrd.Image.from_array(np.arange(20, dtype=np.float32).reshape(1, 1, 4, 5))
 ALONG = ismrmrd.Acquisition.from_array(random_kspace(3, 7), np.arange(14, dtype=np.float32).reshape(7, 2))
@@ -152,7 +152,9 @@ def test_images_may_come_before_the_header(tmp_path: Path) -> None:
 
 def test_no_session_replaces_what_another_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that comes again within the second, or a clock that went back, give the name of before."""
-    monkeypatch.setattr("mri_qpan.recon.raw_file.time", SimpleNamespace(strftime=lambda _: "20261123-120000"))
+    monkeypatch.setattr(
+        "mri_qpan.recon.serving.raw_file.time", SimpleNamespace(strftime=lambda _: "20261123-120000")
+    )
     for message in SLICE[:3]:
         kept = Kept(tmp_path, "peer:1", pytest.fail)
         kept.begin(XML)

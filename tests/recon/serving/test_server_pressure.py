@@ -11,8 +11,8 @@ import pytest
 from mrd_files import header_xml, lines, random_kspace
 from mrd_sessions import NX, NY, XML, assert_is, computing, flagged, zero_filled
 
-from mri_qpan.recon.conversation import WAITING_IMAGES, Conversation, Counts, Settings
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.conversation import WAITING_IMAGES, Conversation, Counts, Settings
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
 
 SMALL = 4096  # bytes of the sockets' buffers: an image does not fit
 
@@ -82,7 +82,7 @@ def test_who_does_not_read_is_not_read_from(session: Session) -> None:
 
 @pytest.mark.parametrize("session", [1.5], indirect=True)
 def test_patience_with_it_ends(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mri_qpan.recon.conversation.GIVE_UP", 0.3)
+    monkeypatch.setattr("mri_qpan.recon.serving.conversation.GIVE_UP", 0.3)
     session.push(50)
     session.thread.join(30)
     assert not session.thread.is_alive()

@@ -21,10 +21,10 @@ from mrd_sessions import KSPACE, NX, SLICE, XML, flagged, images, talk, texts, z
 from waiting import until
 
 from mri_qpan.errors import InputError, ModelError
-from mri_qpan.recon import mrd_stream
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.server import Server, Settings
+from mri_qpan.recon.serving import mrd_stream
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.server import Server, Settings
 
 BAD: dict[str, tuple[list[Any], str]] = {
     "garbage": ([b"\xff" * 64], "not MRD"),
@@ -284,7 +284,7 @@ class TestRobustness:
             assert dataset.number_of_acquisitions() == len(SLICE)
 
     def test_patience_outlives_a_bad_image(self, serve, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mri_qpan.recon.conversation.GIVE_UP", 0.2)
+        monkeypatch.setattr("mri_qpan.recon.serving.conversation.GIVE_UP", 0.2)
         with socket.create_connection(serve(), timeout=30) as connection:
             writer, reader = MrdWriter(connection), iter(MrdReader(connection))
             for message in (ConfigFile("default"), HeaderText(XML)):

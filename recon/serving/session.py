@@ -10,11 +10,11 @@ from typing import Any
 import ismrmrd
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.early import Early
-from mri_qpan.recon.ends import ended_by
 from mri_qpan.recon.kspace import COUNTERS, Index
 from mri_qpan.recon.readers.mrd_header import EncodingHeader, parse_header, parse_xml, text_of
 from mri_qpan.recon.readers.mrd_kinds import NON_IMAGING
+from mri_qpan.recon.serving.early import Early
+from mri_qpan.recon.serving.ends import ended_by
 
 SAMPLE = 8
 """Bytes of a sample."""

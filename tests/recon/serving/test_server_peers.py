@@ -22,8 +22,8 @@ from mrd_files import write
 from mrd_sessions import KSPACE, SLICE, XML, assert_is, broken, flagged, images, talk, texts, zero_filled
 
 from mri_qpan.errors import ReconError
-from mri_qpan.recon.client import send
-from mri_qpan.recon.mrd_stream import HeaderText, MrdReader
+from mri_qpan.recon.serving.client import send
+from mri_qpan.recon.serving.mrd_stream import HeaderText, MrdReader
 
 CONFIG_FILE, CONFIG_TEXT, HEADER, CLOSE, TEXT, ACQUISITION, IMAGE, WAVEFORM = 1, 2, 3, 4, 5, 1008, 1022, 1026
 

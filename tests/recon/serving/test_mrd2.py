@@ -16,10 +16,10 @@ from mrd_sessions import expected, zero_filled
 
 from mri_qpan.errors import InputError
 from mri_qpan.methods import get_method
-from mri_qpan.recon import mrd2
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd2 import acquisition, header_xml, reconstruct_stream
 from mri_qpan.recon.readers.mrd_header import parse_header
+from mri_qpan.recon.serving import mrd2
+from mri_qpan.recon.serving.mrd2 import acquisition, header_xml, reconstruct_stream
 
 NY, NX = 24, 32
 

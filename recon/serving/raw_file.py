@@ -20,7 +20,7 @@ from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype, waveform_d
 from numpy.typing import NDArray
 
 from mri_qpan.errors import InputError
-from mri_qpan.recon.mrd_stream import head_of
+from mri_qpan.recon.serving.mrd_stream import head_of
 
 RESERVE = 2**26
 """Bytes of the disk that are left free: what was kept until then can be closed, and read."""

@@ -12,7 +12,7 @@ from mri_qpan._version import __version__
 from mri_qpan.cli.main import app
 from mri_qpan.errors import InputError
 from mri_qpan.methods import method_names
-from mri_qpan.recon import openrecon
+from mri_qpan.recon.serving import openrecon
 
 ENGLISH = {"type": "object", "required": ["en"], "properties": {"en": {"type": "string"}}}
 

@@ -17,9 +17,9 @@ from waiting import until
 from mri_qpan.errors import InputError
 from mri_qpan.methods import Method
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
-from mri_qpan.recon.painter import Painter
-from mri_qpan.recon.session import Lines, Session
+from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
+from mri_qpan.recon.serving.painter import Painter
+from mri_qpan.recon.serving.session import Lines, Session
 
 STEPS = limit_xml("kspace_encoding_step_1", NY - 1, NY // 2)
 HEAD = [ConfigFile("default"), HeaderText(XML)]
@@ -244,7 +244,7 @@ def test_odd_limits_of_averages_end_no_session(serve, maximum: str) -> None:
 
 
 def test_numbers_of_images_start_again_after_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mri_qpan.recon.painter.LARGEST_NUMBER", 2)
+    monkeypatch.setattr("mri_qpan.recon.serving.painter.LARGEST_NUMBER", 2)
     session, painter = Session(XML, "peer", 10**8), Painter(slow(0)(), XML, "peer")
     numbers = []
     for number in range(5):

@@ -1,0 +1,1 @@
+"""The MRD server and client, and MRD streams: acquisitions come in one by one, images leave."""
