@@ -55,9 +55,12 @@ def mask(
             kind, made = _make(source, shape, calib)
         if output is not None:
             save_mask(output, made)
+        described = _describe(kind, made)
     except MaskError as error:
         raise OptionError(str(error)) from None
-    typer.echo(_describe(kind, made))
+    except MemoryError:
+        raise InputError(f"{source}: no memory for a mask of that size") from None
+    typer.echo(described)
     if output is not None:
         typer.echo(f"written to {output}")
 

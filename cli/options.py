@@ -25,10 +25,10 @@ Method = Annotated[
 Undersample = Annotated[
     str | None,
     typer.Option(
-        metavar="KIND:RATIO[:SEED]",
+        metavar="KIND:RATIO[:SEED]|FILE",
         help="For a fully sampled file: leave samples out, reconstruct, and compare with the full image."
         " lines:0.25 keeps a quarter of the lines, poisson:4x:7 a quarter of the samples with seed 7;"
-        " `mri-qpan mask` knows the kinds.",
+        " `mri-qpan mask` knows the kinds. Or a mask's file (.npy, .mat, .cfl, .png), as it writes them.",
     ),
 ]
 Maps = Annotated[

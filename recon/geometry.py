@@ -124,6 +124,10 @@ def place_notes(images: Sequence[Image]) -> list[str]:
     first = volumes(images)[0]
     if len(first) < 2:
         return []
+    try:
+        _check_parallel(first)
+    except ReconError:  # of a localiser each slice says its own place
+        return []
     positions = np.array([image.geometry.position for image in first])
     if np.ptp(positions, axis=0).max() < SPACING_TOLERANCE_MM:
         return [f"all {len(first)} slices have one position: taken as side by side, in their numbers' order"]

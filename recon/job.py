@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import math
+import os
 import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -30,9 +30,10 @@ from mri_qpan.recon.maps import maps_of
 from mri_qpan.recon.memory import budget
 from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Result, blank, reconstruct
-from mri_qpan.recon.provenance import peak_memory_mib, provenance
+from mri_qpan.recon.provenance import peak_memory_mib
 from mri_qpan.recon.readers import open_kspace
 from mri_qpan.recon.readers.mrd_slabs import Slabs
+from mri_qpan.recon.record import Record, check_replaced, earlier_outputs, record_of, seconds_of
 from mri_qpan.recon.report import Shown, page, show
 from mri_qpan.recon.slabs import reconstruct_slabs, study_slabs
 from mri_qpan.recon.study import Study, Undersampling, study
@@ -45,7 +46,6 @@ PHASED = ("ismrmrd", "nifti", "png", "dicom")
 BAD_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)
 """What a file system says of one file's name, not of its state."""
 
-Record = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 
@@ -169,7 +169,7 @@ def reconstruct_file(
     Raises
     ------
     InputError
-        If the file cannot be used, or no output can have its name.
+        If the file cannot be used, no output can have its name, or one would replace what is no output.
     ReconError
         If an image fails, the outputs cannot be written (`WriteError`), or `stop` came first
         (`StoppedError`).
@@ -178,6 +178,8 @@ def reconstruct_file(
         raise InputError(f"{path} is a folder: give the files in it, such as {path / '*.h5'}")
     started = time.perf_counter()
     stream = open_kspace(path, job.dims, _memory(job))
+    stem, beside = output_stem(path, job.method), _json_path(folder, path, job)
+    check_replaced(beside, [beside.name, *(stem + kind.suffix for kind in job.formats.values())])
     total = len(stream)
     done: list[Done] = []
     edges: Edges = {}
@@ -198,12 +200,12 @@ def reconstruct_file(
         progress(len(done), total)
     if not any(one.result.figures.ratio for one in done):
         raise InputError(f"{path}: every sample is zero, there is nothing to reconstruct")
-    record = _record(path, job, done)
+    record = record_of(path, job, done)
     moment = time.perf_counter()
     try:
         with staged(folder) as stage:
-            record |= _write(stage / output_stem(path, job.method), done, stream.xml, record, job)
-            record["seconds"] = _seconds(done, read_seconds, time.perf_counter() - moment)
+            record |= _write(stage / stem, done, stream.xml, record, job)
+            record["seconds"] = seconds_of(done, read_seconds, time.perf_counter() - moment)
             record["peak_memory_mib"] = peak_memory_mib(job.device)
             pages = [d.shown for d in done if d.shown is not None]
             if pages:
@@ -211,8 +213,13 @@ def reconstruct_file(
                 record["outputs"].append(html.name)
                 # The record names the input, and names need not be UTF-8.
                 html.write_text(page(record, pages), encoding="utf-8", errors="backslashreplace")
-            _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+            check_replaced(beside, record["outputs"])
             left = leftovers(folder, record["outputs"])
+            stale = earlier_outputs(beside) - set(record["outputs"]) - {plane.name for plane in left}
+            stale = {name for name in stale if os.path.lexists(folder / name)}
+            if stale:
+                record["notes"].append(f"of an earlier run, and not of this one: {', '.join(sorted(stale))}")
+            _json_path(stage, path, job).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
         for plane, known in left.items():
             with suppress(FileNotFoundError):
                 if version(plane) == known:
@@ -327,60 +334,6 @@ def _memory(job: Job) -> int:
 
 def _json_path(folder: Path, path: Path, job: Job) -> Path:
     return folder / f"{output_stem(path, job.method)}.json"
-
-
-def _record(path: Path, job: Job, done: list[Done]) -> Record:
-    results = [d.result for d in done]
-    measured = [r.figures for r in results if r.figures.ratio]
-    spec = None if job.undersampling is None else job.undersampling.spec
-    record: Record = provenance(path, job.method, measured, spec)
-    if job.command is not None:
-        record["command"] = job.command
-    record["device"] = str(job.device)
-    record["residual"] = float(np.mean([f.residual for f in measured]))
-    record["notes"] = list(dict.fromkeys(note for r in results for note in r.notes))
-    record["warnings"] = list(dict.fromkeys(warning for r in results for warning in r.warnings))
-    record["images"] = [_image_record(d) for d in done]
-    studies = [d.study for d in done if d.study is not None]
-    if studies:
-        record["metrics"] = _mean_metrics(studies)
-    return record
-
-
-def _image_record(done: Done) -> Record:
-    record = asdict(done.result.image.index) | asdict(done.result.figures)
-    record["matrix_zyx"] = list(done.result.image.data.shape)
-    if done.result.likeness:
-        record["likeness"] = done.result.likeness
-    if done.study is not None:
-        record["metrics"] = _mean_metrics([done.study])
-    for quantity, image in done.result.maps.items():
-        values = np.abs(image.data)[image.data != 0]
-        if values.size:
-            quantiles = np.quantile(values, (0.5, 0.99)).tolist()
-            record[quantity.suffix] = dict(zip(("median", "percentile_99"), quantiles, strict=True))
-    return record
-
-
-def _mean_metrics(studies: list[Study]) -> dict[str, dict[str, float | None]]:
-    return {
-        method: {name: _finite(np.mean([s.metrics[method][name] for s in studies])) for name in figures}
-        for method, figures in studies[0].metrics.items()
-    }
-
-
-def _finite(value: np.floating[Any]) -> float | None:
-    """Return a number that JSON knows: an exact image's PSNR is infinite, null there."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _seconds(done: list[Done], read: float, write: float) -> dict[str, float]:
-    return {
-        "read": read,
-        "maps": sum(d.result.figures.maps_seconds for d in done),
-        "recon": sum(d.result.figures.recon_seconds for d in done),
-        "write": write,
-    }
 
 
 def _write(stem: Path, done: list[Done], xml: str | None, record: Record, job: Job) -> Record:

@@ -11,6 +11,7 @@ from mri_qpan.bart import DIMENSIONS, read_cfl
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import KSpace
 from mri_qpan.recon.readers.bart import SUFFIXES as CFL
+from mri_qpan.recon.readers.bart import check_named_as_bart_does
 
 Complex = NDArray[np.complex64]
 
@@ -34,6 +35,7 @@ def load_maps(path: Path) -> Complex:
     InputError
         If the file cannot be read or holds another kind of array.
     """
+    check_named_as_bart_does(path)
     try:
         maps = _from_bart(path) if path.suffix in CFL else np.load(path, allow_pickle=False)
     except InputError:

@@ -248,6 +248,9 @@ def solve(
         image, filled = fill_edge(image, prepared.mask, partial_fourier, name, signal, edge)
     if filled is not None:
         notes.append(f"partial Fourier: {filled}")
+    elif prepared.coord is not None and getattr(method, "name", "") == "zero-filled":
+        # Of A^H A the largest eigenvalue is 1, not the mean: it gets the brightness that fits the samples.
+        image = image * (image.abs().square().sum() / (image.conj() * encoding.normal(image)).sum().real)
     # Where no coil sees anything, no sample says what the image is.
     image = image * (encoding.mps != 0).any(dim=2 if sets else 1)
     if hard_dc:

@@ -107,7 +107,7 @@ def prepare(
         notes = ["coil maps as given, normalised to unit sum of squares"]
     elif kspace.coord is not None and weights is not None:
         stack = kspace.coord.shape[1] == 2 and kspace.recon_shape[0] > 1
-        found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1, planes=stack)
+        found, notes = _estimate(_gridded(kspace, kspace.coord, weights), 1, planes=stack, folds=False)
     else:
         if zero_phase is not None and mixer is not None:
             zero_phase = compression.mix(mixer, zero_phase)
@@ -284,8 +284,12 @@ def _estimate(
     zero_phase: Complex | None = None,
     *,
     planes: bool = False,
+    folds: bool = True,
 ) -> tuple[Complex, list[str]]:
-    """Return the coil maps and notes on how they were found; with `planes` in the planes (y, x) of a slab."""
+    """Return the coil maps and notes on how they were found; with `planes` in the planes (y, x) of a slab.
+
+    `folds` is whether an object larger than the field of view would fold over: not along a trajectory.
+    """
     depth, height, width = kspace.mask.shape
     shape = depth, height, width
     if kspace.data.shape[0] == 1:
@@ -306,7 +310,7 @@ def _estimate(
     noise = 0.0 if covariance is None else float(np.sqrt(np.trace(covariance).real / len(covariance)))
     region = np.ascontiguousarray(calib[:, *block])
     # One reference scan serves the frames of a series: its maps are found once.
-    rest = shape, planes, sets, noise, floor
+    rest = shape, planes, folds, sets, noise, floor
     key = (fingerprint(region), str(block), *rest, None if zero_phase is None else fingerprint(zero_phase))
     maps, notes = _maps.get(key, lambda: _calibrated(region, block, *rest, zero_phase))
     return maps, list(notes)
@@ -323,6 +327,7 @@ def _calibrated(
     block: coils.Block,
     shape: tuple[int, int, int],
     planes: bool,
+    folds: bool,
     sets: int | None,
     noise: float,
     floor: float,
@@ -334,14 +339,14 @@ def _calibrated(
     ----------
     region, block
         (coil, z, y, x), and its place in k-space.
-    shape, planes, sets, noise, floor, zero_phase
+    shape, planes, folds, sets, noise, floor, zero_phase
         See `coils.slab_maps`, `_estimate` and `prepare`.
     """
     sizes = " x ".join(map(str, region.shape[2:] if shape[0] == 1 else region.shape[1:]))
     where = f"a calibration region of {sizes} ({'z, ' * (shape[0] > 1)}y, x)"
     notes = [f"coil maps by ESPIRiT from {where}"]
     if shape[0] == 1:
-        share = espirit.folded_share(region[:, 0], noise=noise)
+        share = espirit.folded_share(region[:, 0], noise=noise) if folds else 0.0
         if share > FOLDED and sets in (1, None):
             consequence = "maps cannot tell the two layers apart" if sets == 1 else "maps for each layer"
             notes.append(

@@ -17,7 +17,7 @@ from mri_qpan.recon.job import Job
 from mri_qpan.recon.maps import load_maps
 from mri_qpan.recon.partial_fourier import check_mode
 from mri_qpan.recon.readers.array_trajectory import Trajectory
-from mri_qpan.recon.study import Undersampling
+from mri_qpan.recon.study import Undersampling, is_mask_file
 from mri_qpan.recon.writers import DEFAULT, find_formats
 
 
@@ -30,7 +30,7 @@ class Recipe:
     method
         See `methods.get_method`.
     undersample
-        KIND:RATIO[:SEED] (see `study.Undersampling`).
+        KIND:RATIO[:SEED] or a mask's file (see `study.Undersampling`).
     maps
         File of coil sensitivities (see `maps.load_maps`).
     formats
@@ -100,7 +100,15 @@ class Recipe:
             axes, _, words = dims.partition("@")
             dims = f"{axes}@{trajectory.absolute()}:{words.rpartition(':')[2]}"
         maps = None if self.maps is None else self.maps.absolute()
-        return replace(self, method=method, maps=maps, dims=dims)
+        mask = None if self._mask_file() is None else str(Path(self.undersample or "").absolute())
+        return replace(self, method=method, maps=maps, dims=dims, undersample=mask or self.undersample)
+
+    def _mask_file(self) -> Path | None:
+        """Return the file whose content is the mask: of BART's two, the one with the samples."""
+        if self.undersample is None or not is_mask_file(self.undersample):
+            return None
+        path = Path(self.undersample)
+        return path.with_suffix(".cfl") if path.suffix == ".hdr" else path
 
     def _trajectory_file(self) -> Path | None:
         """Return the .npy file that `dims` names, if it does."""
@@ -119,7 +127,7 @@ class Recipe:
         """
         file = self.method.rpartition(":")[0]
         code = _sha256(Path(file)) if file.endswith(".py") else None
-        trajectory = self._trajectory_file()
+        trajectory, mask = self._trajectory_file(), self._mask_file()
         known = [
             __version__,
             method.name,
@@ -127,6 +135,7 @@ class Recipe:
             self.undersample,
             None if self.maps is None else _sha256(self.maps),
             None if trajectory is None else _sha256(trajectory),
+            None if mask is None else _sha256(mask),
             sorted(self.formats),
             [self.compress, self.dims, self.hard_dc, self.strict, self.report, self.replicas],
             [self.partial_fourier, self.phase, self.memory, self.device],

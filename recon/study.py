@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,31 +20,43 @@ from mri_qpan.recon.kspace import Image, KSpace
 from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Complex, Result, solve, to_image, to_torch, with_noise_maps
 from mri_qpan.recon.prepare import Prepared, checked, condition, prepare
-from mri_qpan.sampling_masks import MaskError, make_mask, parse_spec, ratio_of
+from mri_qpan.sampling_masks import SUFFIXES, MaskError, load_mask, make_mask, parse_spec, ratio_of
 from mri_qpan.scaling import Level
 
 METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "nmse": metrics.nmse, "hfen": metrics.hfen}
 
 
+def is_mask_file(spec: str) -> bool:
+    """Return whether the words of `--undersample` name a file."""
+    return Path(spec).suffix.lower() in SUFFIXES
+
+
 @dataclass(frozen=True)
 class Undersampling:
-    """Which samples to keep: a kind of mask, its ratio and seed, and the words that asked for it."""
+    """Which samples to keep: a kind of mask, its ratio and seed, and the words that asked for it.
+
+    `given` is the mask of a file instead, (y, x) or (z, y, x).
+    """
 
     spec: str
     kind: str
     ratio: float
     seed: int
+    given: NDArray[np.bool_] | None = None
 
     @classmethod
     def parse(cls, spec: str) -> Undersampling:
-        """Read KIND:RATIO[:SEED].
+        """Read KIND:RATIO[:SEED], or the mask in a file of a kind that `load_mask` knows.
 
         Raises
         ------
         InputError
-            If `spec` is not of that form.
+            If `spec` is neither.
         """
         try:
+            if is_mask_file(spec):
+                mask = load_mask(spec)
+                return cls(spec, "file", ratio_of(mask), 0, mask)
             return cls(spec, *parse_spec(spec))
         except MaskError as error:
             raise OptionError(f"--undersample: {error}") from error
@@ -54,9 +67,14 @@ class Undersampling:
         Raises
         ------
         InputError
-            If no mask of that kind and ratio fits the matrix.
+            If no mask of that kind and ratio fits the matrix, or the one given does not.
         """
         wanted = shape[1:] if shape[0] == 1 else shape
+        if self.given is not None:
+            if self.given.shape != tuple(wanted):
+                given, matrix = (" x ".join(map(str, sides)) for sides in (self.given.shape, wanted))
+                raise InputError(f"--undersample {self.spec}: a mask of {given} for a matrix of {matrix}")
+            return self.given.reshape(shape)
         try:
             return make_mask(self.kind, wanted, self.ratio, seed=self.seed).reshape(shape)
         except MaskError as error:

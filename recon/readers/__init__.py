@@ -5,11 +5,14 @@ from pathlib import Path
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.readers import arrays, bart, fastmri, ismrmrd, twix
+from mri_qpan.recon.readers.bart import check_named_as_bart_does
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.stream import KSpaceStream
 
 GROUP = "mri_qpan.readers"
 """Entry points of other packages: name a suffix (".dat"), point to a function path -> `KSpaceStream`."""
+
+IMAGES = (".nii", ".nii.gz", ".dcm", ".png", ".jpg", ".tif", ".tiff")
 
 HDF5 = (".h5", ".hdf5", ".mrd")
 
@@ -44,6 +47,9 @@ def open_kspace(path: str | Path, dims: str | None = None, memory: int | None = 
         return plugin.load()(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: a folder, or no ordinary file")
+    check_named_as_bart_does(path)
+    if path.name.lower().endswith(IMAGES):
+        raise InputError(f"{path}: an image by its name, not k-space")
     if path.suffix.lower() in arrays.SUFFIXES:
         return arrays.read(path, dims)
     if path.suffix.lower() == ".npz":

@@ -222,6 +222,8 @@ def _choose(path: Path, held: Variables, axes: int, variable: str, real: bool) -
         name = variable or VARIABLE
     elif variable or len(fitting) != 1:
         shown = ", ".join(f"{name} {tuple(shape)}" for name, (_, shape) in held.items()) or "nothing"
+        if variable:
+            raise InputError(f"{path}: holds no variable {variable!r}, but {shown}")
         raise InputError(f"{path}: holds {shown}: say which is the k-space, with --dims VARIABLE:NAME,…")
     else:
         name = fitting[0]

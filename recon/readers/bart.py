@@ -51,3 +51,10 @@ def read(path: Path) -> KSpaceStream:
         )
     named = array.reshape(*(sizes[d] for d in COUNTERS), coils, nz, ny, nx)
     return stream(named, [*COUNTERS.values(), "coil", "z", "y", "x"], path, NOTE)
+
+
+def check_named_as_bart_does(path: Path) -> None:
+    """Tell who leaves the suffix of a .cfl out, as BART's commands do, what to write."""
+    samples = path.with_name(f"{path.name}.cfl")
+    if not path.exists() and samples.is_file():
+        raise InputError(f"{path}: no such file, but {samples.name}: give its suffix too")

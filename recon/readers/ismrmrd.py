@@ -350,6 +350,7 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
             coord = planned.in_encoded_field_of_view(raw, rows)
             every = np.concatenate(coord)[:, -2:]
             notes = (*planned.notes(index), *short_notes(every, planned.encoded[-2:]))
+            notes += tuple(planned.unit_notes(every))
             space = planned
             stack = find_stack(coord, int(planned.encoded[0])) if coord[0].shape[1] == 3 else None
             if stack is not None:

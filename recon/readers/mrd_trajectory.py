@@ -19,6 +19,9 @@ from mri_qpan.recon.readers.mrd_space import asked_for, geometry_of, stamp_of, u
 
 CARTESIAN = "cartesian"
 
+LARGER, EQUAL = 1.2, 0.05
+"""Of `unit_notes`: how much larger than the delivered field of view, and how nearly of one reach."""
+
 
 def is_along_trajectory(measurement: Measurement) -> bool:
     """Return whether the imaging acquisitions lie along a trajectory, by the header of their encoding."""
@@ -118,6 +121,20 @@ class TrajectoryPlan:
         """
         half = np.array(self.recon_shape[-coord.shape[1] :]) / 2
         return np.asarray((np.abs(coord) <= half).all(axis=1))
+
+    def unit_notes(self, coord: NDArray[np.float32]) -> list[str]:
+        """Say where coordinates (sample, n), over the encoded field of view, end where the image's do.
+
+        They may then be cycles over the field of view to deliver, and the image of half the resolution wrong.
+        """
+        ratio, reach = float(self.ratio[-1]), float(np.abs(coord[:, -1]).max())
+        half = self.recon_shape[-1] / 2
+        if ratio < LARGER or not (1 - EQUAL) * half <= reach <= (1 + EQUAL) * half:
+            return []
+        return [
+            f"the trajectory reaches {reach:.3g} of {ratio * half:g} cycles over the encoded field of view,"
+            f" as many as the image has over its own, {half:g}: if that was meant, its unit is taken wrongly"
+        ]
 
     def noise_scale(self, index: Index) -> float:
         """Return the noise power of an image's samples over the noise scan's (`mrd_noise.noise_scale`)."""

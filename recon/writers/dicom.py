@@ -124,7 +124,7 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     moments = sorted({_moment(i) for i in turned})
     names = varying([i.index for i in turned])
     comment = str(common.ImageComments)
-    for number, (image, plane, affine) in enumerate(_planes(turned), start=1):
+    for number, (image, plane, affine, even) in enumerate(_planes(turned), start=1):
         dataset = _file(common)
         _describe(dataset, header, image, number)
         dataset.TemporalPositionIdentifier = moments.index(_moment(image)) + 1
@@ -133,7 +133,7 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
         if image.index in triggered:
             dataset.TriggerTime = _decimal(triggered[image.index])
         dataset.ScanOptions = "CG" if image.index in triggered else ""  # cardiac gating
-        _place(dataset, image, affine, plane)
+        _place(dataset, image, affine, plane, even)
         dataset.InPlanePhaseEncodingDirection = encoded[image.index]
         pixels = series.pixels(image)[plane if image.data.shape[0] > 1 else 0]
         _set_pixels(dataset, np.round((pixels - least) / slope).astype(np.uint16))
@@ -186,18 +186,23 @@ def _moment(image: Image) -> tuple[int, int, int]:
     return image.index.repetition, image.index.phase, image.index.set
 
 
-def _planes(images: list[Image]) -> Iterator[tuple[Image, int, Array]]:
-    """Yield every plane: its image, its number along the volume, and the volume's affine."""
+def _planes(images: list[Image]) -> Iterator[tuple[Image, int, Array, bool]]:
+    """Yield every plane: its image, its number along the volume, and the volume's affine.
+
+    The last is False where slices make no evenly spaced volume: each has an affine of its own.
+    """
     for volume in volumes(images):
         try:
             ordered, affine = stack(volume)
         except ReconError:  # planes of their own, as localisers are
-            yield from ((i, z, affine_lps(i.geometry, i.data.shape)) for i in volume for z in _depth(i))
+            for image in volume:
+                own, even = affine_lps(image.geometry, image.data.shape), image.data.shape[0] > 1
+                yield from ((image, z, own, even) for z in _depth(image))
             continue
         if len(ordered) > 1:
-            yield from ((image, z, affine) for z, image in enumerate(ordered))
+            yield from ((image, z, affine, True) for z, image in enumerate(ordered))
         else:
-            yield from ((ordered[0], z, affine) for z in _depth(ordered[0]))
+            yield from ((ordered[0], z, affine, True) for z in _depth(ordered[0]))
 
 
 def _depth(image: Image) -> range:
@@ -334,13 +339,14 @@ def _describe(dataset: Dataset, header: Element, image: Image, number: int) -> N
         del dataset.InversionTime
 
 
-def _place(dataset: Dataset, image: Image, affine: Array, plane: int) -> None:
+def _place(dataset: Dataset, image: Image, affine: Array, plane: int, even: bool) -> None:
     geometry = image.geometry
     x, y, z = voxel_size(geometry, image.data.shape)
     first = affine @ [0, 0, plane, 1]
     dataset.PixelSpacing = [_decimal(y), _decimal(x)]
     dataset.SliceThickness = _decimal(z)
-    dataset.SpacingBetweenSlices = _decimal(float(abs(affine[:3, 2] @ np.array(geometry.slice_dir))))
+    if even:
+        dataset.SpacingBetweenSlices = _decimal(float(abs(affine[:3, 2] @ np.array(geometry.slice_dir))))
     dataset.ImagePositionPatient = [_decimal(v) for v in first[:3]]
     dataset.ImageOrientationPatient = [_decimal(v) for v in (*geometry.read_dir, *geometry.phase_dir)]
     dataset.SliceLocation = _decimal(float(first[:3] @ np.array(geometry.slice_dir)))

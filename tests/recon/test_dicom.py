@@ -84,6 +84,17 @@ def test_header_comes_from_the_measurement(tmp_path: Path) -> None:
     assert list(first.PixelSpacing) == [2, 2]
 
 
+def test_slices_at_odd_distances_claim_no_spacing(tmp_path: Path) -> None:
+    uneven = series(contrasts=1, slices=3)
+    images = [
+        replace(image, geometry=replace(image.geometry, position=(0.0, 0.0, place)))
+        for image, place in zip(uneven.images, (12.0, 28.0, 36.0), strict=True)
+    ]
+    files = written(tmp_path, replace(uneven, images=images))
+    assert ["SpacingBetweenSlices" in file for file in files] == [False] * 3
+    assert [float(file.SliceThickness) for file in files] == [3] * 3
+
+
 def test_an_echo_time_that_the_header_lacks_stays_empty(tmp_path: Path) -> None:
     files = written(tmp_path, series(contrasts=3, slices=1))
     assert [f.EchoTime for f in files] == [12.5, 30, None]

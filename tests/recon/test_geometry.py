@@ -200,6 +200,12 @@ def test_what_is_assumed_of_slices_is_said(places: tuple[int, ...], words: str |
     assert not notes if words is None else words in notes[0]
 
 
+def test_slices_of_a_localiser_lie_where_they_say() -> None:
+    turned = Geometry((9, 9, 3), read_dir=(0, 1, 0), phase_dir=(0, 0, 1), slice_dir=(1, 0, 0))
+    pixels = np.zeros((1, 4, 4), np.complex64)
+    assert place_notes([Image(pixels, Geometry((9, 9, 3))), Image(pixels, turned, Index(slice=1))]) == []
+
+
 @pytest.mark.parametrize(
     ("geometries", "message"),
     [

@@ -14,7 +14,7 @@ from mrd_files import header_xml, lines, random_kspace, write
 from torch import Tensor
 
 from mri_qpan.encoding import Normal
-from mri_qpan.errors import InputError, ReconError
+from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.fourier import ifft_numpy
 from mri_qpan.methods import Method, get_method
 from mri_qpan.recon.job import Job, StoppedError, output_stem, reconstruct_file
@@ -25,6 +25,7 @@ from mri_qpan.recon.prepare import prepare
 from mri_qpan.recon.study import Undersampling
 from mri_qpan.recon.writers import Format, find_formats
 from mri_qpan.recon.writers.ismrmrd_raw import write_raw
+from mri_qpan.sampling_masks import make_mask, save_mask
 
 Maker = Callable[..., KSpace]
 CPU = torch.device("cpu")
@@ -114,6 +115,25 @@ def test_outputs_and_record(raw: Path, tmp_path: Path) -> None:
     assert record["images"][0]["matrix_zyx"] == [1, 48, 40]
 
 
+def test_a_study_may_have_the_mask_of_a_file(raw: Path, tmp_path: Path) -> None:
+    """Published masks are files, with the zero frequency at the corner in MATLAB's."""
+    figures = []
+    for spec in ("lines:0.5:3", str(tmp_path / "m.npy"), str(tmp_path / "m.mat")):
+        if spec.startswith("/"):
+            save_mask(spec, make_mask("lines", (48, 40), 0.5, seed=3))
+        job = Job(get_method("cg-sense"), CPU, Undersampling.parse(spec))
+        (tmp_path / "out").mkdir(exist_ok=True)
+        record = reconstruct_file(raw, tmp_path / "out", job)
+        assert record["undersample"] == spec
+        figures.append((record["mask_hash"], record["metrics"]))
+    assert figures[0] == figures[1] == figures[2]
+    save_mask(tmp_path / "m.npy", np.ones((40, 48), bool))
+    with pytest.raises(InputError, match="a mask of 40 x 48 for a matrix of 48 x 40"):
+        reconstruct_file(raw, tmp_path, replace(job, undersampling=Undersampling.parse(f"{tmp_path}/m.npy")))
+    with pytest.raises(OptionError, match="no such file"):
+        Undersampling.parse(f"{tmp_path}/none.npy")
+
+
 def test_a_study_saves_its_figures(raw: Path, tmp_path: Path) -> None:
     job = Job(get_method("cg-sense"), CPU, Undersampling.parse("lines:0.5"))
     record = reconstruct_file(raw, tmp_path, job)
@@ -124,10 +144,34 @@ def test_a_study_saves_its_figures(raw: Path, tmp_path: Path) -> None:
     assert set(record["metrics"]["zero-filled"]) == {"psnr", "ssim", "nmse", "hfen"}
 
 
-def test_existing_outputs_are_replaced(raw: Path, tmp_path: Path) -> None:
-    (tmp_path / "scan_zero-filled.png").write_text("old")
+def test_outputs_of_an_earlier_run_are_replaced(raw: Path, tmp_path: Path) -> None:
     reconstruct_file(raw, tmp_path, ZERO_FILLED)
-    assert (tmp_path / "scan_zero-filled.png").read_bytes().startswith(b"\x89PNG")
+    whole = (tmp_path / "scan_zero-filled.png").read_bytes()
+    (tmp_path / "scan_zero-filled.png").write_text("old")
+    record = reconstruct_file(raw, tmp_path, ZERO_FILLED)
+    assert (tmp_path / "scan_zero-filled.png").read_bytes() == whole
+    assert not any("earlier run" in note for note in record["notes"])
+
+
+def test_those_that_are_not_made_again_are_told_of(raw: Path, tmp_path: Path) -> None:
+    job = replace(ZERO_FILLED, formats=find_formats(["npy", "png"]), report=True)
+    reconstruct_file(raw, tmp_path, job)
+    record = reconstruct_file(raw, tmp_path, replace(job, formats=find_formats(["png"]), report=False))
+    (note,) = (note for note in record["notes"] if "earlier run" in note)
+    assert note.endswith("scan_zero-filled.html, scan_zero-filled.npy")
+    assert (tmp_path / "scan_zero-filled.npy").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["scan_zero-filled.png", "scan_zero-filled.json", "scan_zero-filled_phase.png"]
+)
+def test_what_is_no_output_is_not_replaced(raw: Path, tmp_path: Path, name: str) -> None:
+    """Raw data may have such a name, and another input of the same command too."""
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match=r"would be replaced.*move it away"):
+        reconstruct_file(raw, tmp_path, replace(ZERO_FILLED, phase=True))
+    assert (tmp_path / name).read_text() == "precious"
+    assert names(tmp_path) == [name]
 
 
 def test_planes_of_a_longer_series_before_go(tmp_path: Path, small_kspace: Maker) -> None:

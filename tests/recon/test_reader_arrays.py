@@ -72,7 +72,7 @@ def test_a_variable_is_named(tmp_path: Path, version: str) -> None:
                 file[name] = array.T
     (image,) = open_kspace(path, "reference:y,x")
     np.testing.assert_array_equal(image.data[0, 0], several["reference"])
-    with pytest.raises(InputError, match=r"holds kspace \(6, 8\), reference"):
+    with pytest.raises(InputError, match=r"holds no variable 'other', but kspace \(6, 8\), reference"):
         open_kspace(path, "other:y,x")
     np.save(tmp_path / "k.npy", several["kspace"])
     with pytest.raises(InputError, match="no variable called 'reference'"):

@@ -125,3 +125,17 @@ def test_barts_own_phantom(tmp_path: Path) -> None:
 
     coils = bart.read_cfl(tmp_path / "coils").reshape(image.data.shape)
     np.testing.assert_allclose(ifft_numpy(image.data, (-2, -1)), coils, atol=1e-4 * np.abs(coils).max())
+
+
+def test_a_name_without_its_suffix_is_told_of(tmp_path: Path) -> None:
+    bart.write_cfl(tmp_path / "kb", np.ones((8, 8), np.complex64))
+    for read in (open_kspace, load_maps):
+        with pytest.raises(InputError, match=r"no such file, but kb\.cfl"):
+            read(tmp_path / "kb")
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.png", "X.DCM"])
+def test_images_are_no_kspace(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"any")
+    with pytest.raises(InputError, match="not k-space"):
+        open_kspace(tmp_path / name)

@@ -76,6 +76,15 @@ def test_other_units_are_refused(path: Path, unit: float, words: str) -> None:
     assert "cycles a pixel (0.5) or over the field of view (32)" in message
 
 
+@pytest.mark.parametrize(("unit", "told"), [(1 / N, False), (2.0, False), (1.0, True)])
+def test_coordinates_that_may_be_over_the_field_of_view_delivered_are_told_of(
+    path: Path, unit: float, told: bool
+) -> None:
+    write(path, XML, acquisitions(unit))
+    (kspace,) = open_kspace(path)
+    assert told == any("its unit is taken wrongly" in note for note in kspace.notes)
+
+
 def test_a_trajectory_of_the_centre_alone_is_read_and_told_of(path: Path) -> None:
     made = acquisitions(2.0)
     for acquisition in made:
@@ -177,6 +186,21 @@ def test_files_that_cannot_be_used(path: Path) -> None:
     made = acquisitions()
     made[5].traj[7] = np.nan
     assert "not finite" in refused(write(path.with_name("5.h5"), XML, made))
+
+
+def test_a_zero_filled_image_is_as_bright_as_the_object(path: Path) -> None:
+    write(path, XML, acquisitions())
+    (kspace,) = open_kspace(path)
+    image, mps = phantom()
+    for method in ("zero-filled", "cg-sense"):
+        found = reconstruct(kspace, get_method(method), mps=mps[:, None]).image.data[0]
+        assert 0.85 < abs(np.vdot(found, image) / np.vdot(found, found)) < 1.15
+
+
+def test_nothing_is_said_to_fold(path: Path) -> None:
+    write(path, XML, acquisitions())
+    (kspace,) = open_kspace(path)
+    assert not any("larger than the field of view" in note for note in prepare(kspace).notes)
 
 
 def test_a_study_needs_a_grid(path: Path) -> None:

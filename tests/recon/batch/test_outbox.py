@@ -24,6 +24,7 @@ from mri_qpan.recon.batch import work
 from mri_qpan.recon.batch.inputs import Source
 from mri_qpan.recon.batch.outbox import Outbox
 from mri_qpan.recon.batch.work import ROOM, Outcome, Task, perform
+from mri_qpan.sampling_masks import make_mask, save_mask
 
 
 @pytest.fixture
@@ -95,6 +96,15 @@ def test_an_input_that_cannot_be_read_is_no_fault_of_the_outputs(scans: Path, tm
         tasks, missing = outbox.plan([Source(scan, "s0"), Source(scans / "s1.h5", "s1")])
     assert tasks == []
     assert [words for _, words in missing] == [f"{scan}: input/output error"]
+
+
+def test_a_mask_that_changed_does_all_again(scans: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "m.npy"
+    studied = replace(ZERO_FILLED, undersample=str(mask))
+    for seed in (1, 2):
+        save_mask(mask, make_mask("lines", (24, 32), 0.5, seed=seed))
+        assert len(run([scans], tmp_path / "out", studied).done) == 2
+        assert run([scans], tmp_path / "out", studied).kept == 2
 
 
 def test_an_option_or_a_model_that_changed_does_all_again(scans: Path, tmp_path: Path) -> None:
