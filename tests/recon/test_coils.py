@@ -163,6 +163,16 @@ class TestEspirit:
         assert maps.shape == (6, 45, 60)
         assert projection_error(maps[None], images) < 0.02
 
+    def test_what_the_readouts_filter_cut_off_does_not_fold(self):
+        """An object that reaches beyond a cropped field of view along x."""
+        y, x = np.meshgrid((np.arange(N) - N // 2) / N, (np.arange(2 * N) - N) / N, indexing="ij")
+        turn = 2 * np.pi * np.arange(6)[:, None, None] / 6
+        far = (x - 0.9 * np.cos(turn)) ** 2 + (y - 0.6 * np.sin(turn)) ** 2
+        waves = np.exp(1j * (turn + x * np.cos(turn) + y * np.sin(turn)))
+        images = np.exp(-far / 0.6) * waves * ((x / 0.7) ** 2 + (y / 0.4) ** 2 < 1)
+        cropped = images[:, :, N // 2 : -N // 2].astype(np.complex64)
+        assert espirit.folded_share(calibration(cropped)) < 0.02
+
     @pytest.mark.parametrize("side", [24, 48, 63, 64])
     def test_a_region_larger_than_the_coarse_grid_keeps_its_centre(self, side):
         calib = np.zeros((1, side, side), np.complex64)
