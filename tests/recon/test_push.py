@@ -56,7 +56,7 @@ def test_orthanc_takes_them_once(orthanc: Orthanc, files: list[Path]) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom's sockets
 def test_what_goes_wrong(orthanc: Orthanc, files: list[Path], tmp_path: Path) -> None:
     # A rejection that the connection's end overtakes is no rejection to pynetdicom.
-    with pytest.raises(ReconError, match="refuses us|takes no MR images"):
+    with pytest.raises(ReconError, match=r"refuses us|takes no MR images"):
         push(files, Archive("OTHER", "127.0.0.1", orthanc.port))
     with pytest.raises(ReconError, match="cannot be reached"):
         push(files, Archive("ARCHIVE", "127.0.0.1", free_port()))
