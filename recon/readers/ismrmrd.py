@@ -344,50 +344,56 @@ def _images_along(file: AcquisitionSource, planned: TrajectoryPlan) -> Iterator[
     try:
         noise = _noise_covariance(file, planned.measurement)
         for index, rows in planned.images.items():
-            lines = [line[:, planned.kept(row)] for row, line in _lines(file, rows)]
-            paths = zip(rows, file.samples(rows, "traj"), strict=True)
-            raw = [planned.coordinates(row, path)[planned.kept(row)] for row, path in paths]
-            coord = planned.in_encoded_field_of_view(raw, rows)
-            every = np.concatenate(coord)[:, -2:]
-            notes = (*planned.notes(index), *short_notes(every, planned.encoded[-2:]))
-            notes += tuple(planned.unit_notes(every))
-            space = planned
-            stack = find_stack(coord, int(planned.encoded[0])) if coord[0].shape[1] == 3 else None
-            if stack is not None:
-                coord = [coord[row][:, 1:] for row in stack.rows[0]]
-                number = f"{stack.partitions.size} of {stack.depth} partitions"
-                notes = (*notes, f"{number}, all along one trajectory: transformed along z")
-                if stack.partitions.size > 1:  # a single one is a slice: nothing is resolved along z
-                    space, said = planned.of_stack()
-                    notes = (*notes, *said)
-            places = np.concatenate(coord)
-            places = (places / planned.ratio[-places.shape[1] :]).astype(np.float32)
-            inside = planned.inside(places)
-            if not inside.any():
-                raise InputError(f"{file.path}: every sample lies beyond the delivered matrix's k-space")
-            if not inside.all():
-                notes = (
-                    *notes,
-                    f"{(~inside).mean():.1%} of the samples lie beyond the delivered resolution: left out",
-                )
-            if stack is None:
-                data = np.concatenate(lines, axis=1)[:, None, None, inside]
-            else:
-                data = planes_of_stack(stack, lines, inside, space.recon_shape[0])
-            scale = planned.noise_scale(index)
-            yield KSpace(
-                data=data,
-                mask=np.ones(data.shape[1:], bool),
-                recon_shape=space.recon_shape,
-                geometry=space.geometry(index),
-                index=index,
-                stamp=planned.stamp(index),
-                noise_covariance=None if noise is None else (scale * noise).astype(np.complex64),
-                notes=notes,
-                coord=places[inside],
-            )
+            yield _image_along(file, planned, index, rows, noise)
     finally:
         file.close()
+
+
+def _image_along(
+    file: AcquisitionSource,
+    planned: TrajectoryPlan,
+    index: Index,
+    rows: Rows,
+    noise: NDArray[np.complex128] | None,
+) -> KSpace:
+    """Read one image whose samples lie along a trajectory; a stack is transformed along z."""
+    lines = [line[:, planned.kept(row)] for row, line in _lines(file, rows)]
+    paths = zip(rows, file.samples(rows, "traj"), strict=True)
+    raw = [planned.coordinates(row, path)[planned.kept(row)] for row, path in paths]
+    coord = planned.in_encoded_field_of_view(raw, rows)
+    every = np.concatenate(coord)[:, -2:]
+    notes = [*planned.notes(index), *short_notes(every, planned.encoded[-2:]), *planned.unit_notes(every)]
+    space = planned
+    stack = find_stack(coord, int(planned.encoded[0])) if coord[0].shape[1] == 3 else None
+    if stack is not None:
+        coord = [coord[row][:, 1:] for row in stack.rows[0]]
+        number = f"{stack.partitions.size} of {stack.depth} partitions"
+        notes.append(f"{number}, all along one trajectory: transformed along z")
+        if stack.partitions.size > 1:  # a single one is a slice: nothing is resolved along z
+            space, said = planned.of_stack()
+            notes += said
+    places = np.concatenate(coord)
+    places = (places / planned.ratio[-places.shape[1] :]).astype(np.float32)
+    inside = planned.inside(places)
+    if not inside.any():
+        raise InputError(f"{file.path}: every sample lies beyond the delivered matrix's k-space")
+    if not inside.all():
+        notes.append(f"{(~inside).mean():.1%} of the samples lie beyond the delivered resolution: left out")
+    if stack is None:
+        data = np.concatenate(lines, axis=1)[:, None, None, inside]
+    else:
+        data = planes_of_stack(stack, lines, inside, space.recon_shape[0])
+    return KSpace(
+        data=data,
+        mask=np.ones(data.shape[1:], bool),
+        recon_shape=space.recon_shape,
+        geometry=space.geometry(index),
+        index=index,
+        stamp=planned.stamp(index),
+        noise_covariance=None if noise is None else (planned.noise_scale(index) * noise).astype(np.complex64),
+        notes=tuple(notes),
+        coord=places[inside],
+    )
 
 
 def _noise_covariance(file: AcquisitionSource, measurement: Measurement) -> NDArray[np.complex128] | None:

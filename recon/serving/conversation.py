@@ -127,78 +127,95 @@ class Conversation:
         self._gone = threading.Event()
         self._warned = False  # that nothing is kept
         self._kept = Kept(settings.save, peer, self._say)
+        self._config: str | None = None
+        self._header: str | None = None
+        self._session: Session | None = None
+        self._worker: threading.Thread | None = None  # makes images of the session's lines
 
     def hold(self) -> None:
         """Talk until CLOSE, or until nothing more can be said."""
-        worker: threading.Thread | None = None
-        session: Session | None = None
-        config = header = None
         try:
             # A peer that waits for an image says nothing meanwhile.
             for message in MrdReader(self._connection, lambda: self._owed > 0 and not self._gone.is_set()):
-                if isinstance(message, ConfigFile | ConfigText):
-                    if config is not None:
-                        raise InputError("a second config")
-                    config = self._chosen(message) or str(message)
-                elif isinstance(message, HeaderText):
-                    if header is not None:
-                        raise InputError("a second header")
-                    header = str(message)
-                    self._kept.begin(header)
-                elif isinstance(message, ismrmrd.Acquisition):
-                    if header is None:
-                        raise InputError("an acquisition before the header")
-                    if message.flags & COMPRESSED:
-                        raise InputError(
-                            "compressed acquisitions cannot be read: send them plain (no -P of Gadgetron's)"
-                        )
-                    if not self._counts.acquisitions:
-                        worker = self._start(config or self._settings.default, header)
-                        if worker is not None:
-                            session = Session(header, self._peer, self._settings.memory)
-                    self._counts.acquisitions += 1
-                    try:
-                        if session is not None:  # first: an image does not wait for the disk
-                            self._take(message, session)
-                    finally:
-                        self._kept.add(message)
-                elif isinstance(message, ismrmrd.Waveform):
-                    self._counts.waveforms += 1
-                    self._kept.add(message)
-                elif isinstance(message, ismrmrd.Image):
-                    self._return(message, config)
-                elif isinstance(message, str):
-                    log.info("%s: says %s", self._peer, _shown(message))
-                    chosen = self._chosen(message)
-                    if chosen is not None and self._counts.acquisitions:
-                        self._say(
-                            f"warning: the config {_shown(chosen)} came after the first readout: not used"
-                        )
-                    config = chosen or config
-            if header is not None and not (self._counts.acquisitions or self._counts.returned):
-                parse_header(header, self._peer)  # which may be why nothing came
-            for lines in [] if session is None else session.rest():
-                self._pass_on(lines)
-            if session is not None and session.late:
-                self._say(
-                    f"warning: {session.late} lines came after their image was complete: an image of "
-                    "their own where they were many, else left out"
-                )
-            if session is not None and session.skipped:
-                self._say(f"{session.skipped} acquisitions of navigators and the like were not used")
-            if self._counts.waveforms and session is not None:
-                self._say(f"{self._counts.waveforms} waveforms were not used")
+                self._hear(message)
+            self._conclude()
         except (MriQpanError, OSError) as error:
             self._end(error)
         except Exception as error:
             log.exception("%s", self._peer)
             self._end(error)
         finally:
-            if worker is not None:
+            if self._worker is not None:
                 self._complete.put(None)
-                worker.join()
+                self._worker.join()
             self._kept.end()
             self._close()
+
+    def _hear(self, message: Any) -> None:
+        """Take one message.
+
+        Raises
+        ------
+        InputError
+            If it cannot stand where it stands, or cannot be read.
+        """
+        if isinstance(message, ConfigFile | ConfigText):
+            if self._config is not None:
+                raise InputError("a second config")
+            self._config = self._chosen(message) or str(message)
+        elif isinstance(message, HeaderText):
+            if self._header is not None:
+                raise InputError("a second header")
+            self._header = str(message)
+            self._kept.begin(self._header)
+        elif isinstance(message, ismrmrd.Acquisition):
+            self._collect(message)
+        elif isinstance(message, ismrmrd.Waveform):
+            self._counts.waveforms += 1
+            self._kept.add(message)
+        elif isinstance(message, ismrmrd.Image):
+            self._return(message, self._config)
+        elif isinstance(message, str):
+            log.info("%s: says %s", self._peer, _shown(message))
+            chosen = self._chosen(message)
+            if chosen is not None and self._counts.acquisitions:
+                self._say(f"warning: the config {_shown(chosen)} came after the first readout: not used")
+            self._config = chosen or self._config
+
+    def _collect(self, acquisition: Any) -> None:
+        """Take one acquisition; the first one starts what reconstructs."""
+        if self._header is None:
+            raise InputError("an acquisition before the header")
+        if acquisition.flags & COMPRESSED:
+            raise InputError("compressed acquisitions cannot be read: send them plain (no -P of Gadgetron's)")
+        if not self._counts.acquisitions:
+            self._worker = self._start(self._config or self._settings.default, self._header)
+            if self._worker is not None:
+                self._session = Session(self._header, self._peer, self._settings.memory)
+        self._counts.acquisitions += 1
+        try:
+            if self._session is not None:  # first: an image does not wait for the disk
+                self._take(acquisition, self._session)
+        finally:
+            self._kept.add(acquisition)
+
+    def _conclude(self) -> None:
+        """Make what CLOSE left, and tell what was not used."""
+        if self._header is not None and not (self._counts.acquisitions or self._counts.returned):
+            parse_header(self._header, self._peer)  # which may be why nothing came
+        if self._session is None:
+            return
+        for lines in self._session.rest():
+            self._pass_on(lines)
+        if self._session.late:
+            self._say(
+                f"warning: {self._session.late} lines came after their image was complete: an image of "
+                "their own where they were many, else left out"
+            )
+        if self._session.skipped:
+            self._say(f"{self._session.skipped} acquisitions of navigators and the like were not used")
+        if self._counts.waveforms:
+            self._say(f"{self._counts.waveforms} waveforms were not used")
 
     def _chosen(self, text: str) -> str | None:
         """Return the config that a scanner's operator chose, which a text of JSON may carry.
