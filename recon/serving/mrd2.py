@@ -55,7 +55,7 @@ def reconstruct_stream(
     most
         Bytes of samples that may wait for their image to be complete.
     tell
-        Called with warnings and with what failed.
+        Called with warnings, notes and what failed.
 
     Returns
     -------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mri_qpan.errors import MriQpanError
 from mri_qpan.recon.familiar import noise_level
 from mri_qpan.recon.job import Job
-from mri_qpan.recon.kspace import ImageSeries, KSpace
+from mri_qpan.recon.kspace import ImageSeries, Index, KSpace
 from mri_qpan.recon.partial_fourier import Edge
 from mri_qpan.recon.pipeline import Result, blank, reconstruct
 from mri_qpan.recon.prepare import prepare
@@ -76,6 +77,7 @@ class Painter:
         self._scale: dict[int, float] = {}  # by encoding, too
         self._edges: dict[int, Edge] = {}  # by encoding, whose images are one series
         self._ends = Ends(xml, peer)
+        self._told: set[str] = set()
         self.count = 0
 
     def begin(self, lines: Lines) -> None:
@@ -105,8 +107,18 @@ class Painter:
             edge=self._edges.get(kspace.index.encoding),
         )
 
+    def _tell_once(self, note: str, index: Index, tell: Callable[[str], None]) -> None:
+        """Tell a note that no earlier image had, whatever its numbers."""
+        gist = re.sub(r"\d+", "#", note)
+        if gist not in self._told:
+            self._told.add(gist)
+            counters = (f"{name} {value}" for name, value in asdict(index).items() if value)
+            words = f"{', '.join(counters) or 'first image'}: {note}"
+            log.info("%s: %s", self._peer, words)
+            tell(words)
+
     def paint(self, lines: Lines, tell: Callable[[str], None]) -> Iterator[Any]:
-        """Yield the messages with the images of some lines; warnings go to `tell`.
+        """Yield the messages with the images of some lines; warnings, and notes not yet told, go to `tell`.
 
         Raises
         ------
@@ -121,9 +133,8 @@ class Painter:
             edge = result.figures.partial_fourier
             if edge is not None and edge.decides:
                 self._edges.setdefault(kspace.index.encoding, edge)
-            if not self.count:  # what is done to one image of a series is done to all
-                for note in result.notes:
-                    log.info("%s: %s", self._peer, note)
+            for note in result.notes:
+                self._tell_once(note, kspace.index, tell)
             for warning in result.warnings:
                 tell(f"warning: {warning}")
             magnitude = np.abs(result.image.data)

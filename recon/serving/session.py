@@ -11,10 +11,11 @@ import ismrmrd
 
 from mri_qpan.errors import InputError
 from mri_qpan.recon.kspace import COUNTERS, Index
-from mri_qpan.recon.readers.mrd_header import EncodingHeader, parse_header, parse_xml, text_of
+from mri_qpan.recon.readers.mrd_header import parse_header, parse_xml, text_of
 from mri_qpan.recon.readers.mrd_kinds import NON_IMAGING
 from mri_qpan.recon.serving.early import Early
 from mri_qpan.recon.serving.ends import ended_by
+from mri_qpan.recon.serving.partitions import Partitions
 
 SAMPLE = 8
 """Bytes of a sample."""
@@ -63,11 +64,13 @@ class Session:
     def __init__(self, xml: str, peer: str, most: int) -> None:
         header = parse_header(xml, peer)
         self._early = Early(header)
-        self._partitions = [_partitions(encoding) for encoding in header.encodings]
+        self._encodings = header.encodings
+        self._slices = _last(xml, peer, "slice") + 1
+        self._slabs: dict[Index, Partitions] = {}
         self._matrices = [encoding.encoded.matrix for encoding in header.encodings]
         self._calibrated: Index | None = None
         self._most = most
-        self._averages = _last_average(xml, peer)
+        self._averages = _last(xml, peer, "average")
         self._noise: list[Any] = []
         # By what calibrates together, then by repetition.
         self._calibration: dict[tuple[int, ...], dict[int, list[Any]]] = {}
@@ -97,6 +100,11 @@ class Session:
             counters = (getattr(acquisition.idx, name) for name in COUNTERS)
             index = Index(acquisition.encoding_space_ref, *counters)
             self._hold(acquisition, self._waiting.setdefault(index, []))
+            if index.encoding < len(self._encodings):
+                slab = self._slabs.setdefault(
+                    index, Partitions(self._encodings[index.encoding], self._slices)
+                )
+                slab.note(acquisition.idx.kspace_encode_step_2, acquisition.idx.average)
             if self._early.note(index, acquisition, bool(self._calibration_of(index))):
                 self._calibrated = index
         ended = self._after(acquisition, index)
@@ -168,7 +176,7 @@ class Session:
         elif acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_REPETITION):
             now = acquisition.idx.repetition
             ended = [i for i in sorted(self._waiting) if i.repetition == now]
-        elif index is not None and in_slice and self._has_partitions(index, acquisition):
+        elif index is not None and in_slice and self._completes(index, acquisition):
             ended = [index]
         else:
             ended = []
@@ -178,20 +186,18 @@ class Session:
             ended = [i for i in ended if i == index or len(self._waiting[i]) >= least]
         return self._take(ended)
 
-    def _has_partitions(self, index: Index, acquisition: Any) -> bool:
-        """Return whether a slab's last partition is there: each may end the slice."""
-        if index.encoding >= len(self._partitions):
-            return True
-        number, last = self._partitions[index.encoding]
-        if number == 1 or acquisition.idx.kspace_encode_step_2 >= last:
-            return True
-        return len({line.idx.kspace_encode_step_2 for line in self._waiting[index]}) >= number
+    def _completes(self, index: Index, acquisition: Any) -> bool:
+        """Return whether a line flagged as its slice's last is its image's: every partition's may be."""
+        slab = self._slabs.get(index)
+        idx = acquisition.idx
+        return slab is None or slab.complete(idx.kspace_encode_step_2, idx.average)
 
     def _take(self, indices: list[Index]) -> list[Lines]:
         found = []
         for index in indices:
             lines = self._waiting.pop(index)
             self._early.end(index)
+            self._slabs.pop(index, None)
             self._held -= sum(map(_size, lines))
             before = self._complete.get(index)
             if before is not None:
@@ -239,17 +245,10 @@ def _size(acquisition: Any) -> int:
     return int(acquisition.data.nbytes + acquisition.traj.nbytes) + OVERHEAD
 
 
-def _partitions(encoding: EncodingHeader) -> tuple[int, int]:
-    """Return how many partitions a slab has, and the last one's counter; (1, 0) where none are told."""
-    if encoding.step_2 is None:
-        return 1, 0
-    return encoding.encoded.matrix[2], encoding.step_2.maximum
-
-
-def _last_average(xml: str, peer: str) -> int:
-    """Return the number of an image's last average, by the header's limits."""
+def _last(xml: str, peer: str, counter: str) -> int:
+    """Return the largest number that a counter takes by the header's limits, 0 where it does not say."""
     encodings = parse_xml(xml, peer).findall("encoding")
-    found = [text_of(encoding, "encodingLimits/average/maximum") or "" for encoding in encodings]
+    found = [text_of(encoding, f"encodingLimits/{counter}/maximum") or "" for encoding in encodings]
     return max((_whole(text) for text in found), default=0)
 
 

@@ -1,5 +1,6 @@
 """What scanners' flags and their networks make of a session: images whole, in time, and each its own."""
 
+import re
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import ismrmrd
 import numpy as np
 import pytest
 from mrd_files import header_xml, limit_xml, line, lines, random_kspace
-from mrd_sessions import CPU, KSPACE, NX, NY, SLICE, XML, assert_is, flagged, images, talk, texts
+from mrd_sessions import CPU, KSPACE, NX, NY, SLICE, XML, assert_is, flagged, images, talk, texts, zero_filled
 from waiting import until
 
 from mri_qpan.errors import InputError
@@ -68,17 +69,70 @@ def test_partitions_that_each_end_the_slice_make_one_slab(serve) -> None:
     assert image.data.shape == (1, 4, NY, NX)
 
 
-def test_a_slab_leaves_with_its_last_partition_or_when_all_were_there() -> None:
+ROWS = [*range(1, NY), 0]  # any order
+SLAB = [(partition, row) for partition in range(4) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("places", "limits"),
+    [
+        (SLAB, True),
+        (SLAB, False),
+        (SLAB[::-1], True),  # partitions from the last
+        ([(3 - p, r) for p, r in SLAB], True),
+        ([((2, 1, 3, 0)[p], r) for p, r in SLAB], True),  # from the centre
+        ([((3, 0, 1, 2)[p], r) for p, r in SLAB], True),
+        (SLAB[NY:], True),  # partial Fourier along z
+        ([(p, r) for r in ROWS for p in range(4)], True),  # partitions in turn, line by line
+        ([(p, r) for r in ROWS for p in (2, 1, 3, 0)], True),
+    ],
+)
+def test_a_slab_leaves_with_the_last_of_its_flagged_lines(
+    places: list[tuple[int, int]], limits: bool
+) -> None:
     kspace = random_kspace(1, 4, NY, NX)
-    for order in ([0, 1, 2, 3], [0, 2, 3], [2, 3, 1, 0]):
-        session = Session(header_xml((NX, NY, 4)), "peer", 10**8)
-        found = []
-        for partition in order:
-            made = [line(kspace[:, partition, row], ky=row, kz=partition) for row in range(NY)]
-            made[-1].set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
-            found += [(partition, done) for a in made for done in session.add(a)]
-        # At the last one's counter, or the number of them; with both, lines after that are late.
-        assert found[0][0] == (0 if order[0] == 2 and 3 not in order[:-1] else 3)
+    xml = header_xml((NX, NY, 4))
+    if not limits:
+        xml = re.sub("<kspace_encoding_step_2>.*?</kspace_encoding_step_2>", "", xml, flags=re.DOTALL)
+        assert "step_2>" not in xml.split("</encodingLimits>")[0]
+    last = {partition: number for number, (partition, _) in enumerate(places)}
+    for flagged_places in (
+        set(last.values()),
+        {len(places) - 1},
+    ):  # every partition's last line, or the slab's
+        session = Session(xml, "peer", 10**8)
+        for number, (partition, row) in enumerate(places):
+            one = line(kspace[:, partition, row], ky=row, kz=partition)
+            if number in flagged_places:
+                one.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+            found = session.add(one)
+            assert bool(found) == (number == len(places) - 1)
+        assert len(found[0].acquisitions) == len(places)
+
+
+def test_a_slab_of_elliptical_rows_leaves_with_its_last_line() -> None:
+    kspace = random_kspace(1, 8, NY, NX)
+    session = Session(header_xml((NX, NY, 8)), "peer", 10**8)
+    y, z = np.meshgrid((np.arange(NY) + 0.5) / NY - 0.5, (np.arange(8) + 0.5) / 8 - 0.5, indexing="ij")
+    places = np.argwhere(np.hypot(y, z) < 0.5)
+    for number, (row, partition) in enumerate(places):
+        one = line(kspace[:, partition, row], ky=row, kz=partition)
+        if number == len(places) - 1:
+            one.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+        assert bool(session.add(one)) == (number == len(places) - 1)
+
+
+def test_every_image_tells_what_no_earlier_one_did(serve) -> None:
+    sent = []
+    for number in range(3):
+        made = flagged(random_kspace(4, NY, NX, seed=number), slice=number)
+        if number == 1:  # neither line of the centre: no calibration region
+            made = [a for a in made if abs(a.idx.kspace_encode_step_1 - NY // 2) > 1 or a is made[-1]]
+        sent += made
+    answer = talk(serve(jobs={"default": zero_filled}), *HEAD, *sent)
+    assert len(images(answer)) == 3
+    assert texts(answer).count("no calibration region") == 1
+    assert "slice 1: no calibration region" in texts(answer)
 
 
 def test_patience_does_not_run_while_an_image_is_owed(serve) -> None:
