@@ -174,7 +174,7 @@ def brain(
         (stage / "brain.md").write_text(report, encoding="utf-8")
     if figures is not None:
         with staged(output_folder(figures)) as stage:
-            for name, chart in charts(results, protocol.PUBLISHED).items():
+            for name, chart in charts(results, protocol.published(results)).items():
                 chart.savefig(stage / f"{name}.png", dpi=130)
             sheet = protocol.example(pictures, chosen, contenders, results)
             sheet.save(stage / "brain-case.png", optimize=True)

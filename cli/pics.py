@@ -2,12 +2,13 @@
 
 import shlex
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mri_qpan.errors import InputError
+from mri_qpan.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from mri_qpan.recon import pics as work
@@ -23,7 +24,10 @@ def register(app: typer.Typer) -> None:
 
 def pics(
     kspace: Annotated[
-        Path, typer.Argument(help="k-space, .cfl/.hdr without suffix; - for a pipe, of any one input.")
+        Path,
+        typer.Argument(
+            help="k-space, .cfl/.hdr without suffix; - for a pipe, of any one input (`bart CMD -- … - |`)."
+        ),
     ],
     sensitivities: Annotated[Path, typer.Argument(help="Coil maps of `bart ecalib`.")],
     output: Annotated[Path, typer.Argument(help="Image to write; - for a pipe.")],
@@ -96,6 +100,10 @@ def pics(
     if unused:
         typer.echo(f"mri-qpan pics: {model} has no use for {', '.join(unused)}", err=True)
     piped = output == PIPE
+    if output.name in ("", ".."):
+        raise OptionError(f"{output}: the output is the name of a file, without suffix")
+    if scale is not None and not isfinite(scale):
+        raise OptionError(f"-w {scale}: it is a finite number")
     if not piped:
         output_folder(output.parent)
     if [kspace, sensitivities, pattern, trajectory].count(PIPE) > 1:

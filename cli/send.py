@@ -35,9 +35,9 @@ def send(
 ) -> None:
     """Send a raw file to an MRD server (`mri-qpan serve`, or another) and save the images that it returns.
 
-    Exits non-zero if the server cannot be reached, reports an error, leaves early or returns no image; the
-    images that came are saved all the same. A series is a group, image_1; its images of another size or data
-    type are in image_1_2, image_1_3, ….
+    Exits non-zero if the server cannot be reached, reports an error, leaves early or returns no image (but
+    for the configs null and savedataonly); the images that came are saved all the same. A series is a group,
+    image_1; its images of another size or data type are in image_1_2, image_1_3, ….
     """
     from mri_qpan.recon.serving import client
 
@@ -50,7 +50,8 @@ def send(
         typer.echo(f"  server: {words}")
 
     count = client.send(file, address, config, target, patience=patience, tell=tell)
-    typer.echo(f"{file}: {count} image{'' if count == 1 else 's'} in {target}")
+    where = f" in {target}" if count else " came, none was asked for"
+    typer.echo(f"{file}: {count} image{'' if count == 1 else 's'}{where}")
 
 
 def _address(to: str) -> tuple[str, int]:

@@ -86,6 +86,8 @@ class QPanRecon(sp.app.App):
         g = g if abs(g - 1) > NEAR else np.float32(1)
         mps = mps / g
         number = device if isinstance(device, int) else sp.Device(device).id  # the latter asks for CuPy
+        if number >= torch.cuda.device_count():
+            raise ValueError(f"no GPU {number} found by this PyTorch: device=-1 is the CPU")
         place = torch.device("cpu" if number < 0 else f"cuda:{number}")
         network = load_model(str(model), place) if isinstance(model, str | Path) else model
         require_complex(network)
@@ -190,6 +192,11 @@ def _check(
     if coord is not None and not np.isfinite(coord).all():
         raise ValueError("coord must be finite")
     if weights is not None:
+        if coord is None and weights.ndim == 0 and (y == 0).all(axis=0).any():
+            raise ValueError(
+                f"weights={weights} counts samples that are zero in all coils as measured: leave it out, or "
+                "give an array (there is no lamda here)"
+            )
         if not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError("weights must be finite and not negative")
         try:

@@ -130,6 +130,8 @@ def _sizes(header: str, where: str) -> list[int]:
     try:
         return [int(word) for word in lines[lines.index("# Dimensions") + 1].split()]
     except (ValueError, IndexError) as error:
+        if header.startswith("name: "):  # what bart prints of its own interface
+            raise InputError(f"{where}: bart wrote no array: a pipe is `bart COMMAND -- ... -`") from error
         raise InputError(f"{where}: not a BART header: no line of sizes under '# Dimensions'") from error
 
 

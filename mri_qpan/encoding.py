@@ -276,14 +276,17 @@ def from_linop(A: Any) -> tuple[Callable[[NDArray[Any]], Tensor], Normal]:
     adjoint
         Takes samples (NumPy, the Linop's output shape) and returns A^H y as (1, *image) complex64.
     normal
-        Takes an image (1, *image) and returns A^H A x.
+        Takes images (batch, *image) and returns A^H A x of each.
     """
 
     def adjoint(samples: NDArray[Any]) -> Tensor:
         return _batched(A.H(samples))
 
     def normal(image: Tensor) -> Tensor:
-        return SelfAdjoint.apply(image, lambda x: _batched(A.N(x[0].detach().cpu().numpy())).to(x.device))
+        def apply(x: Tensor) -> Tensor:
+            return torch.cat([_batched(A.N(one.detach().cpu().numpy())) for one in x]).to(x.device)
+
+        return SelfAdjoint.apply(image, apply)
 
     return adjoint, normal
 

@@ -178,15 +178,17 @@ class NonCartesian:
 
     def forward(self, image: Tensor) -> Tensor:
         """Return A x."""
-        coils = (self.mps * image.unsqueeze(1))[0].cpu().numpy()
+        coils = (self.mps * image.unsqueeze(1)).cpu().numpy()
         from sigpy import nufft
 
-        return self.measured(nufft(coils, self._coord, **ACCURATE))
+        return torch.cat([self.measured(nufft(one, self._coord, **ACCURATE)) for one in coils])
 
     def adjoint(self, samples: Tensor) -> Tensor:
         """Return A^H y."""
-        weighted = samples[0].cpu().numpy() * (self._scale * np.sqrt(self._weights))
-        coils = grid(weighted, self._coord, self._shape)
+        return torch.cat([self._adjoint(one) for one in samples.cpu().numpy()])
+
+    def _adjoint(self, samples: NDArray[np.complex64]) -> Tensor:
+        coils = grid(samples * (self._scale * np.sqrt(self._weights)), self._coord, self._shape)
         combined = (self.mps[0].cpu().numpy().conj() * coils).sum(0, keepdims=True)
         return torch.from_numpy(combined.astype(np.complex64)).to(self.mps.device)
 

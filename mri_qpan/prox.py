@@ -130,8 +130,8 @@ class QPanReg(prox.Prox):
     Parameters
     ----------
     shape
-        Input's shape, (y, x) or (..., y, x), whose (y, x) planes are worked one by one; real or
-        complex.
+        Input's shape, (y, x) or (..., y, x), whose (y, x) planes are worked one by one, at one scale; real
+        or complex.
     lamda
         Weight, positive; the step `alpha`, a number or one for every entry, multiplies it.
     model

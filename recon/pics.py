@@ -24,6 +24,9 @@ LOOPED = DIMENSIONS - 5
 CENTRE = 32
 """Widest fully sampled centre of k-space that sets the scale."""
 
+IN_PLANE = 1e-3
+"""Largest kz, in units of 1 / field of view, of what is called a plane."""
+
 
 @dataclass(frozen=True)
 class Arrays:
@@ -188,6 +191,10 @@ def _backprojected(arrays: Arrays, index: tuple[int, ...]) -> NDArray[np.float32
 def _coordinates(trajectory: NDArray[np.float32], plane: bool) -> NDArray[np.float32]:
     """Return SigPy's coordinates (sample, ndim): BART's x, y, z backwards, in the same unit."""
     flat = trajectory.reshape(-1, 3)
+    if plane and (farthest := float(np.abs(flat[:, 2]).max(initial=0))) > IN_PLANE:
+        raise InputError(
+            f"the trajectory leaves the plane (kz up to {farthest:g}), the sensitivities have a single slice"
+        )
     return np.ascontiguousarray(flat[:, 1::-1] if plane else flat[:, ::-1])
 
 

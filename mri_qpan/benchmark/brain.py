@@ -6,6 +6,7 @@ clipped to [0, 1]; PSNR is 20 log10(255 / RMSE) of each image on the scale 0 to 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,17 +41,29 @@ PUBLISHED: dict[str, dict[int, float]] = {
 }
 """Mean PSNR (dB) on the 50 brain images by percent of samples, as the paper prints it (one model a ratio)."""
 
+PUBLISHED_MASKS = {20: "8a8e6601d4b5", 30: "00a4fbba4f99", 40: "3520b12f0dbd", 50: "99dce2986a0e"}
+"""Hashes of the published masks (`mask_hash`) by percent of samples."""
+
+PUBLISHED_IMAGES = "ac52ec54852b"
+"""Of the 50 images: the SHA-256 of theirs, each to 12 digits, sorted and joined, to 12 digits."""
 
 EXPLANATION = """\
 Mean PSNR in dB with its 95 % bootstrap interval over the images; SSIM and NMSE by ratio from left to right;
 seconds are the median of a slice, averaged over ratios; steps are those of all trainings on the way, those
 of the model that it started from (named) included, and, where they are fewer than its recipe plans
-(undertrained), those of the last one. Published rows are the paper's own figures
-(Nareddy et al., Table 4), from one model a ratio; of ours, those called "a model a ratio" are so too, their
-bytes those of all, and the others are one model for all ratios. The models called brain-… are trained, as
-the published ones were, on the very masks of the table; the others know neither these masks nor real images.
-PAN++ is not the paper's: PAN+ whose layers hand their features on, and whose last image gets the measured
-samples back as they are."""
+(undertrained), those of the last one. Those called "a model a ratio" are so, their bytes those of all; the
+others are one model for all ratios. PAN++ is not the paper's: PAN+ whose layers hand their features on, and
+whose last image gets the measured samples back as they are.
+{}"""
+
+SAME = """\
+Published rows are the paper's own figures (Nareddy et al., Table 4), from one model a ratio. The models
+called brain-… are trained, as the published ones were, on the very masks of the table; the others know
+neither these masks nor real images."""
+
+OTHERS = """\
+These are not the published images and masks, so no published figure stands beside them; the models called
+brain-… are trained on the published masks alone, the others on neither these nor real images."""
 
 TRAINING = (
     "recipe",
@@ -296,7 +309,8 @@ def to_markdown(results: Mapping[str, Any]) -> str:
             f"| {contender['name']} | {' | '.join(means)} | {ssim} | {nmse} | {seconds} | {size} "
             f"| {_trained(contender)} |"
         )
-    for name, figures in PUBLISHED.items():
+    peers = published(results)
+    for name, figures in peers.items():
         means = [f"{figures[p]:.2f}" if p in figures else "" for p in percents]
         lines.append(f"| {name}, published | {' | '.join(means)} | | | | | |")
     masks = [f"- {m['percent']} %: {m['hash']}, {m['ratio']:.2%} of the samples" for m in results["masks"]]
@@ -306,7 +320,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "# The published experiment",
         f"```\n{results['command']}\n```",
         f"{machine}.",
-        EXPLANATION,
+        EXPLANATION.format(SAME if peers else OTHERS),
         "\n".join(lines),
         "## Masks",
         "\n".join(masks),
@@ -314,6 +328,14 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         f"{images}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def published(results: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """Return the published figures (`PUBLISHED`) if images and masks are those they hold for, else none."""
+    hashes = "".join(sorted(image["sha256"] for image in results["images"]))
+    masks = all(PUBLISHED_MASKS.get(mask["percent"]) == mask["hash"] for mask in results["masks"])
+    images = hashlib.sha256(hashes.encode()).hexdigest()[:12] == PUBLISHED_IMAGES
+    return PUBLISHED if masks and images else {}
 
 
 def example(

@@ -100,9 +100,11 @@ def model_path(name: str) -> Path:
     if path.suffix == ".safetensors" or path.is_file():
         return path
     near = get_close_matches(name, list_models(), 1)
-    hint = (
-        f"did you mean {near[0]}?" if near else f"choose from {', '.join(list_models()) or 'none'} or a file"
-    )
+    if near:
+        hint = f"did you mean {near[0]}?"
+    else:
+        complex_, real = (", ".join(list_models(channels)) or "none" for channels in (2, 1))
+        hint = f"choose from {complex_}, a file, or, for the published experiment's real images, {real}"
     raise UnknownModelError(f"no model called {name!r}: {hint}")
 
 

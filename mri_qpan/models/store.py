@@ -29,7 +29,7 @@ from mri_qpan.networks import Network, build, config_from_dict
 from mri_qpan.networks.convolution import Convolution
 
 FORMAT = 1
-CARD_FIELDS = ("data", "figures", "licence", "training")
+CARD_FIELDS: dict[str, type] = {"data": list, "figures": dict, "licence": str, "training": dict}
 MAX_BYTES = 256 * 2**20
 """A file larger than this is no model of ours; it is not read."""
 
@@ -44,11 +44,10 @@ def save(path: Path, network: Model, name: str, card: dict[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If the card lacks one of its fields.
+        If the card lacks one of its fields, or one is of another kind.
     """
-    missing = [field for field in CARD_FIELDS if field not in card]
-    if missing:
-        raise ValueError(f"the model card lacks {', '.join(missing)}")
+    if wrong := _wrong_in(card):
+        raise ValueError(f"the model card {wrong}")
     tensors = _to_tensors(network)
     header = {
         "format": FORMAT,
@@ -145,11 +144,26 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     expected: dict[str, type] = {"format": int, "name": str, "config": dict, "card": dict, "digest": str}
     if not isinstance(header, dict) or any(not isinstance(header.get(k), t) for k, t in expected.items()):
         raise ModelError(f"{path}: its header is damaged")
+    if wrong := _wrong_in(header["card"]):
+        raise ModelError(f"{path}: its card {wrong}")
     if header["format"] != FORMAT:
         raise ModelError(
             f"{path}: model format {header['format']}, this version reads {FORMAT}; update mri-qpan"
         )
     return header, tensors
+
+
+def _wrong_in(card: dict[str, Any]) -> str:
+    """Return what is wrong with a card's fields, "" for nothing."""
+    missing = [field for field in CARD_FIELDS if field not in card]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    for field, kind in CARD_FIELDS.items():
+        if not isinstance(card[field], kind):
+            return f"has no {kind.__name__} under {field}"
+    if not all(isinstance(values, dict) for values in card["figures"].values()):
+        return "has figures that are no dict of numbers"
+    return ""
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mri_qpan.errors import MriQpanError, ReconError
+from mri_qpan.errors import InputError, MriQpanError, ReconError
 from mri_qpan.recon.batch.inputs import Stamp, content_sha256, stamp, text_of
 from mri_qpan.recon.batch.journal import DONE, Entry
 from mri_qpan.recon.job import Done, Edges, Job, Spread, WriteError, reconstruct_file, reconstruct_images
@@ -35,7 +35,7 @@ LOST = "its worker was lost, and the next one too: killed for memory, or crashed
 SMALLEST = 4
 """Images that are worth opening the file once more for."""
 
-CHANGED = "it changed meanwhile: run the same command again when it is complete"
+CHANGED = "it changed or was moved meanwhile: run the same command again when it is complete"
 
 _gpu = threading.Lock()
 """One job at a time on a worker's GPU, however many threads the worker has."""
@@ -111,16 +111,26 @@ def perform(task: Task, make: Callable[[Path, Path, Job], dict[str, Any]] | None
     try:
         if complete(task).is_dir():  # by a worker that was lost right after it
             return Outcome(task)
-        if stamp(task.source) != task.stamp:
+        if _changed(task):
             return Outcome(task, CHANGED)
         with _loading:
             job = replace(_job(task.recipe, task.digest), command=task.command)
         with _alone(job):
             _make(task, job, make or _maker(task, job))
     except Exception as error:
+        if isinstance(error, FileNotFoundError | InputError) and _changed(task):
+            return Outcome(task, CHANGED)
         words = str(error) if isinstance(error, MriQpanError) else f"{type(error).__name__}: {error}"
         return Outcome(task, text_of(words) or type(error).__name__, isinstance(error, WriteError))
     return Outcome(task) if complete(task).is_dir() else Outcome(task, CHANGED)
+
+
+def _changed(task: Task) -> bool:
+    """Return whether an input is not what it was when the task was made, or not there any more."""
+    try:
+        return stamp(task.source) != task.stamp
+    except FileNotFoundError:
+        return True
 
 
 def perform_images(task: Task, start: int, stop: int, edges: Edges) -> list[Done]:

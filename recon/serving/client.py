@@ -16,6 +16,7 @@ from mri_qpan.errors import InputError, OptionError, ReconError
 from mri_qpan.recon.files import from_memory, staged
 from mri_qpan.recon.readers.hdf5 import Hdf5Process
 from mri_qpan.recon.readers.ismrmrd import IsmrmrdFile
+from mri_qpan.recon.serving.conversation import DRAINING
 from mri_qpan.recon.serving.mrd_stream import ConfigFile, HeaderText, MrdReader, MrdWriter
 from mri_qpan.recon.serving.raw_file import append_image
 
@@ -65,8 +66,8 @@ def send(
     InputError
         If the file cannot be read, or is refused.
     ReconError
-        If the server cannot be reached, leaves early, reports an error or sends no image. Images that came
-        are written all the same.
+        If the server cannot be reached, leaves early, reports an error or sends no image where the config
+        makes some. Images that came are written all the same.
     """
     if path.exists() and output.exists() and output.samefile(path):
         raise OptionError(f"--output {output} is the raw file itself: name another file for the images")
@@ -106,7 +107,7 @@ def send(
         reason = errors[0].strip().splitlines()[-1] if errors else answer.failure
         written = f" ({count} image{'' if count == 1 else 's'} in {output})" if count else ""
         raise ReconError(f"{path}: the server failed: {reason}{written}")
-    if not count:
+    if not count and Path(config.strip()).stem not in DRAINING:
         raise ReconError(f"{path}: the server closed without an image")
     return count
 

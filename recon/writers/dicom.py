@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mri_qpan.errors import ReconError
 from mri_qpan.recon.geometry import Array, affine_lps, stack, volumes, voxel_size
-from mri_qpan.recon.kspace import Image, ImageSeries, Quantity
+from mri_qpan.recon.kspace import Image, ImageSeries, Index, Quantity
 from mri_qpan.recon.readers.mrd_header import Element, parse_xml, text_of
 from mri_qpan.recon.upright import turns_of, upright
 from mri_qpan.recon.writers.moments import trigger_times
@@ -122,11 +122,12 @@ def write_dicom(path: Path, series: ImageSeries) -> None:
     encoded = {i.index: "ROW" if t.swapped else "COL" for i, t in zip(series.images, turns, strict=True)}
     turned = [upright(i, t) for i, t in zip(series.images, turns, strict=True)]
     moments = sorted({_moment(i) for i in turned})
+    parameters = _parameters(header, [i.index for i in turned])
     names = varying([i.index for i in turned])
     comment = str(common.ImageComments)
     for number, (image, plane, affine, even) in enumerate(_planes(turned), start=1):
         dataset = _file(common)
-        _describe(dataset, header, image, number)
+        _describe(dataset, parameters, image, number)
         dataset.TemporalPositionIdentifier = moments.index(_moment(image)) + 1
         dataset.NumberOfTemporalPositions = len(moments)
         dataset.ImageComments = "; ".join([comment, *counted(image.index, names)])
@@ -318,8 +319,35 @@ def _file(common: Dataset) -> Dataset:
     return dataset
 
 
-def _describe(dataset: Dataset, header: Element, image: Image, number: int) -> None:
-    """Fill in the counters, the moment, and the sequence's parameters of an image's contrast."""
+def _parameters(header: Element, indices: Sequence[Index]) -> dict[str, tuple[str, list[str | None]]]:
+    """Return the sequence's parameters: by keyword the counter that chooses one of its values, and these.
+
+    Echo times are the contrasts'. Others are too, unless there are as many as another counter has values;
+    where nothing tells whose they are, they are left out.
+    """
+    sizes = {}
+    for name in ("contrast", "set", "phase", "repetition"):
+        limit = text_of(header, f"encoding/encodingLimits/{name}/maximum") or ""
+        told = int(limit) if limit.isdecimal() else 0
+        sizes[name] = 1 + max(told, *(getattr(index, name) for index in indices))
+    found: dict[str, tuple[str, list[str | None]]] = {}
+    for keyword, name in PARAMETERS.items():
+        values = [element.text for element in header.findall(f"sequenceParameters/{name}")]
+        if len(values) == 1 and name != "TE":  # one for all; contrasts are echoes, which differ in theirs
+            values *= sizes["contrast"]
+        others = [counter for counter, size in sizes.items() if size == len(values)]
+        alone = all(size == 1 for counter, size in sizes.items() if counter != "contrast")
+        if name == "TE" or alone or len(values) == sizes["contrast"]:
+            found[keyword] = "contrast", values
+        elif len(others) == 1:
+            found[keyword] = others[0], values
+    return found
+
+
+def _describe(
+    dataset: Dataset, parameters: Mapping[str, tuple[str, list[str | None]]], image: Image, number: int
+) -> None:
+    """Fill in the counters, the moment, and the sequence's parameters of an image."""
     now = datetime.now()
     dataset.InstanceCreationDate = dataset.ContentDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.ContentTime = now.strftime("%H%M%S")
@@ -327,12 +355,10 @@ def _describe(dataset: Dataset, header: Element, image: Image, number: int) -> N
     dataset.AcquisitionNumber = image.index.repetition + 1
     dataset.EchoNumbers = image.index.contrast + 1
     dataset.RepetitionTime = dataset.EchoTime = None
-    for keyword, name in PARAMETERS.items():
-        values = [element.text for element in header.findall(f"sequenceParameters/{name}")]
-        if len(values) == 1 and name != "TE":  # one for all; contrasts are echoes, which differ in theirs
-            values *= image.index.contrast + 1
-        if image.index.contrast < len(values):
-            _set_number(dataset, keyword, values[image.index.contrast], 1.0)
+    for keyword, (counter, values) in parameters.items():
+        place = getattr(image.index, counter)
+        if place < len(values):
+            _set_number(dataset, keyword, values[place], 1.0)
     inverts = bool(dataset.get("InversionTime"))
     dataset.ScanningSequence = ["RM", "IR"] if inverts else "RM"
     if not inverts and "InversionTime" in dataset:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mri_qpan.bart import read_cfl, write_cfl
 from mri_qpan.cli.main import app
-from mri_qpan.errors import InputError, ModelError
+from mri_qpan.errors import InputError, ModelError, OptionError
 from mri_qpan.recon.pics import Arrays, _norm, full, scaling
 from mri_qpan.sampling_masks import make_mask
 
@@ -345,6 +345,7 @@ def test_a_pipe_that_is_none_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given, message in (
         (b"", "not a BART header"),
+        (b"name: fmac, usage_str: <input1> <output>\n", "a pipe is `bart COMMAND -- ... -`"),
         (b"# Dimensions\n2 2 1 1\n", "names no file"),
         (b"# Dimensions\n2 2 1 1\n# Data\nbart-gone\n", "0 bytes"),
     ):
@@ -386,6 +387,29 @@ def test_what_does_not_fit_is_said(tmp_path):
     write_cfl(tmp_path / "short", noise)
     refused(tmp_path, ["short", "maps", "out"], "NaN")
     assert not (tmp_path / "out.cfl").exists()
+
+
+def test_an_output_without_a_name_or_a_scale_without_end(tmp_path):
+    for words, message in (
+        (["kspace", "maps", "."], "the name of a file"),
+        (["kspace", "maps", tmp_path / ".."], "the name of a file"),
+        (["-w", "inf", "kspace", "maps", "out"], "-w inf"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            pics(tmp_path, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trajectory_that_leaves_the_plane_of_the_maps(tmp_path):
+    rng = np.random.default_rng(0)
+    write_cfl(tmp_path / "radial", rng.standard_normal((4, 5, 7, 1)).astype(np.complex64))
+    write_cfl(tmp_path / "maps", np.ones((4, 1, 16, 12)))
+    trajectory = rng.uniform(-5, 5, (5, 7, 3))
+    write_cfl(tmp_path / "spokes", trajectory)
+    refused(tmp_path, ["-S", "-t", "spokes", "radial", "maps", "out"], "leaves the plane")
+    trajectory[..., 2] = 0
+    write_cfl(tmp_path / "spokes", trajectory)
+    assert pics(tmp_path, "-S", "-t", "spokes", "radial", "maps", "out").exit_code == 0
 
 
 def test_flags_that_would_change_the_problem_are_refused(tmp_path):

@@ -49,6 +49,22 @@ def test_it_is_called_as_sigpys_and_gives_the_networks_image(scan):
     assert np.allclose(QPanRecon(y, mps, weights=mask.astype(float), show_pbar=False).run(), found, atol=1e-5)
 
 
+def test_a_number_in_the_place_of_the_weights_is_no_lamda(scan):
+    _, mps, kspace = scan
+    mask = make_mask("lines", SHAPE, 0.33)
+    with pytest.raises(ValueError, match="there is no lamda here"):
+        QPanRecon(kspace * mask, mps, 0.002, show_pbar=False)
+    whole = QPanRecon(kspace, mps, 1, show_pbar=False).run()
+    assert np.allclose(whole, QPanRecon(kspace, mps, show_pbar=False).run(), atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(scan):
+    _, mps, kspace = scan
+    with pytest.raises(ValueError, match="no GPU 0 found"):
+        QPanRecon(kspace, mps, device=0, show_pbar=False)
+
+
 def test_weights_that_are_no_mask_give_the_same_image_again(scan):
     _, mps, kspace = scan
     mask = make_mask("lines", SHAPE, 0.33)

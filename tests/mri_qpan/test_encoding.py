@@ -190,6 +190,12 @@ class TestFromLinop:
         (gradient,) = torch.autograd.grad(normal(x), x, cotangent)
         torch.testing.assert_close(gradient, encoding.normal(cotangent))
 
+    def test_a_batch_is_worked_image_by_image(self) -> None:
+        encoding, *_ = build((9, 8), (3,), 1)
+        _, normal = from_linop(sense(encoding.mask[0].numpy(), encoding.mps[0].numpy()))
+        x = random_complex(3, 9, 8)
+        torch.testing.assert_close(normal(x), torch.cat([encoding.normal(one[None]) for one in x]))
+
     def test_a_nufft_feeds_it(self) -> None:
         coord = np.random.default_rng(0).uniform(-4, 4, (60, 2)).astype(np.float32)
         A = sp.linop.NUFFT((8, 8), coord)

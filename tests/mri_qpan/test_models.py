@@ -26,6 +26,25 @@ def write(path, bits=2, **changes):
     return network
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"training": "3 epochs"}, "no dict under training"),
+        ({"data": "in-house"}, "no list under data"),
+        ({"figures": {"validation": 38}}, "figures that are no dict"),
+    ],
+)
+def test_a_card_of_another_kind_is_refused(tmp_path, monkeypatch, change, words):
+    network = ProximalNetwork(named_config("pan+", layers=1, filters=4))
+    with pytest.raises(ValueError, match=words):
+        store.save(tmp_path / "m.safetensors", network, "small", CARD | change)
+    monkeypatch.setattr(store, "_wrong_in", lambda card: "")
+    store.save(tmp_path / "m.safetensors", network, "small", CARD | change)
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match=words):
+        models.load_model(str(tmp_path / "m.safetensors"))
+
+
 @pytest.mark.parametrize("bits", [None, 1, 2, 3, 4])
 @pytest.mark.parametrize("scale_per", ["tensor", "filter"])
 def test_a_stored_network_gives_the_same_image_to_the_bit(tmp_path, bits, scale_per):

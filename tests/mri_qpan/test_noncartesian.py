@@ -97,6 +97,15 @@ def test_batches_and_double_precision_go_without_the_kernel() -> None:
     torch.testing.assert_close(double.to(torch.complex64), one[:1], rtol=1e-3, atol=1e-4)
 
 
+def test_samples_of_a_batch_are_worked_one_by_one() -> None:
+    operator = NonCartesian(spokes(), maps())
+    images = random(3, *SHAPE)
+    samples = operator.forward(images)
+    torch.testing.assert_close(samples, torch.cat([operator.forward(one[None]) for one in images]))
+    back = torch.cat([operator.adjoint(one[None]) for one in samples])
+    torch.testing.assert_close(operator.adjoint(samples), back)
+
+
 def test_copies_work_as_it_does() -> None:
     encoding = NonCartesian(spokes(), maps())
     x = random(1, *SHAPE)

@@ -264,6 +264,23 @@ def test_an_inversion_time_makes_an_inversion_recovery(tmp_path: Path) -> None:
     assert [f.ScanningSequence for f in files] == [["RM", "IR"], "RM"]
 
 
+def test_values_are_those_of_the_counter_that_takes_as_many(tmp_path: Path) -> None:
+    many = "<TI>100</TI><TI>200</TI><TI>300</TI><flipAngle_deg>30</flipAngle_deg></sequenceParameters>"
+    timed = XML.replace("</sequenceParameters>", many)
+    (image,) = series(contrasts=1, slices=1).images
+    for counter in ("set", "phase", "repetition"):
+        images = [replace(image, index=Index(**{counter: n})) for n in range(3)]
+        (tmp_path / counter).mkdir()
+        files = written(tmp_path / counter, ImageSeries(images, timed, PROVENANCE))
+        assert [f.InversionTime for f in files] == [100, 200, 300]
+        assert [f.EchoTime for f in files] == [12.5] * 3
+        assert [f.get("FlipAngle") for f in files] == [None] * 3  # of two angles for three images
+    images = [replace(image, index=Index(set=n, phase=m)) for n in range(3) for m in range(3)]
+    (tmp_path / "both").mkdir()
+    files = written(tmp_path / "both", ImageSeries(images, timed, PROVENANCE))
+    assert [f.get("InversionTime") for f in files] == [None] * 9
+
+
 @pytest.mark.skipif(shutil.which("dcmdump") is None, reason="dcmtk is not installed")
 def test_dcmtk_reads_it(tmp_path: Path) -> None:
     write_dicom(tmp_path / "a.dcm", series())

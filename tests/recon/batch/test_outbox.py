@@ -213,6 +213,21 @@ def test_failures_are_recorded_and_the_rest_goes_on(scans: Path, tmp_path: Path)
     assert (mended.kept, len(mended.done), mended.failures) == (2, 1, [])
 
 
+def test_a_file_that_was_moved_before_it_was_read_is_no_broken_one(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = work.reconstruct_file
+
+    def late(path: Path, folder: Path, job: object) -> object:
+        if path.name == "s0.h5":
+            path.rename(tmp_path / "elsewhere.h5")
+        return real(path, folder, job)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(work, "reconstruct_file", late)
+    summary = run([scans], tmp_path / "out")
+    assert [reason for _, reason in summary.failures] == [work.CHANGED]
+
+
 def test_a_file_that_changes_under_way_is_not_taken(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

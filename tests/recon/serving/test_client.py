@@ -37,10 +37,16 @@ class TestSend:
         assert [image.slice for image in found] == [0, 1]
         assert_is(found[1], KSPACE)
 
-    @pytest.mark.parametrize("config", ["broken", "null"])
-    def test_failures_leave_nothing(self, serve, raw: Path, tmp_path: Path, config: str) -> None:
+    def test_failures_leave_nothing(self, serve, raw: Path, tmp_path: Path) -> None:
         with pytest.raises(ReconError):
-            send(raw, serve(), config, tmp_path / "out.h5")
+            send(raw, serve(), "broken", tmp_path / "out.h5")
+        assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
+
+    @pytest.mark.parametrize("config", ["null", "savedataonly"])
+    def test_no_image_where_none_was_asked_for_is_no_failure(
+        self, serve, raw: Path, tmp_path: Path, config: str
+    ) -> None:
+        assert send(raw, serve(), config, tmp_path / "out.h5") == 0
         assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
 
     def test_no_server(self, raw: Path, tmp_path: Path) -> None:
