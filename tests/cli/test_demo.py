@@ -30,8 +30,7 @@ def command(monkeypatch, capsys):
 def model(tmp_path) -> Path:
     path = tmp_path / "tiny.safetensors"
     network = ProximalNetwork(named_config("pan+", layers=1, filters=4))
-    card = {key: {} for key in store.CARD_FIELDS}
-    store.save(path, network, "tiny", card)
+    store.save(path, network, "tiny", {field: kind() for field, kind in store.CARD_FIELDS.items()})
     return path
 
 

@@ -30,7 +30,7 @@ def test_every_solver_reconstructs_by_name(name: str) -> None:
 @pytest.fixture
 def model_file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.safetensors"
-    card = {"data": "none", "figures": {}, "licence": "any", "training": "none"}
+    card = {"data": [], "figures": {}, "licence": "any", "training": {}}
     store.save(path, ProximalNetwork(NetworkConfig(layers=1, filters=4)), "my net", card)
     return path
 
